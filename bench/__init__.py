@@ -1,0 +1,1 @@
+"""Compare debiasing methods for image diffusion models under one protocol."""

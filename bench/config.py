@@ -1,0 +1,128 @@
+"""What a run is asked to do, checked before anything expensive starts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fairbench.errors import InputError
+from fairbench.types import SamplingConfig, Task
+
+__all__ = ["MINIMUM_IMAGES", "RunConfig", "check_writable", "parse_target", "silent"]
+
+MINIMUM_IMAGES = 100
+"""Below this a share's 95 % interval is wider than ±10 points."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One ``fairbench run``.
+
+    Attributes:
+        method: Name of the method.
+        dataset, task, backbone: Names; None for the default.
+        target: ``"uniform"`` or ``"female=0.5,male=0.5"``.
+        num_images: Images in all, spread evenly over the prompts.
+        seed: Fixes all randomness of the run.
+        device, dtype: As on the command line.
+        batch_size: Images in work at once; None for the backbone's network batch.
+        parameters: ``key=value`` strings of the method.
+        steps, guidance, eta: Of sampling; None for the backbone's defaults.
+        results: Folder of records.
+        force: Compute although a record exists.
+    """
+
+    method: str
+    dataset: str = "cartoonfaces"
+    task: str | None = None
+    backbone: str | None = None
+    target: str = "uniform"
+    num_images: int = 1000
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    parameters: tuple[str, ...] = ()
+    steps: int | None = None
+    guidance: float | None = None
+    eta: float | None = None
+    results: Path = Path("results")
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_images < MINIMUM_IMAGES:
+            raise InputError(
+                f"--num-images must be at least {MINIMUM_IMAGES}; seen {self.num_images}: with "
+                "fewer, a share's interval is wider than ±10 points"
+            )
+        if self.seed < 0:
+            raise InputError(f"--seed must be 0 or more; seen {self.seed}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1; seen {self.batch_size}")
+
+    def sampling(self, default: SamplingConfig, *, conditional: bool) -> SamplingConfig:
+        """The backbone's sampling with the user's changes.
+
+        Raises:
+            InputError: If guidance is asked of a backbone that takes no prompt.
+        """
+        if not conditional and self.guidance not in (None, 1.0):
+            raise InputError(
+                f"--guidance {self.guidance:g} needs a text-to-image backbone; leave it out"
+            )
+        return replace(
+            default,
+            steps=default.steps if self.steps is None else self.steps,
+            guidance=default.guidance if self.guidance is None else self.guidance,
+            eta=default.eta if self.eta is None else self.eta,
+        )
+
+
+def parse_target(text: str, task: Task) -> Task:
+    """The task with the target of ``--target``.
+
+    Args:
+        text: ``"uniform"`` or ``"female=0.5,male=0.5"``; a group left out gets 0.
+        task: Names the groups.
+    Raises:
+        InputError: If a name isn't a group, a share isn't a number, or they don't sum to 1.
+    """
+    if text == "uniform":
+        return task
+    shares: dict[str, float] = {}
+    for item in text.split(","):
+        name, equals, value = item.strip().partition("=")
+        if not equals:
+            raise InputError(
+                f'--target must be uniform or "{task.groups[0]}=0.5,…"; seen {text!r}'
+            )
+        if name in shares:
+            raise InputError(f"--target gives {name!r} twice; give it once")
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            raise InputError(f"--target share of {name!r} must be a number; seen {value!r}") from None
+    return task.with_target(shares)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and try a file in it.
+
+    Raises:
+        InputError: If it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(
+            f"--results {folder} can't be written to: {reason}; choose another folder"
+        ) from None

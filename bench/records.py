@@ -1,0 +1,415 @@
+"""Records: one run, one JSON file; written atomically, checked when read.
+
+A record lies at ``<results>/<dataset>/<method>/<run key>.json``. What can't be read is never
+overwritten, and only complete records count as found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import numbers
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from fairbench.errors import ContractError, InputError
+from fairbench.types import Score
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "SCHEMA",
+    "Record",
+    "RecordError",
+    "Status",
+    "canonical",
+    "find_record",
+    "plain",
+    "read_record",
+    "read_records",
+    "record_path",
+    "run_key",
+    "write_record",
+]
+
+SCHEMA = 1
+
+Status = Literal["complete", "failed", "interrupted"]
+
+
+class RecordError(InputError):
+    """A record file is missing, damaged or of a newer schema."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that one run leaves behind, as plain JSON values.
+
+    Attributes:
+        schema: Version of this layout.
+        key: Hex run key; also the file's name.
+        generation_key: Key of the images; None where they weren't generated here.
+        status: Only ``"complete"`` records count as found and enter a leaderboard.
+        error: One line about what went wrong, or None.
+        method, dataset, task: Names on the command line.
+        config: Everything that the run key hashes over.
+        card: The method's card.
+        environment: Versions, device and code that made the record.
+        seconds: Stage -> seconds it took.
+        peak_memory_mib: Highest memory use, MiB.
+        extra_parameters: Parameters the method adds to the backbone.
+        network_calls_per_image: Mean denoiser evaluations an image, guidance branches apart.
+        scores: The numbers, in the order they were measured.
+        groups: Table name (``"gender"``, ``"gender|tennis player"``) -> rows with group, count,
+            n, share, low, high and target.
+        facts: Values only this method has, such as a hit matrix.
+        manifest: Rows (prompt index, image index, sha256 of the raw RGB bytes), in image order.
+        created: UTC time of writing, ISO 8601.
+    """
+
+    schema: int
+    key: str
+    generation_key: str | None
+    status: Status
+    error: str | None
+    method: str
+    dataset: str
+    task: str
+    config: Mapping[str, Any]
+    card: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    peak_memory_mib: float
+    extra_parameters: int
+    network_calls_per_image: float
+    scores: tuple[Score, ...]
+    groups: Mapping[str, list[dict[str, Any]]]
+    facts: Mapping[str, Any]
+    manifest: tuple[tuple[int, int, str], ...]
+    created: str
+
+    def score(self, name: str) -> Score | None:
+        """The score of that name, or None if the run didn't measure it."""
+        return next((score for score in self.scores if score.name == name), None)
+
+
+def plain(value: object, where: str = "value") -> Any:
+    """The same value in the types that JSON has; sets are sorted, dataclasses become objects.
+
+    Args:
+        value: Mappings with string keys, sequences, sets, dataclasses, numbers, strings, None.
+        where: What to call it in an error.
+
+    Raises:
+        ContractError: If a float isn't finite or a type has no JSON form.
+    """
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    # NumPy's scalars are registered as numbers, so this needs no NumPy.
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return _finite(float(value), where)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {_name(key, where): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item, where) for item in value), key=canonical)
+    raise ContractError(
+        f"{where} must be plain JSON; seen {type(value).__name__}; convert it before recording"
+    )
+
+
+def canonical(value: object, where: str = "value") -> str:
+    """One text for one value: sorted names, no spaces, floats by their repr.
+
+    Raises:
+        ContractError: As `plain` does.
+    """
+    return json.dumps(plain(value, where), sort_keys=True, separators=(",", ":"))
+
+
+def run_key(config: Mapping[str, Any]) -> str:
+    """The key of a configuration: 16 hex digits of the SHA-256 of its canonical JSON.
+
+    Raises:
+        ContractError: If the configuration holds NaN, infinity or a type without JSON form.
+    """
+    return hashlib.sha256(canonical(config, "config").encode("ascii")).hexdigest()[:16]
+
+
+def record_path(results: Path, dataset: str, method: str, key: str) -> Path:
+    """Where the record of a run lies.
+
+    Raises:
+        InputError: If a name can't be one folder or file name.
+    """
+    for name in (dataset, method, key):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name):
+            raise InputError(
+                f"{name!r} becomes a folder or file name under {results}; use letters, digits, "
+                "'_', '-', '+' and '.' only"
+            )
+    return results / dataset / method / f"{key}.json"
+
+
+def write_record(results: Path, record: Record) -> Path:
+    """Write a record whole or not at all.
+
+    A failed or interrupted record doesn't replace a complete one: that file stays as it is.
+
+    Returns:
+        The record's path.
+
+    Raises:
+        ContractError: If the record holds something that JSON can't, or has another schema.
+        RecordError: If a file that can't be read lies there; it isn't touched.
+        InputError: If the folder can't be written to.
+    """
+    path = record_path(results, record.dataset, record.method, record.key)
+    if record.schema != SCHEMA:
+        raise ContractError(f"records are written with schema {SCHEMA}; seen {record.schema}")
+    text = _to_text(record)
+    if path.exists() and read_record(path).status == "complete" != record.status:
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Surrogates of undecodable file names turn into JSON's own \udcxx escapes.
+        _replace(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error}); choose another folder") from error
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        RecordError: If it is missing, damaged or of a schema that isn't known here.
+    """
+    try:
+        data = json.loads(
+            path.read_bytes(), parse_float=_parse_float, parse_constant=_refuse_constant
+        )
+        schema = _schema(data)
+    except OSError as error:
+        raise RecordError(f"{path}: expected a record; it can't be read ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if schema not in _READERS:
+        raise RecordError(
+            f"{path}: expected a record of schema {SCHEMA} or older, seen {schema}; "
+            "update fairbench or use another results folder"
+        )
+    try:
+        return _READERS[schema](data)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def find_record(
+    results: Path, dataset: str, method: str, key: str, warn: Callable[[str], None]
+) -> Record | None:
+    """The complete record of a run, if there is one.
+
+    Args:
+        results: Folder of all records.
+        dataset: Name of the data set.
+        method: Name of the method.
+        key: Run key.
+        warn: Told in one line if there is a file that can't be used.
+    """
+    path = record_path(results, dataset, method, key)
+    if not path.exists():
+        return None
+    try:
+        record = read_record(path)
+    except RecordError as error:
+        warn(str(error))
+        return None
+    if record.key != key:
+        warn(f"{path}: expected run key {key}, seen {record.key}; move the file away")
+        return None
+    return record if record.status == "complete" else None
+
+
+def read_records(results: Path, warn: Callable[[str], None]) -> list[Record]:
+    """All records of a folder, whatever their status, ordered by path.
+
+    Args:
+        results: Folder of all records; files elsewhere than two folders down are ignored.
+        warn: Told in one line about every record that is damaged or newer, and left out.
+
+    Raises:
+        InputError: If the folder doesn't exist.
+    """
+    if not results.is_dir():
+        raise InputError(f"{results}: expected a folder of records, seen none; check --results")
+    records = []
+    for path in sorted(results.glob("*/*/*.json")):
+        if any(part.startswith(".") for part in path.relative_to(results).parts):
+            continue
+        try:
+            records.append(read_record(path))
+        except RecordError as error:
+            warn(str(error))
+    return records
+
+
+def _to_text(record: Record) -> str:
+    """JSON with an indent, but one row of the manifest a line."""
+    data = plain(record, "record")
+    rows = ",".join(f"\n    {json.dumps(row)}" for row in data.pop("manifest"))
+    head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
+    return f'{head},\n  "manifest": [{rows}\n  ]\n}}\n'
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+        raise
+
+
+def _name(key: object, where: str) -> str:
+    # json.dumps would write 1 and "1" alike, and two configurations would share a key.
+    if not isinstance(key, str):
+        raise ContractError(f"names in {where} must be strings; seen {key!r}")
+    return key
+
+
+def _finite(value: float, where: str) -> float:
+    if not math.isfinite(value):
+        raise ContractError(f"{where} must be finite; seen {value}")
+    return value
+
+
+def _parse_float(text: str) -> float:
+    return _finite(float(text), "a number")
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"a number is {text}")
+
+
+def _damaged(path: Path, problem: Exception) -> RecordError:
+    return RecordError(
+        f"{path}: expected a record of schema {SCHEMA}, but {problem}; "
+        "restore the file, or move it away and run again"
+    )
+
+
+def _schema(data: object) -> int:
+    if not isinstance(data, dict) or type(data.get("schema")) is not int:
+        raise ValueError("it has no schema number")
+    return int(data["schema"])
+
+
+_NUMBER = (int, float)
+_RECORD_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "schema": (int,),
+        "key": (str,),
+        "generation_key": (str, NoneType),
+        "status": (str,),
+        "error": (str, NoneType),
+        "method": (str,),
+        "dataset": (str,),
+        "task": (str,),
+        "config": (dict,),
+        "card": (dict,),
+        "environment": (dict,),
+        "seconds": (dict,),
+        "peak_memory_mib": _NUMBER,
+        "extra_parameters": (int,),
+        "network_calls_per_image": _NUMBER,
+        "scores": (list,),
+        "groups": (dict,),
+        "facts": (dict,),
+        "manifest": (list,),
+        "created": (str,),
+    }
+)
+_SCORE_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "name": (str,),
+        "value": _NUMBER,
+        "low": (*_NUMBER, NoneType),
+        "high": (*_NUMBER, NoneType),
+        "n": (int,),
+        "better": (str,),
+        "interval": (str,),
+        "floor": (*_NUMBER, NoneType),
+        "unit": (str,),
+        "source": (str,),
+        "level": _NUMBER,
+    }
+)
+
+
+def _read_v1(data: object) -> Record:
+    values = _checked(data, _RECORD_V1, "the record")
+    if values["status"] not in get_args(Status):
+        raise ValueError(f"its status is {values['status']!r}")
+    for stage, seconds in values["seconds"].items():
+        if type(seconds) not in _NUMBER:
+            raise ValueError(f"the seconds of {stage!r} aren't a number")
+    for name, rows in values["groups"].items():
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"the groups of {name!r} aren't a list of objects")
+    scores = [Score(**_checked(row, _SCORE_V1, "a score")) for row in values["scores"]]
+    return Record(
+        **{
+            **values,
+            "scores": tuple(scores),
+            "manifest": tuple(_image(row) for row in values["manifest"]),
+        }
+    )
+
+
+def _checked(data: object, kinds: Mapping[str, tuple[type, ...]], what: str) -> dict[str, Any]:
+    """The data, if it has exactly these names with values of these types.
+
+    Raises:
+        ValueError: If it hasn't.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} isn't an object")
+    if missing := kinds.keys() - data.keys():
+        raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
+    if unknown := data.keys() - kinds.keys():
+        raise ValueError(f"{what} has unknown {', '.join(sorted(unknown))}")
+    for name, types in kinds.items():
+        # Not isinstance: True would pass for an integer.
+        if type(data[name]) not in types:
+            raise ValueError(f"{name!r} of {what} is of type {type(data[name]).__name__}")
+    return data
+
+
+def _image(row: object) -> tuple[int, int, str]:
+    match row:
+        case [int(prompt), int(image), str(digest)]:
+            return prompt, image, digest
+    raise ValueError(f"a manifest row is {row!r}")
+
+
+# How to read each schema ever written; a new one is added here, none is taken away.
+_READERS: Mapping[int, Callable[[object], Record]] = MappingProxyType({1: _read_v1})

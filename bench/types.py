@@ -1,0 +1,316 @@
+"""The nouns that the rest of fairbench is written in; no logic beyond what keeps them consistent."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from fairbench.errors import ContractError, InputError
+from fairbench.prompts import describe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fairbench.backbones import Backbone
+
+__all__ = [
+    "Method",
+    "MethodCard",
+    "Preparation",
+    "Prompt",
+    "Request",
+    "Sampler",
+    "Samples",
+    "SamplingConfig",
+    "Score",
+    "Supervision",
+    "Task",
+    "TrainingData",
+]
+
+Supervision = Literal["prompts", "reference-set", "labels", "classifier"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request without any attribute word, and how such words are written into it.
+
+    Attributes:
+        subject: Noun phrase, such as ``"tennis player"``; empty for an unconditional backbone.
+        stratum: Attribute -> level that every real image of this subject has, such as
+            ``{"role": "person"}``; empty: any real image. Quality references follow it.
+    """
+
+    subject: str
+    stratum: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The user's own prompt."""
+        return describe(self.subject) if self.subject else ""
+
+    def naming(self, words: Sequence[str]) -> str:
+        """The prompt with attribute words written in, such as ``("asian", "female")``."""
+        return describe(self.subject, words)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The question, the same for every method: prompts, wanted shares, what is ranked.
+
+    Attributes:
+        name: Its name on the command line.
+        attributes: Attribute -> levels, in declared order; the groups are their product.
+        prompts: Images are spread evenly over them.
+        target: Wanted share of each group, in the order of `groups`; sums to 1.
+        per_prompt: Whether the ranked discrepancy is the mean over prompts, not the pooled one.
+    """
+
+    name: str
+    attributes: Mapping[str, tuple[str, ...]]
+    prompts: tuple[Prompt, ...]
+    target: tuple[float, ...]
+    per_prompt: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.target) != len(self.groups):
+            raise ContractError(
+                f"task {self.name!r} has {len(self.groups)} groups, its target "
+                f"{len(self.target)} shares; give one share a group"
+            )
+        if min(self.target) < 0 or abs(sum(self.target) - 1) > 1e-6:
+            raise ContractError(
+                f"target shares must be non-negative and sum to 1; seen {self.target}"
+            )
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the K groups, ``"female"`` or ``"female/asian"``: the full product."""
+        return tuple("/".join(cell) for cell in self.cells)
+
+    @property
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """The K groups as tuples of levels, one level an attribute."""
+        return tuple(itertools.product(*self.attributes.values()))
+
+    def words(self, group: int) -> tuple[str, ...]:
+        """A group's levels as they are read in a sentence: ("asian", "female")."""
+        return self.cells[group][::-1]
+
+    def with_target(self, target: Mapping[str, float]) -> Task:
+        """The same task with other wanted shares, by group name; a group left out gets 0.
+
+        Raises:
+            InputError: If a name isn't a group of this task or the shares don't sum to 1.
+        """
+        for name in target:
+            if name not in self.groups:
+                raise InputError(
+                    f"target names {name!r}, but the groups of task {self.name!r} are "
+                    f"{', '.join(self.groups)}"
+                )
+        shares = tuple(float(target.get(group, 0.0)) for group in self.groups)
+        if min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
+            raise InputError(
+                f"target shares must be non-negative and sum to 1; these sum to {sum(shares):g}"
+            )
+        return Task(self.name, self.attributes, self.prompts, shares, self.per_prompt)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a backbone is sampled.
+
+    Attributes:
+        steps: Network timesteps of the DDIM trajectory.
+        guidance: Classifier-free guidance scale; 1 is none, and costs half the calls.
+        eta: DDIM's noise share in [0, 1]; 0 is deterministic.
+        spacing: Which timesteps are visited.
+    """
+
+    steps: int
+    guidance: float
+    eta: float = 0.0
+    spacing: Literal["trailing", "linspace"] = "trailing"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise InputError(f"--steps must lie in 1…1000; seen {self.steps}")
+        if not self.guidance >= 0:
+            raise InputError(f"--guidance must be 0 or more; seen {self.guidance}")
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"--eta must lie in [0, 1]; seen {self.eta}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to be made. `seed` is the run's seed; with the two indices it fixes all noise."""
+
+    prompt: Prompt
+    prompt_index: int
+    image_index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a sampler made of B requests.
+
+    Attributes:
+        images: (B, H, W, 3) uint8.
+        requested: (B,) index of the group each image was asked to be in, or None if the method
+            asks for none.
+        network_calls: (B,) denoiser evaluations spent on each image, guidance branches counted
+            apart.
+        batch_id: (B,) equal for images that depend on each other.
+        diagnostics: Name -> (B,) or scalar values worth a look.
+    """
+
+    images: NDArray[np.uint8]
+    requested: NDArray[np.int64] | None
+    network_calls: NDArray[np.int64]
+    batch_id: NDArray[np.int64]
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Sampler(Protocol):
+    """A method that is ready to make images.
+
+    Attributes:
+        facts: Plain values for the record, such as training seconds or hit rates.
+        extra_parameters: Parameters added to the backbone.
+    """
+
+    facts: Mapping[str, Any]
+    extra_parameters: int
+
+    def batches(self, requests: Sequence[Request], size: int) -> list[list[Request]]:
+        """Split requests into batches of at most `size`, in the order in which to make them."""
+        ...
+
+    def __call__(self, requests: Sequence[Request]) -> Samples:
+        """Make one image a request; a request's image depends on nothing but itself."""
+        ...
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What a reader must know before two rows are compared.
+
+    Attributes:
+        name: The method's name on the command line.
+        title: One line: what it does.
+        arxiv: Identifier of the paper; empty for a control without one.
+        family: Where the method acts.
+        supervision: Everything beyond the frozen backbone that it learns from.
+        reference_images: Size of the reference set it reads, 0 for none.
+        role: Whether the row is a method, a control, an ablation or an oracle.
+        ranked: Whether the row takes part in the fairness ranking.
+        batch_coupled: Whether images of one batch depend on each other.
+        uses_target: Whether the wanted shares change its images.
+        trains: Whether it learns something before it samples.
+        deviations: Where it differs from the paper, one sentence each.
+    """
+
+    name: str
+    title: str
+    arxiv: str
+    family: Literal["none", "prompting", "sampling", "fine-tuning", "training"]
+    supervision: frozenset[Supervision] = frozenset()
+    reference_images: int = 0
+    role: Literal["method", "control", "ablation", "oracle"] = "method"
+    ranked: bool = True
+    batch_coupled: bool = False
+    uses_target: bool = True
+    trains: bool = False
+    deviations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a method may learn from: exactly what its card declares, the rest is None.
+
+    Attributes:
+        neutral_prompts: The data set's subjects, without attribute words.
+        reference: (M, H, W, 3) uint8 balanced images, for ``reference-set``.
+        labels: Attribute -> (M,) labels of the reference images, for ``labels``.
+    """
+
+    neutral_prompts: tuple[Prompt, ...] = ()
+    reference: NDArray[np.uint8] | None = None
+    labels: Mapping[str, NDArray[np.uint8]] | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The surroundings of a method's preparation.
+
+    Attributes:
+        seed: The run's seed; training varies with it.
+        sampling: How images will be sampled.
+        images_per_prompt: Images that will be asked for, by prompt.
+        cache: Folder to keep trained parts in, under keys of their own content.
+        progress: ``progress(what, done, total)``; called often, cheap.
+    """
+
+    seed: int
+    sampling: SamplingConfig
+    images_per_prompt: tuple[int, ...]
+    cache: Path
+    progress: Callable[[str, int, int], None]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of parameters: cheap to make, expensive to prepare.
+
+    Attributes:
+        card: What the method is.
+        version: Raised whenever the same parameters give other images.
+        presets: Name -> parameters that it sets.
+    """
+
+    card: ClassVar[MethodCard]
+    version: ClassVar[int]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def prepare(
+        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+    ) -> Sampler:
+        """Do whatever must be done once before images can be made."""
+        ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number, with its uncertainty and where it comes from.
+
+    Attributes:
+        name: Column name, such as ``"fairness_discrepancy"``.
+        value: The number; finite.
+        low, high: Ends of the interval at `level`; None where none exists.
+        n: Images the number rests on.
+        better: Which direction is better.
+        interval: How the interval was made, such as ``"wilson"``; empty without one.
+        floor: 95 % quantile of the value for a perfectly fair generator at this n, if it has one.
+        unit: Such as ``"share"``, ``"seconds"``; empty for a distance.
+        source: What it was measured with: judge, encoder or reference, by name.
+        level: Confidence level of the interval.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    better: Literal["lower", "higher", "neither"]
+    interval: str = ""
+    floor: float | None = None
+    unit: str = ""
+    source: str = ""
+    level: float = 0.95

@@ -1,0 +1,384 @@
+"""Records to rows: seeds are averaged, rows compared, then ranked.
+
+One row is one configuration of one method; its records differ in nothing but the seed. One block
+is one data set, task and backbone; only rows of one block are ever ranked against each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from fairbench.records import Record, canonical
+from fairbench.types import Score
+
+__all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
+
+RANKED_BY = "fairness_discrepancy"
+UNRANKED = "–"
+
+# What a method may choose for itself. Two rows may differ in these and still be compared; in
+# everything else that the run key hashes over, they may not.
+_OWN = frozenset({"method", "version", "parameters", "preset", "batch_size", "seed"})
+# The stage of `Record.seconds` in which images are made; training and scoring are others.
+_SAMPLING_STAGE = "generate"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score of one row, averaged over seeds.
+
+    Attributes:
+        value: Mean over the seeds.
+        low, high: The wider of two 95 % intervals: of Student's t over the seeds, and within one
+            run (mean of the seeds' ends); None where neither exists.
+        interval: Which of the two it is.
+        floor: Mean of the seeds' floors, or None.
+        n: Images a run that the score rests on; the smallest of the seeds'.
+        better, unit: As in `Score`.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    interval: str
+    floor: float | None
+    n: int
+    better: Literal["lower", "higher", "neither"]
+    unit: str
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether a perfectly fair generator would often score no better."""
+        return self.floor is not None and self.value <= self.floor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration of one method.
+
+    Attributes:
+        dataset, task, backbone: The block it is shown in.
+        rank: Such as ``"3"``, ``"1–2"`` for a tie, ``"–"`` if unranked.
+        method: Name of the method.
+        label: Preset, and the parameters in which rows of this method and block differ.
+        role: As on the method's card.
+        supervision: What the method learns from, sorted; empty for nothing.
+        comparable: ``"yes"``, or ``"no: "`` and in what it differs from the block's protocol.
+        seeds: Seeds averaged over, ascending.
+        n: Images a run.
+        scores: Name -> averaged score, for the scores that every seed has.
+        seconds_per_image: Sampling alone, in seconds; None if no images were made.
+        network_calls_per_image: Denoiser evaluations.
+        extra_parameters: Parameters added to the backbone.
+        config: What the run key hashes over, without the seed.
+        keys: Run keys, in the order of `seeds`.
+    """
+
+    dataset: str
+    task: str
+    backbone: str
+    rank: str
+    method: str
+    label: str
+    role: str
+    supervision: tuple[str, ...]
+    comparable: str
+    seeds: tuple[int, ...]
+    n: int
+    scores: Mapping[str, Cell]
+    seconds_per_image: float | None
+    network_calls_per_image: float
+    extra_parameters: int
+    config: Mapping[str, Any] = field(repr=False)
+    keys: tuple[str, ...]
+    may_rank: bool = field(repr=False)
+
+    @property
+    def block(self) -> tuple[str, str, str]:
+        """Data set, task and backbone."""
+        return self.dataset, self.task, self.backbone
+
+
+def rows(
+    records: Iterable[Record],
+    *,
+    dataset: str | None = None,
+    task: str | None = None,
+    warn: Callable[[str], None],
+) -> list[Row]:
+    """The rows of a leaderboard: block by block, ranked ones first, incomparable ones last.
+
+    Args:
+        records: Any records; only complete ones are used.
+        dataset: Keep this data set alone.
+        task: Keep this task alone.
+        warn: Told in one line about each record or score that is left out.
+    """
+    by_configuration: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        if dataset not in (None, record.dataset) or task not in (None, record.task):
+            continue
+        if record.status != "complete":
+            warn(f"{_name(record)}: left out, because its run is {record.status}")
+            continue
+        configuration = canonical(_without_seed(record))
+        by_configuration[record.dataset, record.task, record.method, configuration].append(record)
+    merged = [_merge(group, warn) for _, group in sorted(by_configuration.items())]
+    merged.sort(key=lambda row: row.block)
+    blocks = itertools.groupby(merged, key=lambda row: row.block)
+    return [row for _, block in blocks for row in _arrange(list(block))]
+
+
+def _merge(records: Sequence[Record], warn: Callable[[str], None]) -> Row:
+    """One row of the records that differ in the seed only."""
+    by_seed: dict[int, Record] = {}
+    for record in sorted(records, key=lambda record: (record.created, record.key)):
+        seed = int(record.config.get("seed", 0))
+        if seed in by_seed:
+            warn(f"{_name(by_seed[seed])}: left out, because {record.key} repeats its seed")
+        by_seed[seed] = record
+    seeds = sorted(by_seed)
+    runs = [by_seed[seed] for seed in seeds]
+    first = runs[0]
+    seconds = [_seconds_per_image(run) for run in runs]
+    return Row(
+        dataset=first.dataset,
+        task=first.task,
+        backbone=str(first.config.get("backbone") or ""),
+        rank=UNRANKED,
+        method=first.method,
+        label="",
+        role=str(first.card.get("role", "method")),
+        supervision=tuple(sorted(first.card.get("supervision", ()))),
+        comparable="yes",
+        seeds=tuple(seeds),
+        n=_images(first),
+        scores=_average_scores(runs, warn),
+        seconds_per_image=_mean(value for value in seconds if value is not None),
+        network_calls_per_image=_exact_mean(run.network_calls_per_image for run in runs),
+        extra_parameters=first.extra_parameters,
+        config=_without_seed(first),
+        keys=tuple(run.key for run in runs),
+        may_rank=_may_rank(first.card),
+    )
+
+
+def _average_scores(runs: Sequence[Record], warn: Callable[[str], None]) -> dict[str, Cell]:
+    by_name: dict[str, list[Score]] = defaultdict(list)
+    for run in runs:
+        for score in run.scores:
+            by_name[score.name].append(score)
+    cells = {}
+    for name, scores in by_name.items():
+        if len(scores) == len(runs):
+            cells[name] = _average(scores)
+        else:
+            warn(f"{_name(runs[0])}: {name} left out; {len(scores)} of {len(runs)} seeds have it")
+    return cells
+
+
+def _average(scores: Sequence[Score]) -> Cell:
+    first = scores[0]
+    value = _exact_mean(score.value for score in scores)
+    low, high, interval = _wider(_within_run(scores), _over_seeds(scores))
+    floors = [score.floor for score in scores if score.floor is not None]
+    return Cell(
+        value=value,
+        low=low,
+        high=high,
+        interval=interval,
+        floor=_mean(floors) if len(floors) == len(scores) else None,
+        n=min(score.n for score in scores),
+        better=first.better,
+        unit=first.unit,
+    )
+
+
+_Interval = tuple[float | None, float | None, str]
+_NO_INTERVAL: _Interval = (None, None, "")
+
+
+def _within_run(scores: Sequence[Score]) -> _Interval:
+    """Mean ends of the runs' own intervals; not narrowed for the number of seeds."""
+    lows = [score.low for score in scores if score.low is not None]
+    highs = [score.high for score in scores if score.high is not None]
+    if len(lows) < len(scores) or len(highs) < len(scores):
+        return _NO_INTERVAL
+    return _exact_mean(lows), _exact_mean(highs), f"within run: {scores[0].interval}"
+
+
+def _over_seeds(scores: Sequence[Score]) -> _Interval:
+    """Student's t interval of the mean over S seeds, S - 1 degrees of freedom."""
+    count = len(scores)
+    if count < 2:
+        return _NO_INTERVAL
+    # scipy.stats has the same quantile, but takes a second to import.
+    from scipy.special import stdtrit
+
+    values = [score.value for score in scores]
+    # Rounded, so that tables don't change with the last digits of another scipy.
+    quantile = round(float(stdtrit(count - 1, (1 + scores[0].level) / 2)), 9)
+    half = quantile * statistics.stdev(values) / math.sqrt(count)
+    mean = _exact_mean(values)
+    return mean - half, mean + half, f"t over {count} seeds"
+
+
+def _wider(one: _Interval, other: _Interval) -> _Interval:
+    return max(one, other, key=_width)
+
+
+def _width(interval: _Interval) -> float:
+    low, high, _ = interval
+    return -1.0 if low is None or high is None else high - low
+
+
+def _arrange(block: list[Row]) -> list[Row]:
+    """Label, compare, rank and order the rows of one block."""
+    protocol = _protocol(block)
+    compared = [replace(row, comparable=_compare(row, protocol)) for row in _label(block)]
+    ranked = [row for row in compared if _is_ranked(row)]
+    rest = [row for row in compared if not _is_ranked(row)]
+    return [*_rank(ranked), *sorted(rest, key=_order_unranked)]
+
+
+def _is_ranked(row: Row) -> bool:
+    return row.may_rank and row.comparable == "yes" and RANKED_BY in row.scores
+
+
+def _rank(ranked: Iterable[Row]) -> Iterator[Row]:
+    """Rows by rising discrepancy; all at or below their floor share the first ranks.
+
+    Two such values can't be told from a fair generator's, so their order would be chance.
+    """
+    ordered = sorted(ranked, key=_order_ranked)
+    tied = sum(row.scores[RANKED_BY].at_floor for row in ordered)
+    for place, row in enumerate(ordered, start=1):
+        yield replace(row, rank=f"1–{tied}" if place <= tied and tied > 1 else str(place))
+
+
+def _order_ranked(row: Row) -> tuple[bool, float, str, str, tuple[str, ...]]:
+    cell = row.scores[RANKED_BY]
+    return not cell.at_floor, cell.value, row.method, row.label, row.keys
+
+
+def _order_unranked(row: Row) -> tuple[bool, float, str, str, tuple[str, ...]]:
+    cell = row.scores.get(RANKED_BY)
+    value = math.inf if cell is None else cell.value
+    return row.comparable != "yes", value, row.method, row.label, row.keys
+
+
+def _protocol(block: Sequence[Row]) -> Mapping[str, str]:
+    """The settings of the row that most others agree with; ranked methods decide first.
+
+    Of equally common settings, those with more images win.
+    """
+    voters = [row for row in block if row.may_rank] or list(block)
+    settings = [_settings(row.config) for row in voters]
+
+    def support(index: int) -> tuple[int, int, int, str]:
+        mine = settings[index]
+        agreeing = sum(not _differences(other, mine) for other in settings)
+        return agreeing, voters[index].n, len(mine), canonical(mine)
+
+    return settings[max(range(len(voters)), key=support)]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Everything in a configuration that isn't the method's own, as dotted name -> text."""
+    return dict(_flatten({name: config[name] for name in config if name not in _OWN}))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else canonical(value)
+
+
+def _differences(mine: Mapping[str, str], protocol: Mapping[str, str]) -> list[str]:
+    # A setting that only one side has, such as a hash of training data, isn't a difference.
+    return sorted(name for name in mine.keys() & protocol.keys() if mine[name] != protocol[name])
+
+
+def _compare(row: Row, protocol: Mapping[str, str]) -> str:
+    mine = _settings(row.config)
+    differences = [
+        f"{name} {_short(mine[name])}, others {_short(protocol[name])}"
+        for name in _differences(mine, protocol)
+    ]
+    return f"no: {'; '.join(differences)}" if differences else "yes"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 16 else f"{text[:12]}…"
+
+
+def _label(block: Sequence[Row]) -> list[Row]:
+    """Rows with labels that tell them from other rows of their method and preset."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in block:
+        groups[row.method, _preset(row)].append(row)
+    return [
+        replace(row, label=_label_of(row, _varying(groups[row.method, _preset(row)])))
+        for row in block
+    ]
+
+
+def _preset(row: Row) -> str:
+    return str(row.config.get("preset") or "")
+
+
+def _choices(row: Row) -> dict[str, str]:
+    chosen = {name: row.config[name] for name in ("version", "batch_size") if name in row.config}
+    return dict(_flatten({**row.config.get("parameters", {}), **chosen}))
+
+
+def _varying(group: Sequence[Row]) -> list[str]:
+    """Names of the parameters in which the rows differ, sorted."""
+    choices = [_choices(row) for row in group]
+    names = sorted(set().union(*choices))
+    return [name for name in names if len({choice.get(name) for choice in choices}) > 1]
+
+
+def _label_of(row: Row, varying: Sequence[str]) -> str:
+    choices = _choices(row)
+    parts = [f"{name}={choices[name]}" for name in varying if name in choices]
+    return ", ".join(filter(None, [_preset(row), *parts]))
+
+
+def _may_rank(card: Mapping[str, Any]) -> bool:
+    return bool(card.get("ranked", True)) and card.get("role") not in ("control", "oracle")
+
+
+def _without_seed(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in record.config.items() if name != "seed"}
+
+
+def _images(record: Record) -> int:
+    return int(record.config.get("num_images", len(record.manifest)))
+
+
+def _seconds_per_image(record: Record) -> float | None:
+    seconds, images = record.seconds.get(_SAMPLING_STAGE), _images(record)
+    return seconds / images if seconds is not None and images else None
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    kept = list(values)
+    return _exact_mean(kept) if kept else None
+
+
+def _exact_mean(values: Iterable[float]) -> float:
+    # Correctly rounded, unlike fmean: the mean of equal values is that value, to the last digit.
+    return float(statistics.mean(map(float, values)))
+
+
+def _name(record: Record) -> str:
+    return f"{record.dataset}/{record.method}/{record.key}"

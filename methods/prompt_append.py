@@ -1,0 +1,66 @@
+"""The category written into the prompt: the control that every prompt-level method must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from fairbench.errors import InputError
+from fairbench.types import MethodCard, Preparation, Request, Sampler, Task, TrainingData
+
+if TYPE_CHECKING:
+    from fairbench.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class PromptAppend:
+    """Draw a group for each image and write its words into the prompt.
+
+    Attributes:
+        indicator: How groups are drawn.
+    """
+
+    indicator: Literal["iid", "stratified", "per_prompt"] = field(
+        default="iid",
+        metadata={"help": "groups drawn an image (iid), by shuffled quotas, or once a prompt"},
+    )
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="prompt_append",
+        title="the drawn category written into the prompt",
+        arxiv="",
+        family="prompting",
+        supervision=frozenset({"prompts"}),
+        role="control",
+        ranked=True,
+    )
+    version: ClassVar[int] = 1
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def prepare(
+        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+    ) -> Sampler:
+        """Nothing to learn; the backbone must understand prompts."""
+        from fairbench.methods._indicator import Indicator
+        from fairbench.sampling import DDIMSampler
+
+        if not backbone.conditional:
+            raise InputError(
+                f"prompt_append needs a text-to-image backbone; {backbone.name} takes no prompt"
+            )
+        indicator = Indicator(
+            self.indicator, task.target, preparation.seed, preparation.images_per_prompt
+        )
+
+        class PromptSampler(DDIMSampler):
+            def text(self, request: Request, group: int | None) -> str:
+                return request.prompt.naming(() if group is None else task.words(group))
+
+            def group(self, request: Request) -> int:
+                return indicator(request)
+
+        return PromptSampler(backbone, preparation.sampling)
+
+
+METHOD = PromptAppend

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from fairbench.leaderboards import rows, to_csv, to_json, to_markdown, to_table
+from fairbench.types import Score
+
+
+def refuse(message):
+    raise AssertionError(f"unexpected warning: {message}")
+
+
+def scores(value, distance, *, floor=0.031):
+    return (
+        Score("judge_disagreement_race", 0.02, None, None, 2000, "neither", unit="share"),
+        Score(
+            "fairness_discrepancy", value, value - 0.02, value + 0.03, 2000, "lower", "w", floor
+        ),
+        Score("fairness_discrepancy_race", value * 2, None, None, 2000, "lower"),
+        Score("frechet_cartoonfaces_balanced", distance, distance - 1, distance + 1, 9, "lower"),
+        Score("kernel_cartoonfaces_balanced", distance / 1e4, -1e-5, 0.003, 9, "lower", "b"),
+        Score("validity", 0.985, 0.978, 0.99, 2000, "higher", "wilson", unit="share"),
+        Score("judge_confidence_gender", 0.97, None, None, 2000, "higher", unit="share"),
+    )
+
+
+@pytest.fixture
+def table(make_record):
+    runs = [
+        make_record("vanilla", seed, card={"role": "control"}, scores=scores(0.42, 11.5))
+        for seed in range(3)
+    ]
+    for seed, value in enumerate((0.028, 0.034, 0.022)):
+        learns = {"supervision": ["classifier", "prompts"]}
+        runs.append(
+            make_record("fairgen", seed, card=learns, scores=scores(value, 12.25 + seed / 3))
+        )
+    runs += [
+        make_record(
+            "fairgen",
+            config={"preset": "as_released"},
+            card={"supervision": ["classifier", "prompts"]},
+            scores=scores(0.213, 140.0),
+            extra_parameters=98304,
+        ),
+        make_record("prompt_append", scores=scores(0.03, 13.0), network_calls_per_image=22.5),
+        make_record("rejection", config={"num_images": 1000}, scores=scores(0.01, 9.0)),
+        make_record("fairgen", task="race", config={"backbone": ""}, scores=scores(0.3, 8.0)[1:2]),
+    ]
+    return rows(runs, warn=refuse)
+
+
+def test_csv_is_the_golden_one(table, golden):
+    golden("leaderboard.csv", to_csv(table))
+
+
+def test_markdown_is_the_golden_one(table, golden):
+    golden("leaderboard.md", to_markdown(table))
+
+
+def test_csv_has_full_precision_and_every_column(table):
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(lines) == len(table)
+    for line, row in zip(lines, table, strict=True):
+        for name, cell in row.scores.items():
+            assert float(line[name]) == cell.value
+            assert line[f"{name}_low"] == ("" if cell.low is None else repr(cell.low))
+        assert line["keys"].split() == list(row.keys)
+    assert "fairness_discrepancy_floor" in lines[0]
+    assert "validity_floor" not in lines[0]
+    assert lines[-1]["validity"] == ""
+
+
+def test_json_holds_the_same_numbers(table):
+    data = json.loads(to_json(table))
+    assert len(data) == len(table)
+    cell = data[0]["scores"]["fairness_discrepancy"]
+    assert cell["value"] == table[0].scores["fairness_discrepancy"].value
+    assert cell["interval"] == "within run: w"
+    assert data[0]["rank"] == "1–2"
+
+
+def test_terminal_shows_the_intervals(table):
+    console = Console(width=400, file=io.StringIO())
+    console.print(to_table(table))
+    text = console.file.getvalue()
+    assert "0.213 [0.193, 0.243]" in text
+    assert "as_released" in text
+
+
+def test_no_rows_make_empty_tables():
+    assert to_csv([]).startswith("dataset,task,backbone,rank,method")
+    assert to_csv([]).count("\n") == 1
+    assert to_json([]) == "[]\n"
+    assert "No complete records." in to_markdown([])
+    console = Console(file=io.StringIO())
+    console.print(to_table([]))
+    assert console.file.getvalue() == "No complete records.\n"
+
+
+def test_a_bar_in_a_name_does_not_split_a_cell(make_record):
+    run = make_record(
+        scores=(Score("judge_confidence|tennis", 0.5, None, None, 9, "higher"),),
+    )
+    lines = to_markdown(rows([run], warn=refuse)).splitlines()
+    assert "judge_confidence\\|tennis" in lines[4]
