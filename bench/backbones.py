@@ -90,7 +90,7 @@ class Schedule:
         total = len(self)
         if spacing == "trailing":
             return [round(total - i * total / steps) - 1 for i in range(steps)]
-        return np.linspace(total - 1, 0, steps).round().astype(int).tolist()
+        return [int(t) for t in np.linspace(total - 1, 0, steps).round()]
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """x_t of `clean` and `noise`, (B, C, h, w) each, at `t`, a number or (B,)."""
@@ -283,7 +283,7 @@ class DiffusersBackbone(Backbone):
     def _in_fixed_batches(self, call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """`call` on rows in network batches, the last one filled up."""
         done = []
-        for chunk in rows.split(self.network_batch):
+        for chunk in torch.split(rows, self.network_batch):
             full = _filled(chunk, self.network_batch - len(chunk))
             done.append(call(full.to(self.device))[: len(chunk)])
         return torch.cat(done)
@@ -296,8 +296,9 @@ class DiffusersBackbone(Backbone):
             return pixels.to(self.device)
         vae = self._vae
         return self._in_fixed_batches(
-            lambda x: vae.encode(x.to(self.dtype)).latent_dist.mean.float()
-            * vae.config.scaling_factor,
+            lambda x: (
+                vae.encode(x.to(self.dtype)).latent_dist.mean.float() * vae.config.scaling_factor
+            ),
             pixels,
         )
 
@@ -426,7 +427,9 @@ class GaussianMixture(Backbone):
             allowed = set(range(len(self.means)))
             for word in prompt.split():
                 allowed &= set(self.words.get(word, allowed))
-            mask = torch.tensor([0.0 if k in allowed else -torch.inf for k in range(len(self.means))])
+            mask = torch.tensor(
+                [0.0 if k in allowed else -torch.inf for k in range(len(self.means))]
+            )
             rows.append((self.log_weights + mask).log_softmax(0))
         return torch.stack(rows)[:, None]
 
@@ -448,11 +451,12 @@ class GaussianMixture(Backbone):
     @contextmanager
     def edit_bottleneck(self, edit: Edit) -> Iterator[None]:
         """Edit the (B, K, 1, 1) log posterior of the components; it is normalised again."""
-        self._edit = edit
+        outer = self._edit
+        self._edit = edit if outer is None else lambda h, t: edit(outer(h, t), t)
         try:
             yield
         finally:
-            self._edit = None
+            self._edit = outer
 
 
 def weights_sha256(folder: Path) -> str:
@@ -486,16 +490,19 @@ def load_backbone(
             f"{folder}, found none; give --backbone a folder made by save_pretrained"
         )
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    # Their bars and notices would mix with this program's own.
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a foreign or damaged folder makes diffusers raise almost anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {reason}") from error
     if not hasattr(pipeline, "unet") or not hasattr(pipeline.scheduler, "alphas_cumprod"):
         raise InputError(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
 from fairbench.errors import InputError
+from fairbench.files import atomic_write
 
-__all__ = ["atomic_write", "cache_folder", "load_arrays", "remove", "save_arrays"]
+__all__ = ["cache_folder", "load_arrays", "remove", "save_arrays"]
 
 
 def cache_folder() -> Path:
@@ -38,36 +37,22 @@ def cache_folder() -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write arrays to one ``.npz``, atomically."""
+    named: dict[str, Any] = dict(arrays)
     with atomic_write(path) as file:
-        np.savez(file, **dict(arrays))
+        np.savez(file, **named)
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     """The arrays of an ``.npz``, or None if it is missing or damaged; a damaged one is removed."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: np.load leaves its own handle open when the archive is truncated.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    except (OSError, TypeError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         path.unlink(missing_ok=True)
         return None
 

@@ -101,7 +101,7 @@ class BiasProfile:
             raise ContractError(
                 f"shares must have one entry a cell, shape {expected}; seen {self.shares.shape}"
             )
-        if np.any(self.shares < 0) or abs(float(self.shares.sum()) - 1) > 1e-9:
+        if np.any(self.shares < 0) or not abs(float(self.shares.sum()) - 1) <= 1e-9:
             raise ContractError(
                 f"shares must be non-negative and sum to 1; their sum is {self.shares.sum()}"
             )
@@ -189,7 +189,8 @@ def pack_split(images: NDArray[np.uint8], labels: Mapping[str, NDArray[np.uint8]
         labels: Attribute -> (N,) uint8.
     """
     buffer = io.BytesIO()
-    np.savez(buffer, images=images, **labels)
+    arrays: dict[str, Any] = {"images": images, **labels}
+    np.savez(buffer, **arrays)
     return lzma.compress(buffer.getvalue(), format=lzma.FORMAT_XZ, filters=[dict(XZ_FILTER)])
 
 
@@ -201,6 +202,8 @@ def manifest() -> Mapping[str, Any]:
         loaded: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
         raise AssetError(f"{path}: {error.strerror}; reinstall fairbench-diffusion") from error
+    except ValueError as error:
+        raise AssetError(f"{path}: not valid JSON; reinstall fairbench-diffusion") from error
     return MappingProxyType(loaded)
 
 

@@ -107,7 +107,9 @@ def parse_target(text: str, task: Task) -> Task:
         try:
             shares[name] = float(value)
         except ValueError:
-            raise InputError(f"--target share of {name!r} must be a number; seen {value!r}") from None
+            raise InputError(
+                f"--target share of {name!r} must be a number; seen {value!r}"
+            ) from None
     return task.with_target(shares)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fairbench.errors import ContractError, InputError
+from fairbench.files import atomic_write
 
 __all__ = ["sample_grid"]
 
@@ -195,14 +195,10 @@ def _draw_row(picture: Image.Image, layout: _Layout, row: int, images: NDArray[n
 
 
 def _write(picture: Image.Image, path: Path) -> None:
-    """Save beside the file, then rename: a reader never sees half a picture."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        picture.save(part, format="PNG", optimize=True)
-        part.replace(path)
+        with atomic_write(path) as file:
+            picture.save(file, format="PNG", optimize=True)
     except OSError as error:
         raise InputError(
             f"{path}: can't write this picture ({error.strerror}); check its folder"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -215,9 +215,7 @@ def _strata(task: Task) -> list[dict[str, str]]:
     return [dict(prompt.stratum) for prompt in task.prompts]
 
 
-def _blank_record(
-    plan: Plan, key: str, generation_key: str, config: Mapping[str, Any]
-) -> Record:
+def _blank_record(plan: Plan, key: str, generation_key: str, config: Mapping[str, Any]) -> Record:
     from fairbench.provenance import environment
 
     return Record(
@@ -577,7 +575,8 @@ def evaluate(
 
     Args:
         folder: Holds the images.
-        dataset, task: What they are measured against.
+        dataset: What they are measured against.
+        task: The question; None for the data set's first.
         name: What the row is called.
         target: As for a run.
         num_images: How many must be there; the first so many are taken. None: all.
@@ -604,9 +603,7 @@ def evaluate(
     check_writable(results)
     where = resolve_device(device)
     started = time.monotonic()
-    read = read_folder(
-        folder, size=chosen.image_size, limit=num_images, progress=report.progress
-    )
+    read = read_folder(folder, size=chosen.image_size, limit=num_images, progress=report.progress)
     minimum = 2 if num_images is None else num_images
     _enough(folder, len(read.images), minimum)
     for note in read.notes:

@@ -6,20 +6,18 @@ overwritten, and only complete records count as found.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import numbers
-import os
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fairbench.errors import ContractError, InputError
+from fairbench.files import atomic_write
 from fairbench.types import Score
 
 if TYPE_CHECKING:
@@ -184,9 +182,9 @@ def write_record(results: Path, record: Record) -> Path:
     if path.exists() and read_record(path).status == "complete" != record.status:
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Surrogates of undecodable file names turn into JSON's own \udcxx escapes.
-        _replace(path, text.encode("utf-8", "backslashreplace"))
+        with atomic_write(path) as file:
+            # Surrogates of undecodable file names turn into JSON's own \udcxx escapes.
+            file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error}); choose another folder") from error
     return path
@@ -273,20 +271,6 @@ def _to_text(record: Record) -> str:
     rows = ",".join(f"\n    {json.dumps(row)}" for row in data.pop("manifest"))
     head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
     return f'{head},\n  "manifest": [{rows}\n  ]\n}}\n'
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
-        raise
 
 
 def _name(key: object, where: str) -> str:

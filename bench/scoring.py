@@ -26,7 +26,7 @@ from fairbench.metrics.fairness import (
 from fairbench.metrics.quality import frechet_interval, kernel_distance
 from fairbench.types import Score, Task
 
-__all__ = ["METRIC_VERSION", "METRICS", "Sample", "score_all"]
+__all__ = ["METRICS", "METRIC_VERSION", "Sample", "score_all"]
 
 METRIC_VERSION = 1
 """Raised whenever the same arrays give other scores."""
@@ -38,11 +38,13 @@ GROUP_MINIMUM = 30
 METRICS: Mapping[str, str] = {
     "fairness_discrepancy": (
         "Euclidean distance of the measured shares of the task's groups from the target (hard "
-        "labels, primary judge, valid images); mean over prompts for *_by_* tasks. Lower is fairer."
+        "labels, primary judge, valid images); mean over prompts for *_by_* tasks. "
+        "Lower is fairer."
     ),
     "fairness_discrepancy_<attributes>": "the same for any sensitive attribute and their crossing",
     "frechet_<encoder>_balanced": (
-        "Fréchet distance of features to balanced real images. Lower is better; compare at equal n."
+        "Fréchet distance of features to balanced real images. Lower is better; "
+        "compare at equal n."
     ),
     "kernel_<encoder>_balanced": (
         "unbiased squared MMD, cubic kernel, to balanced real images. Lower is better."
@@ -51,7 +53,9 @@ METRICS: Mapping[str, str] = {
     "prompt_accuracy": "share of valid images that show the subject asked for. Higher is better.",
     "hit_rate": "share of valid images in the group the method asked for. Higher is better.",
     "judge_confidence_<attribute>": "mean highest probability of the primary judge.",
-    "judge_disagreement_<attribute>": "share of valid images that the two judges read differently.",
+    "judge_disagreement_<attribute>": (
+        "share of valid images that the two judges read differently."
+    ),
 }
 
 
@@ -288,9 +292,7 @@ class _Scoring:
         for name in sensitive:
             differ = (self.labels[name] != self.second[name].argmax(1))[self.valid]
             source = f"judges {self.names['judge']} and {self.names['second']}, valid images"
-            share = _share(
-                f"judge_disagreement_{name}", differ.sum(), self.n, "neither", source
-            )
+            share = _share(f"judge_disagreement_{name}", differ.sum(), self.n, "neither", source)
             scores.append(share)
         return scores
 
@@ -323,7 +325,7 @@ class _Scoring:
         target: NDArray[np.float64] | None,
     ) -> list[dict[str, Any]]:
         counts = self._counts(chosen, within)
-        low, high = wilson_interval(counts, np.full(counts.shape, counts.sum()))
+        low, high = map(np.asarray, wilson_interval(counts, np.full(counts.shape, counts.sum())))
         _, groups = self._groups(chosen)
         n = int(counts.sum())
         return [

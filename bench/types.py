@@ -1,4 +1,4 @@
-"""The nouns that the rest of fairbench is written in; no logic beyond what keeps them consistent."""
+"""The nouns that the rest of fairbench is written in; no logic but what keeps them consistent."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Task:
                 f"task {self.name!r} has {len(self.groups)} groups, its target "
                 f"{len(self.target)} shares; give one share a group"
             )
-        if min(self.target) < 0 or abs(sum(self.target) - 1) > 1e-6:
+        if min(self.target) < 0 or not abs(sum(self.target) - 1) <= 1e-6:
             raise ContractError(
                 f"target shares must be non-negative and sum to 1; seen {self.target}"
             )

@@ -101,7 +101,7 @@ class AdapterBank(nn.Module):
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             rows = len(spread)
             coded = args[0][:rows].to(down.dtype) @ down.T * spread
-            change = (coded @ up).to(output.dtype)
+            change: Tensor = (coded @ up).to(output.dtype)
             if rows == len(output):
                 return output + change
             return torch.cat([output[:rows] + change, output[rows:]])

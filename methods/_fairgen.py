@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,9 +60,7 @@ def composed_target(neutral: Tensor, category: Tensor, eta: float) -> Tensor:
     return neutral + eta * (category - neutral)
 
 
-def prompt_pairs(
-    neutral: str, prompts: Sequence[Prompt], level: str
-) -> list[tuple[str, str]]:
+def prompt_pairs(neutral: str, prompts: Sequence[Prompt], level: str) -> list[tuple[str, str]]:
     """(neutral, category) texts that one category is trained on."""
     if neutral == "empty":
         return [("", level)]
@@ -114,6 +114,7 @@ class AdapterTraining:
         if backbone.unet is None:
             raise ContractError(f"{backbone.name} has no network to adapt")
         self.method, self.backbone, self.seed = method, backbone, seed
+        self.dtype = str(next(backbone.unet.parameters()).dtype)
         self.attribute, self.levels = attribute, tuple(levels)
         self.rollout = SamplingConfig(
             sampling.steps, method.rollout_guidance, 0.0, sampling.spacing
@@ -143,7 +144,8 @@ class AdapterTraining:
             "attribute": self.attribute,
             "pairs": self.pairs,
             "rollout": asdict(self.rollout),
-            "dtype": str(next(self.bank.down.values()).dtype),
+            "dtype": self.dtype,
+            "rows": self.backbone.network_batch,  # of a trajectory
             "seed": self.seed,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -197,7 +199,9 @@ class AdapterTraining:
         rng = np.random.default_rng([self.seed, Stream.TRAINING, 2**31, self.iteration])
         rows = torch.from_numpy(rng.integers(seen.x.shape[1], size=method.batch))
         # Never the first state: pure noise, where the neutral and the named prompt hardly differ.
-        at = torch.from_numpy(rng.integers(min(1, len(seen.t) - 1), len(seen.t), size=method.batch))
+        at = torch.from_numpy(
+            rng.integers(min(1, len(seen.t) - 1), len(seen.t), size=method.batch)
+        )
         x, category = seen.x[at, rows], seen.category[rows]
         t = torch.tensor(seen.t)[at] + method.timestep_shift
         t = t.clamp(max=len(self.backbone.schedule) - 1).to(x.device)
@@ -216,18 +220,23 @@ class AdapterTraining:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.iteration += 1
-        distance = (target - without).square().mean() / method.eta**2 if method.eta else target.new_ones(())
+        distance = (
+            (target - without).square().mean() / method.eta**2
+            if method.eta
+            else target.new_ones(())
+        )
         return float(error.mean().detach() / distance.clamp(min=1e-12))
 
     def _predict_frozen(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         width = self.backbone.network_batch
-        parts = zip(x.split(width), t.split(width), context.split(width), strict=True)
+        parts = zip(*(torch.split(rows, width) for rows in (x, t, context)), strict=True)
         return torch.cat([self.backbone.predict(*part).value for part in parts])
 
     def _schedule_learning_rate(self) -> None:
         share = self.iteration / self.method.iterations
         for group in self.optimizer.param_groups:
-            group["lr"] = self.method.learning_rate * 0.5 * (1 + np.cos(np.pi * share))
+            # A plain float: torch.load(weights_only=True) refuses checkpoints with NumPy scalars.
+            group["lr"] = self.method.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
     def run(self, folder: Path, preparation: Preparation) -> None:
         """Train to the end, or load the end; a checkpoint at each fresh trajectory."""
@@ -259,12 +268,9 @@ class AdapterTraining:
 
     def _load(self, path: Path) -> bool:
         try:
-            state = load_file(path)
-            self.bank.load_state_dict(state)
-            from safetensors import safe_open
-
             with safe_open(path, "pt") as file:
                 facts = json.loads(file.metadata()["facts"])
+            self.bank.load_state_dict(load_file(path))  # last: a failed load leaves the bank fresh
         except FileNotFoundError:
             return False
         except Exception:  # safetensors raises its own Rust error for a cut-off file

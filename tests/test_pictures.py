@@ -147,6 +147,7 @@ def test_a_failed_write_keeps_the_old_picture(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="No such file or directory"):
-        sample_grid({"a": flat(1, 0)}, tmp_path / "none" / "grid.png")
+def test_a_missing_folder_is_made(tmp_path):
+    sample_grid({"a": flat(1, 0)}, tmp_path / "none" / "grid.png")
+
+    assert (tmp_path / "none" / "grid.png").is_file()

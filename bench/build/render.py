@@ -43,7 +43,9 @@ def plan() -> dict[str, list[dict[str, str | int]]]:
     return faces
 
 
-def draw(faces: list[dict[str, str | int]]) -> tuple[np.ndarray, dict[str, np.ndarray], dict]:
+def draw(
+    faces: list[dict[str, str | int]],
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, str]]:
     """Images (N, S, S, 3) uint8, labels name -> (N,) uint8, and the renderer's versions."""
     here = Path(__file__).parent / "cartoonfaces"
     ran = subprocess.run(
@@ -78,7 +80,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     seen: set[bytes] = set()
     files = {}
-    npm = {}
+    npm: dict[str, str] = {}
     for split, faces in plan().items():
         images, labels, npm = draw(faces)
         digests = [hashlib.sha256(image.tobytes()).digest() for image in images]

@@ -1,34 +1,37 @@
 """Train ``cartoonfaces-sd``: ``python -m fairbench.build.train_sd OUT``.
 
-A tiny but real ``StableDiffusionPipeline``: AutoencoderKL (32 x 32 -> 8 x 8 x 16), CLIP text encoder
-and tokenizer over a small vocabulary, UNet2DConditionModel with cross-attention at 4 x 4. Both stages
-see only the biased training set. A checkpoint is written every minute; the same command resumes.
+A tiny but real ``StableDiffusionPipeline``: AutoencoderKL (32 x 32 -> 8 x 8 x 16), CLIP text
+encoder and tokenizer over a small vocabulary, UNet2DConditionModel with cross-attention at 4 x 4.
+Both stages see only the biased training set. A checkpoint is written every minute; the same
+command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import math
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fairbench.cartoonfaces import ATTRIBUTES, DEFAULT_BIAS, load_split
+from fairbench.build.training import (
+    BATCH,
+    SEED,
+    TRAINING_IMAGES,
+    TrainingRun,
+    training_set,
+    velocity_loss,
+    write_facts,
+)
+from fairbench.cartoonfaces import ATTRIBUTES
 from fairbench.prompts import describe
 
-SEED = 0
-TRAINING_IMAGES = 8000
-BATCH = 64
 VAE_BATCH = 32
 CONTEXT_LENGTH = 16
 TEXT_WIDTH = 64
@@ -36,26 +39,24 @@ TEXT_WIDTH = 64
 # the last step): starting from pure noise then hardly shifts the mean colour, that is, skin tone.
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 
+# Known to the tokenizer as whole words, beside the attributes' own.
+PLAIN_WORDS = (
+    "a an photo of portrait face with and or the diverse fair "
+    "woman man women men people worker any gender race ethnicity"
+)
+
 
 def scheduler() -> DDIMScheduler:
-    """The schedule of training and sampling; every default that matters at 25 steps is explicit."""
+    """The schedule of training and sampling; each default that matters at 25 steps is explicit."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=True,
-        steps_offset=0,
+        steps_offset=1,  # as StableDiffusionPipeline insists; trailing spacing does not use it
         timestep_spacing="trailing",
         **SCHEDULE,
     )
-
-
-def training_set() -> tuple[Tensor, dict[str, np.ndarray]]:
-    """The biased images, (N, 3, 32, 32) float32 in [-1, 1], and their labels."""
-    pool = load_split("pool")
-    split = pool.take(DEFAULT_BIAS.draw(pool.labels, TRAINING_IMAGES, SEED))
-    images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1, dict(split.labels)
 
 
 def caption(rng: np.random.Generator, role: str, gender: str, race: str) -> str:
@@ -74,66 +75,6 @@ def caption(rng: np.random.Generator, role: str, gender: str, race: str) -> str:
     return describe(role, named)
 
 
-class Run:
-    """One resumable training run: module, optimiser, averaged weights, steps, elapsed seconds."""
-
-    def __init__(self, path: Path, module: nn.Module, steps: int, lr: float, decay: float) -> None:
-        self.path, self.module, self.steps, self.lr = path, module, steps, lr
-        self.parameters = list(module.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=1e-2)
-        self.ema = EMAModel(self.parameters, decay=decay, use_ema_warmup=True, power=0.75)
-        self.step, self.elapsed = 0, 0.0
-        if path.exists():
-            saved = torch.load(path, weights_only=True)
-            module.load_state_dict(saved["module"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.ema.load_state_dict(saved["ema"])
-            self.step, self.elapsed = saved["step"], saved["elapsed"]
-
-    def save(self) -> None:
-        state = {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-        }
-        part = self.path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.path)
-
-    def train(self, loss_of: Callable[[np.random.Generator], Tensor]) -> None:
-        """Train for all steps; the learning rate warms up for 200, then decays by a cosine."""
-        started = saved = time.monotonic()
-        before = self.elapsed
-        recent: list[float] = []
-        while self.step < self.steps:
-            rng = np.random.default_rng([SEED, self.step])
-            torch.manual_seed(SEED * 1_000_003 + self.step)
-            share = self.step / self.steps
-            warm = min(1.0, (self.step + 1) / 200)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-            loss = loss_of(rng)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.ema.step(self.parameters)
-            self.step += 1
-            recent.append(loss.item())
-            now = time.monotonic()
-            self.elapsed = before + now - started
-            if self.step % 100 == 0:
-                mean, recent = np.mean(recent), []
-                print(f"{self.path.stem} step {self.step} {self.elapsed:.0f}s loss {mean:.5f}", flush=True)
-            if now - saved > 60:
-                saved = now
-                self.save()
-        self.save()
-        self.ema.copy_to(self.parameters)
-
-
 def train_vae(work: Path, images: Tensor, steps: int) -> tuple[AutoencoderKL, dict[str, Any]]:
     """The autoencoder, its latents centred a channel and scaled to unit deviation."""
     torch.manual_seed(SEED)
@@ -149,14 +90,15 @@ def train_vae(work: Path, images: Tensor, steps: int) -> tuple[AutoencoderKL, di
         sample_size=32,
         mid_block_add_attention=False,
     )
-    run = Run(work / "vae.pt", vae, steps, lr=2e-3, decay=0.999)
+    run = TrainingRun(work / "vae.pt", vae, steps, lr=2e-3, decay=0.999)
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         x = images[rng.choice(len(images), VAE_BATCH, replace=False)]
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
-        error = y - x
-        return error.square().mean() + 0.5 * error.abs().mean() + 5e-7 * posterior.kl().mean()
+        error: Tensor = y - x
+        kl: Tensor = posterior.kl().mean()
+        return error.square().mean() + 0.5 * error.abs().mean() + 5e-7 * kl
 
     vae.train()
     run.train(loss_of)
@@ -165,7 +107,9 @@ def train_vae(work: Path, images: Tensor, steps: int) -> tuple[AutoencoderKL, di
     with torch.inference_mode():
         latents = encode(vae, images)
         spread = latents.std().item()
-        error = (vae.decode(latents[:512]).sample.clamp(-1, 1) - images[:512]).square().mean().item()
+        error = (
+            (vae.decode(latents[:512]).sample.clamp(-1, 1) - images[:512]).square().mean().item()
+        )
     vae.register_to_config(scaling_factor=1 / spread)
     facts = {"vae_steps": run.step, "vae_seconds": round(run.elapsed), "vae_mse": error}
     print(facts, "channel deviations", latents.std((0, 2, 3)).tolist(), flush=True)
@@ -189,14 +133,15 @@ def centre_latents(vae: AutoencoderKL, images: Tensor) -> None:
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Latent means of all images, unscaled."""
     with torch.inference_mode():
-        return torch.cat([vae.encode(chunk).latent_dist.mean for chunk in images.split(256)])
+        return torch.cat(
+            [vae.encode(chunk).latent_dist.mean for chunk in torch.split(images, 256)]
+        )
 
 
 def tokenizer(work: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows each word of the captions as one token, any other text by bytes."""
+    """A CLIP tokenizer: one token for each word of the captions, bytes for any other text."""
     words = sorted(
-        {"a", "an", "photo", "of", "portrait", "face", "with", "and", "or", "the", "diverse", "fair"}
-        | {"woman", "man", "women", "men", "people", "worker", "any", "gender", "race", "ethnicity"}
+        set(PLAIN_WORDS.split())
         | {word for levels in ATTRIBUTES.values() for level in levels for word in level.split()}
     )
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
@@ -205,7 +150,7 @@ def tokenizer(work: Path) -> CLIPTokenizer:
     for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         while True:  # byte-pair encoding with the merges so far
-            pairs = list(zip(pieces, pieces[1:], strict=False))
+            pairs = list(itertools.pairwise(pieces))
             known = [pair for pair in pairs if pair in merges]
             if not known:
                 break
@@ -278,25 +223,22 @@ def train_unet(
     channels = vae.config["latent_channels"]
     model = TextToLatent(len(words), words.eos_token_id, channels)
     noise_schedule = scheduler()
-    abar = noise_schedule.alphas_cumprod
-    run = Run(work / "unet.pt", model, steps, lr=1e-3, decay=0.9995)
+    run = TrainingRun(work / "unet.pt", model, steps, lr=1e-3, decay=0.9995)
     names = {a: [ATTRIBUTES[a][i] for i in labels[a]] for a in ("role", "gender", "race")}
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         index = rng.choice(len(latents), BATCH, replace=False)
-        captions = [caption(rng, *(names[a][i] for a in ("role", "gender", "race"))) for i in index]
+        captions = [
+            caption(rng, *(names[a][i] for a in ("role", "gender", "race"))) for i in index
+        ]
         tokens = words(
             captions, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt"
         ).input_ids
         context = model.text(tokens).last_hidden_state
         clean = latents[index]
-        noise = torch.randn_like(clean)
-        # One timestep from each 64th of the schedule: the same mean, less variance.
-        t = torch.from_numpy((np.arange(BATCH) + rng.random(BATCH)) * (1000 / BATCH)).long()
-        alpha = abar[t].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - abar[t]).sqrt().view(-1, 1, 1, 1)
-        predicted = model.unet(alpha * clean + sigma * noise, t, context).sample
-        return functional.mse_loss(predicted, alpha * noise - sigma * clean)
+        return velocity_loss(
+            lambda x, t: model.unet(x, t, context).sample, clean, noise_schedule, rng
+        )
 
     model.train()
     run.train(loss_of)
@@ -316,7 +258,9 @@ def train_unet(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for the pipeline; OUT.work holds checkpoints")
+    parser.add_argument(
+        "out", type=Path, help="folder for the pipeline; OUT.work holds checkpoints"
+    )
     parser.add_argument("--vae-steps", type=int, default=3300)
     parser.add_argument("--unet-steps", type=int, default=11_000)
     arguments = parser.parse_args()
@@ -326,8 +270,7 @@ def main() -> None:
     vae, vae_facts = train_vae(work, images, arguments.vae_steps)
     pipeline, unet_facts = train_unet(work, vae, images, labels, arguments.unet_steps)
     pipeline.save_pretrained(arguments.out, safe_serialization=True)
-    facts = {**vae_facts, **unet_facts, "seed": SEED, "training_images": TRAINING_IMAGES}
-    (arguments.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_facts(arguments.out, {**vae_facts, **unet_facts, "training_images": TRAINING_IMAGES})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import copy
+import functools
+import zlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import logging
+from torch import nn
+
+from fairbench.backbones import DiffusersBackbone, GaussianMixture
+from fairbench.methods._adapters import AdapterBank
+from fairbench.types import Preparation, Prompt, Request, SamplingConfig, Task, TrainingData
+
+ROLES = ("person", "tennis player", "santa")
+LEVELS = {"gender": ("female", "male"), "race": ("asian", "black", "white")}
+logging.set_verbosity_error()
+SD_UNETS = {
+    "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd2": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+}
+
+
+class StubTokenizer:
+    """A word is its checksum; no vocabulary file is needed."""
+
+    model_max_length = 8
+
+    def __call__(self, texts, **options):
+        rows = [[1 + zlib.crc32(word.encode()) % 97 for word in text.split()] for text in texts]
+        length = self.model_max_length
+        return SimpleNamespace(input_ids=torch.tensor([(r + [0] * length)[:length] for r in rows]))
+
+
+class StubTextEncoder(nn.Module):
+    """Every token knows its sentence, as in a transformer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.table = nn.Embedding(98, width)
+
+    def forward(self, ids):
+        states = self.table(ids)
+        return (states + states.mean(1, keepdim=True),)
+
+
+def build_backbone(prediction_type="epsilon", network_batch=4, sha256="tiny", seed=0):
+    """A random text-to-image backbone in pixel space, 4 x 4, 12 adaptable layers."""
+    return DiffusersBackbone(
+        "tiny",
+        copy.deepcopy(build_pipeline(prediction_type, seed)),
+        sha256=sha256,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        network_batch=network_batch,
+    )
+
+
+@functools.cache
+def build_pipeline(prediction_type, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=4,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(16,),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("CrossAttnUpBlock2D",),
+            cross_attention_dim=12,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+        return SimpleNamespace(
+            unet=unet,
+            text_encoder=StubTextEncoder(12),
+            tokenizer=StubTokenizer(),
+            scheduler=DDIMScheduler(
+                num_train_timesteps=1000,
+                prediction_type=prediction_type,
+                clip_sample=True,
+                clip_sample_range=1.0,
+            ),
+        )
+
+
+@pytest.fixture
+def make_backbone():
+    return build_backbone
+
+
+@pytest.fixture
+def backbone():
+    return build_backbone()
+
+
+@pytest.fixture
+def make_mixture():
+    """One component a gender, 90 % male; understands the words female and male."""
+
+    def make():
+        means = torch.stack([torch.full((3, 4, 4), -0.6), torch.full((3, 4, 4), 0.6)])
+        return GaussianMixture(means, (0.1, 0.9), 0.2, words={"female": (0,), "male": (1,)})
+
+    return make
+
+
+@pytest.fixture
+def sd_unet():
+    """The U-Net of Stable Diffusion 1.x or 2.x, without storage."""
+
+    def make(name):
+        with torch.device("meta"):
+            return UNet2DConditionModel(
+                sample_size=64, block_out_channels=(320, 640, 1280, 1280), **SD_UNETS[name]
+            )
+
+    return make
+
+
+@pytest.fixture
+def randomise():
+    """Give the adapters of a bank random non-zero factors."""
+
+    def fill(bank: AdapterBank, size=0.4, seed=3):
+        draws = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in bank.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=draws) * size)
+        return bank
+
+    return fill
+
+
+@pytest.fixture
+def make_task():
+    def make(*attributes, target=None, prompts=1):
+        levels = {name: LEVELS[name] for name in attributes or ("gender",)}
+        groups = 1
+        for names in levels.values():
+            groups *= len(names)
+        roles = tuple(Prompt(role) for role in ROLES[:prompts])
+        return Task("tiny", levels, roles, target or (1 / groups,) * groups, prompts > 1)
+
+    return make
+
+
+@pytest.fixture
+def data():
+    return TrainingData(tuple(Prompt(role) for role in ROLES))
+
+
+@pytest.fixture
+def make_preparation(tmp_path):
+    def make(progress=lambda *_: None, cache=None, **changes):
+        values = {
+            "seed": 0,
+            "sampling": SamplingConfig(2, 3.0),
+            "images_per_prompt": (64, 64, 64),
+            "cache": cache or tmp_path,
+            "progress": progress,
+        }
+        return Preparation(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def make_requests():
+    def make(task, images, seed=0):
+        return [
+            Request(prompt, p, i, seed)
+            for p, prompt in enumerate(task.prompts)
+            for i in range(images)
+        ]
+
+    return make

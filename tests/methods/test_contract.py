@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fairbench.registry import get_method, make_method, method_names, parameters_of
+from fairbench.types import Method, MethodCard
+
+NAMES = method_names()
+# Method -> the small backbone that it is tested on, and parameters that make it quick.
+SMALL = {
+    "fairgen": ("unet", {"iterations": 2, "batch": 4, "learning_rate": 0.05}),
+    "prompt_append": ("mixture", {}),
+    "vanilla": ("mixture", {}),
+}
+VARIANTS = [
+    *SMALL.items(),
+    ("fairgen", ("unet", {**SMALL["fairgen"][1], "merged": True})),
+    ("fairgen", ("unet", {**SMALL["fairgen"][1], "cfg_branch": "both"})),
+    ("fairgen", ("unet", {**SMALL["fairgen"][1], "indicator": "stratified"})),
+    ("prompt_append", ("mixture", {"indicator": "per_prompt"})),
+]
+
+
+def variant_id(value):
+    if isinstance(value, tuple):
+        own = {k: v for k, v in value[1].items() if k in ("merged", "cfg_branch", "indicator")}
+        return "-".join(map(str, own.values())) or "default"
+    return None
+
+
+@pytest.fixture
+def prepared(make_backbone, make_mixture, make_task, make_preparation, data):
+    """A method's sampler on a small backbone, and its task of two prompts."""
+
+    def make(name, small, seed=0):
+        kind, parameters = small
+        backbone = make_backbone() if kind == "unet" else make_mixture()
+        task = make_task("gender", prompts=2)
+        method = get_method(name)(**parameters)
+        return method.prepare(task, backbone, data, make_preparation(seed=seed)), task
+
+    return make
+
+
+def images_of(sampler, requests, size):
+    """Request -> its image, made in the sampler's own batches."""
+    made = {}
+    for batch in sampler.batches(requests, size):
+        assert 1 <= len(batch) <= size
+        samples = sampler(batch)
+        assert samples.images.dtype == np.uint8
+        assert len(samples.images) == len(samples.network_calls) == len(samples.batch_id)
+        assert len(samples.images) == len(batch)
+        if samples.requested is not None:
+            assert len(samples.requested) == len(batch)
+        for request, image in zip(batch, samples.images, strict=True):
+            assert (request.prompt_index, request.image_index) not in made
+            made[request.prompt_index, request.image_index] = image
+    assert len(made) == len(requests)
+    return made
+
+
+def test_every_method_has_a_small_setting():
+    assert set(SMALL) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_and_parameters(name):
+    method = get_method(name)
+    assert dataclasses.is_dataclass(method)
+    assert isinstance(method(), Method)
+    assert isinstance(method.card, MethodCard)
+    assert method.card.name == name
+    assert method.card.title
+    assert method.version >= 1
+    for field in dataclasses.fields(method):
+        assert field.metadata.get("help"), field.name
+        assert field.default is not dataclasses.MISSING
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(method(), field.name, field.default)
+    assert [p.name for p in parameters_of(method)] == [f.name for f in dataclasses.fields(method)]
+    hash(method())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_presets_are_what_the_command_line_would_accept(name):
+    method = get_method(name)
+    for preset, values in method.presets.items():
+        chosen, seen = make_method(name, [f"preset={preset}"])
+        assert seen == preset
+        assert values
+        assert chosen != method()
+        spelled = [
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in values.items()
+        ]
+        assert make_method(name, spelled)[0] == chosen
+
+
+def test_public_files_import_no_torch():
+    code = (
+        "import sys; from fairbench.registry import get_method, method_names\n"
+        "methods = [get_method(n) for n in method_names()]; [m() for m in methods]\n"
+        "print(len(methods), 'torch' in sys.modules, 'diffusers' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(len(NAMES)), "False", "False"]
+
+
+@pytest.mark.parametrize(("name", "small"), VARIANTS, ids=variant_id)
+def test_an_image_depends_on_its_request_alone(name, small, prepared, make_requests):
+    sampler, task = prepared(name, small)
+    requests = make_requests(task, 5)  # 10 images: more than two network batches of 4
+    whole = images_of(sampler, requests, 10)
+    assert len({image.tobytes() for image in whole.values()}) == len(requests)
+    order = np.random.default_rng(0).permutation(len(requests))
+    for size in (1, 3):
+        again = images_of(sampler, [requests[i] for i in order], size)
+        for key, image in whole.items():
+            assert np.array_equal(again[key], image), (size, key)
+
+
+@pytest.mark.parametrize(("name", "small"), SMALL.items(), ids=variant_id)
+def test_prepared_anew_a_seed_gives_the_same_images(
+    name, small, prepared, make_requests, tmp_path
+):
+    def run(seed):
+        sampler, task = prepared(name, small, seed)
+        return images_of(sampler, make_requests(task, 2, seed), 4)
+
+    first = run(0)
+    for path in tmp_path.rglob("*.*"):
+        path.unlink()  # train again, don't load
+    second, other = run(0), run(1)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert not any(np.array_equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.parametrize(("name", "small"), SMALL.items(), ids=variant_id)
+def test_global_random_state_is_neither_used_nor_changed(
+    name,
+    small,
+    make_backbone,
+    make_mixture,
+    make_task,
+    make_preparation,
+    make_requests,
+    data,
+    tmp_path,
+):
+    made = []
+    for seed in (11, 12):
+        kind, parameters = small
+        backbone = make_backbone() if kind == "unet" else make_mixture()
+        task = make_task("gender", prompts=2)
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+        preparation = make_preparation(cache=tmp_path / str(seed))
+        method = get_method(name)(**parameters)
+        sampler = method.prepare(task, backbone, data, preparation)
+        made.append(images_of(sampler, make_requests(task, 2), 4))
+        after = random.getstate(), np.random.get_state()[1], torch.get_rng_state()  # noqa: NPY002
+        assert after[0] == before[0]
+        assert np.array_equal(after[1], before[1])
+        assert torch.equal(after[2], before[2])
+    assert all(np.array_equal(made[0][key], made[1][key]) for key in made[0])
+
+
+@pytest.mark.parametrize(("name", "small"), SMALL.items(), ids=variant_id)
+def test_network_calls_are_those_that_were_made(name, small, prepared, make_requests):
+    sampler, task = prepared(name, small)
+    backbone = sampler.backbone
+    network, calls = backbone._network, []
+    backbone._network = lambda x, t, c: (calls.append(len(x)), network(x, t, c))[1]
+    samples = sampler(make_requests(task, 2)[:3])  # one network batch
+    assert samples.network_calls.tolist() == [len(calls)] * 3
+    assert set(calls) == {backbone.network_batch}
+
+
+@pytest.mark.parametrize("name", ["fairgen", "prompt_append"])
+def test_methods_that_need_prompts_say_so(name, make_mixture, make_task, make_preparation, data):
+    from fairbench.errors import InputError
+
+    mixture = make_mixture()
+    mixture.conditional = False
+    with pytest.raises(InputError, match="text-to-image"):
+        get_method(name)().prepare(make_task(), mixture, data, make_preparation())

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Builds the wheel, installs it in a fresh environment (.venv-test), and checks what is installed
+# there: lint, types, tests. PYTHON chooses the interpreter; arguments go to pytest.
+set -eu
+cd "$(dirname "$0")/.."
+bin=.venv-test/bin
+
+"${PYTHON:-python3}" -m venv --clear .venv-test
+$bin/pip install --quiet --disable-pip-version-check "build>=1.2"
+# Through the sdist, so that nothing left over in build/ can get into the wheel.
+$bin/python -m build --outdir .venv-test/dist >.venv-test/build.log 2>&1 || {
+    cat .venv-test/build.log >&2
+    exit 1
+}
+$bin/pip install --quiet --disable-pip-version-check "$(echo .venv-test/dist/*.whl)[dev]"
+
+$bin/ruff check .
+$bin/ruff format --check .
+$bin/mypy --strict -p fairbench
+$bin/pytest "$@"

@@ -1,0 +1,266 @@
+"""Whole runs on the shipped backbone, with few steps so that each takes seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fairbench import pipeline
+from fairbench.config import RunConfig
+from fairbench.errors import InputError
+from fairbench.pipeline import Reporter, baseline_of, evaluate, run
+from fairbench.records import read_record, read_records
+
+STEPS = 8
+N = 100
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., RunConfig]:
+    def make(method: str = "vanilla", **changes: Any) -> RunConfig:
+        start = RunConfig(method, num_images=N, steps=STEPS, results=tmp_path / "results")
+        return dataclasses.replace(start, **changes)
+
+    return make
+
+
+def images_of(cache: Path, key: str | None) -> np.ndarray:
+    with np.load(cache / "images" / str(key) / "all.npz") as stored:
+        return np.asarray(stored["images"])
+
+
+def test_a_run_leaves_a_record_and_a_picture_and_is_found_again(
+    config: Callable[..., RunConfig],
+) -> None:
+    first = run(config())
+    again = run(config())
+
+    assert not first.found
+    assert again.found
+    assert again.record == first.record == read_record(first.path)
+    assert first.path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert first.record.status == "complete"
+    assert len(first.record.manifest) == N
+    assert {len(digest) for _, _, digest in first.record.manifest} == {64}
+
+
+def test_every_score_says_n_interval_and_source(config: Callable[..., RunConfig]) -> None:
+    record = run(config("prompt_append")).record
+
+    names = [score.name for score in record.scores]
+    assert len(set(names)) == len(names)
+    for needed in (
+        "fairness_discrepancy",
+        "fairness_discrepancy_gender",
+        "fairness_discrepancy_race",
+        "fairness_discrepancy_gender_race",
+        "frechet_cartoonfaces_balanced",
+        "kernel_cartoonfaces_balanced",
+        "validity",
+        "prompt_accuracy",
+        "hit_rate",
+    ):
+        score = record.score(needed)
+        assert score is not None, needed
+        assert score.n > 0
+        assert score.low is not None
+        assert score.high is not None
+        assert score.low <= score.value <= score.high
+        assert score.source
+
+
+def test_all_declared_groups_are_listed_and_sum_to_n(config: Callable[..., RunConfig]) -> None:
+    record = run(config()).record
+
+    assert [row["group"] for row in record.groups["gender"]] == ["female", "male"]
+    assert len(record.groups["gender/race"]) == 8
+    for rows in record.groups.values():
+        assert sum(row["count"] for row in rows) == rows[0]["n"]
+        assert sum(row["share"] for row in rows) == pytest.approx(1)
+
+
+def test_tasks_that_need_the_same_images_share_them(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gender = run(config(task="gender")).record
+    monkeypatch.setattr(pipeline, "_prepared", None)  # generating again would fail
+
+    race = run(config(task="race")).record
+
+    assert race.key != gender.key
+    assert race.generation_key == gender.generation_key
+    assert race.manifest == gender.manifest
+
+
+@pytest.mark.parametrize("method", ["vanilla", "prompt_append", "fairgen"])
+def test_same_seed_same_images_whatever_the_batch_size(
+    config: Callable[..., RunConfig], own_cache: Path, method: str
+) -> None:
+    few = ("iterations=2",) if method == "fairgen" else ()
+    first = run(config(method, steps=4, parameters=few)).record
+    one = images_of(own_cache, first.generation_key)
+    forced = run(config(method, steps=4, parameters=few, force=True, batch_size=7)).record
+    two = images_of(own_cache, forced.generation_key)
+
+    np.testing.assert_array_equal(one, two)
+    assert forced.manifest == first.manifest
+    assert forced.scores == first.scores
+    other = run(config(method, steps=4, parameters=few, seed=1)).record
+    assert not {d for *_, d in other.manifest} & {d for *_, d in first.manifest}
+
+
+def test_methods_start_from_the_same_noise(config: Callable[..., RunConfig]) -> None:
+    """A method that does nothing makes the vanilla images: adapters of strength 0."""
+    off = ("iterations=1", "strength=0.0")
+    plain = run(config(steps=4)).record
+    adapted = run(config("fairgen", steps=4, parameters=off)).record
+
+    assert adapted.manifest == plain.manifest
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = run(config(results=tmp_path / "elsewhere", batch_size=20))
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "second"))
+    made: list[int] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "generating images" and done >= 60:
+            raise KeyboardInterrupt
+
+    def count(what: str, done: int, total: int) -> None:
+        if what == "generating images":
+            made.append(done)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config(batch_size=20), Reporter(progress=stop))
+    left = read_records(tmp_path / "results", pytest.fail)
+    assert [record.status for record in left] == ["interrupted"]
+
+    resumed = run(config(batch_size=20), Reporter(progress=count))
+
+    assert min(made) == 60
+    assert resumed.record.status == "complete"
+    assert resumed.record.manifest == whole.record.manifest
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_cut_off_cache_file_is_made_again(
+    config: Callable[..., RunConfig], own_cache: Path
+) -> None:
+    first = run(config()).record
+    stored = own_cache / "images" / str(first.generation_key) / "all.npz"
+    stored.write_bytes(stored.read_bytes()[:1000])
+
+    again = run(config(task="race")).record
+
+    assert again.manifest == first.manifest
+
+
+def test_a_failed_run_is_recorded_and_never_found(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("out of luck\nsecond line")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "generate", fail)
+        with pytest.raises(RuntimeError):
+            run(config())
+    (record,) = read_records(tmp_path / "results", pytest.fail)
+    assert record.status == "failed"
+    assert record.error == "RuntimeError: out of luck"
+
+    assert not run(config()).found
+
+
+def test_other_images_of_the_same_configuration_are_reported(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    first = run(config())
+    text = first.path.read_text()
+    digest = first.record.manifest[0][2]
+    first.path.write_text(text.replace(digest, "0" * 64))
+    warnings: list[str] = []
+
+    run(config(force=True), Reporter(warn=warnings.append))
+
+    assert len(warnings) == 1
+    assert "1 of 100 images differ" in warnings[0]
+
+
+def test_a_damaged_record_is_named_before_the_work_and_kept(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run(config()).path
+    path.write_text("{")
+    monkeypatch.setattr(pipeline, "generate", None)
+
+    with pytest.raises(InputError, match=path.name):
+        run(config())
+    assert path.read_text() == "{"
+
+
+def test_the_baseline_is_the_same_question_and_seed(config: Callable[..., RunConfig]) -> None:
+    run(config(seed=1))
+    run(config(task="race"))
+    record = run(config("prompt_append")).record
+    assert baseline_of(record, config().results, pytest.fail) is None
+
+    baseline = run(config()).record
+
+    assert baseline_of(record, config().results, pytest.fail) == baseline
+
+
+def test_evaluate_measures_images_from_a_folder(
+    config: Callable[..., RunConfig], own_cache: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    made = run(config()).record
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(images_of(own_cache, made.generation_key)):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+    arguments: dict[str, Any] = {"dataset": "cartoonfaces", "task": "gender", "name": "mine"}
+
+    outcome = evaluate(folder, results=config().results, **arguments)
+    again = evaluate(folder, results=config().results, **arguments)
+
+    mine = outcome.record
+    assert again.found
+    for name in ("fairness_discrepancy", "frechet_cartoonfaces_balanced", "validity"):
+        assert mine.score(name) == made.score(name)
+    assert mine.groups["gender"] == [
+        {k: v for k, v in row.items() if k in mine.groups["gender"][0]}
+        for row in made.groups["gender"]
+    ]
+    with pytest.raises(InputError, match="at least 100"):
+        (folder / "000.png").unlink()
+        evaluate(folder, results=config().results, **arguments)
+
+
+def test_the_record_is_json_that_anybody_can_read(config: Callable[..., RunConfig]) -> None:
+    outcome = run(config("fairgen", parameters=("iterations=1",)))
+    document = json.loads(outcome.path.read_text())
+
+    assert document["schema"] == 1
+    assert document["config"]["parameters"]["iterations"] == 1
+    assert document["card"]["supervision"] == ["prompts"]
+    assert document["facts"]["hit_matrix"]["groups"] == ["female", "male"]
+    assert np.sum(document["facts"]["hit_matrix"]["counts"]) == document["scores"][0]["n"]
+    assert document["extra_parameters"] > 0
+    assert document["network_calls_per_image"] == 2 * STEPS
