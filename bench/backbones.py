@@ -419,7 +419,11 @@ class GaussianMixture(Backbone):
         return pixels.permute(0, 2, 3, 1).numpy()
 
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
-        """(B, 1, K) log weights of the components that each prompt allows."""
+        """(B, 1, K) log weights of the components that each prompt allows.
+
+        Raises:
+            ContractError: If the words of a prompt allow no component together.
+        """
         if not self.conditional:
             return None
         rows = []
@@ -427,6 +431,8 @@ class GaussianMixture(Backbone):
             allowed = set(range(len(self.means)))
             for word in prompt.split():
                 allowed &= set(self.words.get(word, allowed))
+            if not allowed:
+                raise ContractError(f"no component is allowed by all words of {prompt!r}")
             mask = torch.tensor(
                 [0.0 if k in allowed else -torch.inf for k in range(len(self.means))]
             )

@@ -97,7 +97,7 @@ def parse_target(text: str, task: Task) -> Task:
         return task
     shares: dict[str, float] = {}
     for item in text.split(","):
-        name, equals, value = item.strip().partition("=")
+        name, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             raise InputError(
                 f'--target must be uniform or "{task.groups[0]}=0.5,…"; seen {text!r}'

@@ -77,7 +77,12 @@ class Dataset:
         index = folder / "model_index.json"
         if not index.is_file():
             raise unknown_name("backbone", name, [spec.name for spec in self.backbones])
-        conditional = "text_encoder" in json.loads(index.read_text())
+        try:
+            conditional = "text_encoder" in json.loads(index.read_text())
+        except ValueError:
+            raise InputError(
+                f"{index} isn't JSON; give --backbone a folder made by save_pretrained"
+            ) from None
         sampling = SamplingConfig(steps=25, guidance=7.5 if conditional else 1.0)
         return BackboneSpec(folder.name, folder, conditional, sampling, f"pipeline at {folder}")
 
@@ -135,13 +140,6 @@ CARTOONFACES = Dataset(
             True,
             SamplingConfig(steps=25, guidance=3.0),
             "tiny StableDiffusionPipeline, text-to-image; understands roles and attribute words",
-        ),
-        BackboneSpec(
-            "cartoonfaces-ddpm",
-            ASSETS / "backbones" / "cartoonfaces-ddpm",
-            False,
-            SamplingConfig(steps=25, guidance=1.0),
-            "tiny unconditional UNet2DModel in pixel space",
         ),
     ),
 )

@@ -243,7 +243,10 @@ def _blank_record(plan: Plan, key: str, generation_key: str, config: Mapping[str
 
 
 def _plain_card(card: MethodCard) -> dict[str, Any]:
-    return asdict(card) | {"supervision": sorted(card.supervision)}
+    return asdict(card) | {
+        "supervision": sorted(card.supervision),
+        "deviations": list(card.deviations),
+    }
 
 
 def _now() -> str:

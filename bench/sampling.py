@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Prediction
+from fairbench.errors import ContractError
 from fairbench.types import Request, Samples, SamplingConfig
 
 __all__ = ["DDIMSampler", "Denoiser", "Stream", "ddim", "gaussian", "generator", "indicator_rng"]
@@ -74,6 +75,9 @@ def ddim(
         (B, C, h, w) float32 clean latents, or those of the step it stopped at.
 
     Source: Song et al. 2021, Denoising diffusion implicit models, arXiv 2010.02502, eq. 12 and 16.
+        Three choices where diffusers offers several: a step goes to the next timestep of the list;
+        the last one goes to alpha = 1; where the clean image is clipped, the noise is derived
+        again from it.
     """
     schedule = backbone.schedule
     times = schedule.timesteps(config.steps, config.spacing)
@@ -153,7 +157,13 @@ class DDIMSampler:
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[Request]) -> Samples:
-        """Make one image a request, in network batches."""
+        """Make one image a request, in network batches.
+
+        Raises:
+            ContractError: If there are no requests.
+        """
+        if not requests:
+            raise ContractError("expected at least one request, seen none")
         groups = [self.group(request) for request in requests]
         images, calls = [], []
         width = self.backbone.network_batch
@@ -168,5 +178,6 @@ class DDIMSampler:
             images=np.concatenate(images),
             requested=asked,
             network_calls=np.array(calls, dtype=np.int64),
-            batch_id=np.array([r.image_index for r in requests], dtype=np.int64),
+            # Every image is on its own: no two share an id.
+            batch_id=np.array([r.prompt_index << 32 | r.image_index for r in requests], np.int64),
         )

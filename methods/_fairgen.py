@@ -124,7 +124,8 @@ class AdapterTraining:
             backbone.unet,
             [f"{attribute}={level}" for level in levels],
             rank=method.rank,
-            seed=seed,
+            # Two attributes must not start from the same directions.
+            seed=int.from_bytes(hashlib.sha256(f"{seed} {attribute}".encode()).digest()[:6]),
         )
         self.optimizer = torch.optim.AdamW(
             self.bank.parameters(), lr=method.learning_rate, weight_decay=0.0

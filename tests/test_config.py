@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from fairbench import cache, registry
-from fairbench.cache import atomic_write, cache_folder, load_arrays, remove, save_arrays
+from fairbench.cache import cache_folder, load_arrays, remove, save_arrays
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.datasets import get_dataset
 from fairbench.devices import peak_memory_mib, resolve_device, resolve_dtype
 from fairbench.errors import ContractError, InputError
+from fairbench.files import atomic_write
 from fairbench.registry import get_method, make_method, method_names, parameters_of
 from fairbench.types import MethodCard, SamplingConfig
 

@@ -248,8 +248,8 @@ def test_evaluate_measures_images_from_a_folder(
         {k: v for k, v in row.items() if k in mine.groups["gender"][0]}
         for row in made.groups["gender"]
     ]
+    (folder / "000.png").unlink()
     with pytest.raises(InputError, match="at least 100"):
-        (folder / "000.png").unlink()
         evaluate(folder, results=config().results, **arguments)
 
 

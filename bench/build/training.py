@@ -37,8 +37,10 @@ class TrainingRun:
     def __init__(self, path: Path, module: nn.Module, steps: int, lr: float, decay: float) -> None:
         self.path, self.module, self.steps, self.lr = path, module, steps, lr
         self.parameters = list(module.parameters())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=1e-2)
-        self.ema = EMAModel(self.parameters, decay=decay, use_ema_warmup=True, power=0.75)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=1e-2, fused=True)
+        self.ema = EMAModel(
+            self.parameters, decay=decay, use_ema_warmup=True, power=0.75, foreach=True
+        )
         self.step, self.elapsed = 0, 0.0
         if path.exists():
             saved = torch.load(path, weights_only=True)
