@@ -62,7 +62,7 @@ class Schedule:
     def _alpha_squared(self, t: Tensor | float) -> Tensor:
         # Between integers log SNR is interpolated, in which both alpha and sigma are smooth; the
         # two neighbours of an integer are itself, so that the table's own values come back.
-        at = torch.as_tensor(t, dtype=torch.float64).cpu()
+        at = torch.as_tensor(t).cpu().double()  # on the CPU first: MPS has no float64
         low = at.floor().clamp(0, len(self) - 1).long()
         high = at.ceil().clamp(0, len(self) - 1).long()
         table = torch.logit(self.alphas_cumprod)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import functools
+import io
 import json
 import sys
 import tempfile
@@ -23,7 +26,8 @@ from fairbench.config import RunConfig
 from fairbench.errors import FairbenchError, InputError
 
 if TYPE_CHECKING:
-    from fairbench.pipeline import Outcome, Reporter
+    from fairbench.generation import Reporter
+    from fairbench.pipeline import Outcome
     from fairbench.records import Record
 
 __all__ = ["app", "main"]
@@ -36,6 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+ENVIRONMENT = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+"""Failures of a disk or of rights to it: the user's environment, not this program."""
 
 
 class Kind(StrEnum):
@@ -151,7 +159,7 @@ def evaluate(
 ) -> None:
     """Measure images made elsewhere."""
     with _guarded(debug):
-        from fairbench.pipeline import evaluate as evaluate_folder
+        from fairbench.evaluating import evaluate as evaluate_folder
 
         with _reporting() as reporter:
             outcome = evaluate_folder(
@@ -189,6 +197,16 @@ def leaderboard(
         rows = leaderboards.rows(
             read_records(results, _warn), dataset=dataset, task=task, warn=_warn
         )
+        if not rows:
+            asked = " and ".join(
+                f"{kind} {name!r}"
+                for kind, name in (("data set", dataset), ("task", task))
+                if name
+            )
+            raise InputError(
+                f"{results} holds no complete record{' of ' + asked if asked else ''}; "
+                "make one with fairbench run"
+            )
         if format_ is Format.TABLE:
             if output is not None:
                 raise InputError("--output needs --format csv, markdown or json")
@@ -262,6 +280,9 @@ def doctor(
 
 def main() -> None:
     """Entry point of the ``fairbench`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")  # a pipe on Windows couldn't carry an arrow
     app()
 
 
@@ -275,7 +296,10 @@ def _guarded(debug: bool) -> Iterator[None]:
             traceback.print_exc()
         _exit(f"fairbench: {_one_line(error)}", 2)
     except KeyboardInterrupt:
-        _exit("fairbench: interrupted; the same command goes on where this one stopped", 130)
+        _exit(
+            "fairbench: interrupted; the same command without --force goes on where this stopped",
+            130,
+        )
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:
@@ -284,6 +308,12 @@ def _guarded(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+            _exit(
+                f"fairbench: {error.filename or 'a file'}: {error.strerror}; check the disk and "
+                "the rights, or choose other folders by --results and FAIRBENCH_CACHE",
+                2,
+            )
         log = _write_log()
         _exit(
             f"fairbench: internal failure: {type(error).__name__}: {_one_line(error)} "
@@ -321,6 +351,7 @@ def _seeds(seed: int | None, seeds: str | None) -> list[int]:
     return values
 
 
+@functools.cache  # a damaged record is met several times in one run, and named once
 def _warn(line: str) -> None:
     print(f"fairbench: warning: {line}", file=sys.stderr)
 
@@ -345,11 +376,11 @@ def _reporting() -> Iterator[Reporter]:
         TimeRemainingColumn,
     )
 
-    from fairbench.pipeline import Reporter
+    from fairbench.generation import Reporter
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Reporter(warn=_warn)
+        yield Reporter(note=lambda line: print(line, file=sys.stderr), warn=_warn)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -369,8 +400,8 @@ def _reporting() -> Iterator[Reporter]:
 
         yield Reporter(
             progress=progress,
-            note=lambda line: console.print(line, highlight=False),
-            warn=lambda line: console.print(f"warning: {line}", highlight=False),
+            note=lambda line: console.print(line, markup=False, highlight=False),
+            warn=lambda line: console.print(f"warning: {line}", markup=False, highlight=False),
         )
 
 
@@ -439,9 +470,10 @@ def _print_outcome(outcome: Outcome, baseline: Record | None) -> None:
             f"found a record of this run, nothing computed (--force computes again): "
             f"{outcome.path}",
             soft_wrap=True,
+            markup=False,
         )
     console.print(summary(outcome.record, baseline))
     picture = outcome.path.with_suffix(".png")
-    console.print(f"record   {outcome.path}", soft_wrap=True, highlight=False)
+    console.print(f"record   {outcome.path}", soft_wrap=True, highlight=False, markup=False)
     if picture.is_file():
-        console.print(f"picture  {picture}", soft_wrap=True, highlight=False)
+        console.print(f"picture  {picture}", soft_wrap=True, highlight=False, markup=False)

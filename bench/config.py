@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairbench.errors import InputError
 from fairbench.types import SamplingConfig, Task
 
-__all__ = ["MINIMUM_IMAGES", "RunConfig", "check_writable", "parse_target", "silent"]
+__all__ = ["MINIMUM_IMAGES", "Progress", "RunConfig", "check_writable", "parse_target", "silent"]
 
 MINIMUM_IMAGES = 100
 """Below this a share's 95 % interval is wider than ±10 points."""
+
+
+Progress = Callable[[str, int, int], None]
+"""``progress(what, done, total)``: called often, cheap."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -113,8 +118,12 @@ def parse_target(text: str, task: Task) -> Task:
     return task.with_target(shares)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str) -> None:
     """Make a folder and try a file in it.
+
+    Args:
+        folder: The folder.
+        option: What the user chooses it by.
 
     Raises:
         InputError: If it can't be made or written to.
@@ -126,5 +135,5 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(
-            f"--results {folder} can't be written to: {reason}; choose another folder"
+            f"{option} {folder} can't be written to: {reason}; choose another folder"
         ) from None

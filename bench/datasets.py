@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fairbench import cartoonfaces
-from fairbench.errors import InputError, unknown_name
+from fairbench.errors import AssetError, InputError, unknown_name
 from fairbench.types import Prompt, SamplingConfig, Task
 
 __all__ = ["DATASETS", "BackboneSpec", "Dataset", "get_dataset"]
@@ -35,6 +35,33 @@ class BackboneSpec:
     conditional: bool
     sampling: SamplingConfig
     title: str
+
+    def image_size(self) -> int:
+        """Pixels a side of its images, from its configuration files alone.
+
+        Raises:
+            AssetError: If the folder is no diffusers pipeline with a U-Net.
+        """
+        try:
+            unet = json.loads((self.folder / "unet" / "config.json").read_text())
+            vae = self.folder / "vae" / "config.json"
+            levels = json.loads(vae.read_text())["block_out_channels"] if vae.is_file() else [1]
+            size = int(unet["sample_size"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AssetError(
+                f"backbone {self.name}: expected a diffusers pipeline with a square U-Net at "
+                f"{self.folder}, seen {type(error).__name__}: {error}; give --backbone a folder "
+                "made by save_pretrained"
+            ) from None
+        return size * 2 ** (len(levels) - 1)
+
+    def expected_sha256(self) -> str | None:
+        """Hash that its weights had when they were trained; None for a folder of the user's."""
+        path = self.folder / "training.json"
+        if not path.is_file():
+            return None
+        recorded: str | None = json.loads(path.read_text()).get("weights_sha256")
+        return recorded
 
 
 @dataclass(frozen=True)
@@ -73,7 +100,7 @@ class Dataset:
         for spec in self.backbones:
             if spec.name == name:
                 return spec
-        folder = Path(name)
+        folder = Path(name).resolve()
         index = folder / "model_index.json"
         if not index.is_file():
             raise unknown_name("backbone", name, [spec.name for spec in self.backbones])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from fairbench.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["peak_memory_mib", "resolve_device", "resolve_dtype"]
+__all__ = ["begin_run", "peak_memory_mib", "resolve_device", "resolve_dtype"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -23,10 +22,10 @@ def resolve_device(name: str) -> torch.device:
     """
     import torch
 
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "auto" and torch.cuda.is_available():
+        name = "cuda"
+    elif name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
         raise InputError(f"--device must be auto, cpu, cuda, cuda:N or mps; seen {name!r}")
     device = torch.device(name)
@@ -42,10 +41,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format that ``--dtype`` names; ``auto`` is bfloat16 on CUDA, else float32.
+    """The number format that ``--dtype`` names; ``auto`` is float32.
 
-    A CPU without bfloat16 units runs bfloat16 ten times slower than float32, so that ``auto``
-    never picks it there.
+    So records of different machines can be compared. Ask for bfloat16 where it is quick: a CPU
+    without bfloat16 units runs it ten times slower than float32.
 
     Raises:
         InputError: If the name is none of auto, float32, bfloat16 or the device lacks it.
@@ -54,19 +53,37 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name not in ("auto", "float32", "bfloat16"):
         raise InputError(f"--dtype must be auto, float32 or bfloat16; seen {name!r}")
-    cuda_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    if name == "auto":
-        return torch.bfloat16 if cuda_bfloat16 else torch.float32
-    if name == "bfloat16" and device.type == "cuda" and not cuda_bfloat16:
+    if name != "bfloat16":
+        return torch.float32
+    cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" and not cuda:
         raise InputError(f"--dtype bfloat16 isn't supported by {device}; use float32")
-    return torch.float32 if name == "float32" else torch.bfloat16
+    return torch.bfloat16
+
+
+def begin_run(device: torch.device) -> None:
+    """Start a new count of peak memory, and compute float32 as float32.
+
+    CUDA's convolutions round to TF32 by default, and another machine would see other numbers.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory this process has held so far: of the GPU if there is one, else of the host."""
+    """Most memory held: of the GPU in this run if there is one, else of the process so far."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -143,6 +143,7 @@ def _verified() -> Iterator[Finding]:
     for dataset in DATASETS.values():
         for spec in dataset.backbones:
             if spec.folder.is_dir():
-                yield Finding(
-                    f"weights {spec.name}", True, f"sha256 {weights_sha256(spec.folder)[:16]}…"
-                )
+                seen = weights_sha256(spec.folder)
+                ok = seen == spec.expected_sha256()
+                found = f"sha256 {seen[:16]}…, {'as' if ok else 'not as'} trained"
+                yield Finding(f"weights {spec.name}", ok, found, _unless(ok, REINSTALL))

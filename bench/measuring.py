@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.cache import load_arrays, save_arrays
+from fairbench.config import Progress
 from fairbench.errors import ContractError
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Instruments", "Measurements", "image_sha256", "load_instruments", "measure"]
 
 CHUNK = 512
+LAYOUT = 1
+"""Raised whenever the stored arrays have other names or meanings."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def measure(
     images: NDArray[np.uint8],
     instruments: Instruments,
     cache: Path,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Measurements:
     """Read every image once with every instrument, or take it from the cache.
 
@@ -93,7 +96,8 @@ def measure(
     """
     if len(images) == 0:
         raise ContractError("expected at least one image to measure, seen none")
-    content = "\n".join([*image_sha256(images), *map(str, sorted(instruments.hashes().items()))])
+    weights = map(str, sorted(instruments.hashes().items()))
+    content = "\n".join([f"layout {LAYOUT}", *image_sha256(images), *weights])
     path = cache / "measurements" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.npz"
     arrays = load_arrays(path)
     if arrays is None:
@@ -110,7 +114,7 @@ def measure(
 def _measured(
     images: NDArray[np.uint8],
     instruments: Instruments,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, NDArray[np.float32]]:
     parts: dict[str, list[NDArray[np.float32]]] = {}
     for start in range(0, len(images), CHUNK):

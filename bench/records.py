@@ -216,29 +216,20 @@ def read_record(path: Path) -> Record:
         raise _damaged(path, error) from error
 
 
-def find_record(
-    results: Path, dataset: str, method: str, key: str, warn: Callable[[str], None]
-) -> Record | None:
-    """The complete record of a run, if there is one.
+def find_record(path: Path) -> Record | None:
+    """The complete record at `path`, None if there is none.
 
-    Args:
-        results: Folder of all records.
-        dataset: Name of the data set.
-        method: Name of the method.
-        key: Run key.
-        warn: Told in one line if there is a file that can't be used.
+    Raises:
+        RecordError: If what lies there can't be read or is another run's; so it is named before
+            the work that would end in not being able to write it.
     """
-    path = record_path(results, dataset, method, key)
     if not path.exists():
         return None
-    try:
-        record = read_record(path)
-    except RecordError as error:
-        warn(str(error))
-        return None
-    if record.key != key:
-        warn(f"{path}: expected run key {key}, seen {record.key}; move the file away")
-        return None
+    record = read_record(path)
+    if record.key != path.stem:
+        raise RecordError(
+            f"{path}: expected run key {path.stem}, seen {record.key}; move the file away"
+        )
     return record if record.status == "complete" else None
 
 

@@ -60,7 +60,6 @@ def ddim(
     config: SamplingConfig,
     *,
     observe: Callable[[Tensor, int], None] | None = None,
-    stop_after: int | None = None,
 ) -> Tensor:
     """Follow the DDIM trajectory of each request.
 
@@ -70,9 +69,8 @@ def ddim(
         requests: B images.
         config: Steps, spacing and eta; its guidance is the denoiser's business.
         observe: Called with x_t (B, C, h, w) and t before each step.
-        stop_after: Leave after that many steps, with x at the next timestep.
     Returns:
-        (B, C, h, w) float32 clean latents, or those of the step it stopped at.
+        (B, C, h, w) float32 clean latents.
 
     Source: Song et al. 2021, Denoising diffusion implicit models, arXiv 2010.02502, eq. 12 and 16.
         Three choices where diffusers offers several: a step goes to the next timestep of the list;
@@ -84,9 +82,7 @@ def ddim(
     starts = [generator(request, Stream.INITIAL_NOISE) for request in requests]
     x = gaussian(starts, backbone.latent_shape, backbone.device)
     noises = [generator(request, Stream.SAMPLER_NOISE) for request in requests]
-    for step, (t, following) in enumerate(zip(times, [*times[1:], None], strict=True)):
-        if step == stop_after:
-            break
+    for t, following in zip(times, [*times[1:], None], strict=True):
         if observe is not None:
             observe(x, t)
         predicted = denoise(x, t).clipped(schedule.clip)

@@ -364,10 +364,15 @@ class _Scoring:
             row["kernel"] = None
             if size >= GROUP_MINIMUM:
                 found = kernel_distance(x, y, subsets=20, subset_size=size, seed=0)
-                row["kernel"] = {"value": found.value, "low": found.low, "high": found.high}
+                ends = {"low": found.low, "high": found.high, "n": len(x)}
+                row["kernel"] = {"value": found.value, **ends}
             if right is not None:
                 among = right[mine[self.valid]]
-                row["prompt_accuracy"] = float(among.mean()) if len(among) else None
+                row["prompt_accuracy"] = None
+                if len(among):
+                    low, high = wilson_interval(int(among.sum()), len(among))
+                    ends = {"low": low, "high": high, "n": len(among)}
+                    row["prompt_accuracy"] = {"value": float(among.mean()), **ends}
 
     def facts(self) -> dict[str, Any]:
         """The hit matrix, counts of valid images: rows requested, columns measured groups."""

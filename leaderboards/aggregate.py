@@ -24,7 +24,9 @@ UNRANKED = "–"
 
 # What a method may choose for itself. Two rows may differ in these and still be compared; in
 # everything else that the run key hashes over, they may not.
-_OWN = frozenset({"method", "version", "parameters", "preset", "batch_size", "seed"})
+_OWN = frozenset(
+    {"method", "version", "parameters", "preset", "batch_size", "seed", "evaluated", "images"}
+)
 # The stage of `Record.seconds` in which images are made; training and scoring are others.
 _SAMPLING_STAGE = "generate"
 

@@ -99,12 +99,12 @@ class AdapterBank(nn.Module):
         spread = gates.to(down).repeat_interleave(self.rank, dim=1)[:, None]
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            rows = len(spread)
-            coded = args[0][:rows].to(down.dtype) @ down.T * spread
-            change: Tensor = (coded @ up).to(output.dtype)
-            if rows == len(output):
-                return output + change
-            return torch.cat([output[:rows] + change, output[rows:]])
+            # Gate 0 for the rows that fill up a batch: the product keeps the batch's own shape,
+            # since kernels round differently for another one.
+            full = nn.functional.pad(spread, (0, 0, 0, 0, 0, len(output) - len(spread)))
+            coded = args[0].to(down.dtype) @ down.T * full
+            changed: Tensor = output + (coded @ up).to(output.dtype)
+            return changed
 
         return add
 
@@ -123,7 +123,8 @@ class AdapterBank(nn.Module):
         with torch.no_grad():
             for name, layer in self._layers.items():
                 base = layer.weight.data
-                pairs[name] = (base, base + self.delta(name, weights).to(base.dtype))
+                changed = base.float() + self.delta(name, weights)
+                pairs[name] = (base, changed.to(base.dtype))
         return pairs
 
     @contextmanager

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Prediction
 from fairbench.errors import ContractError
+from fairbench.files import atomic_write
 from fairbench.methods._adapters import AdapterBank
 from fairbench.methods._indicator import Indicator
 from fairbench.sampling import DDIMSampler, Denoiser, Stream, ddim
@@ -139,7 +140,8 @@ class AdapterTraining:
         """Hash of everything that the trained adapters depend on."""
         parameters = asdict(self.method)
         content = {
-            "what": "fairgen adapters 1",
+            "what": "fairgen adapters",
+            "version": self.method.version,
             "backbone": self.backbone.weights_sha256,
             "parameters": {name: parameters[name] for name in TRAINING_PARAMETERS},
             "attribute": self.attribute,
@@ -255,11 +257,9 @@ class AdapterTraining:
             self.losses.append(self.step())
             preparation.progress(what, self.iteration, self.method.iterations)
         self.seconds = time.monotonic() - started
-        folder.mkdir(parents=True, exist_ok=True)
-        part = finished.with_suffix(".part")
         facts = {"seconds": self.seconds, "normalised_loss": self.normalised_loss}
-        save_file(self.bank.state_dict(), part, metadata={"facts": json.dumps(facts)})
-        part.replace(finished)
+        with atomic_write(finished) as file:
+            file.write(save(self.bank.state_dict(), metadata={"facts": json.dumps(facts)}))
         unfinished.unlink(missing_ok=True)
 
     @property
@@ -282,8 +282,6 @@ class AdapterTraining:
         return True
 
     def _checkpoint(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
         state = {
             "bank": self.bank.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -291,8 +289,8 @@ class AdapterTraining:
             "seconds": self.seconds,
             "losses": self.losses,
         }
-        torch.save(state, part)
-        part.replace(path)
+        with atomic_write(path) as file:
+            torch.save(state, file)
 
     def _resume(self, path: Path) -> None:
         try:

@@ -81,11 +81,13 @@ class FairGen:
         role="method",
         trains=True,
         deviations=(
-            "Trained on a list of neutral prompts; the released configurations use the empty one.",
-            "Adapters act in the conditional branch of guidance; the release uses both branches.",
-            "One indicator draw an image; the release draws once a prompt.",
-            "Trajectories are kept for several steps and all timesteps on them are used; the "
-            "release rolls out anew for every step.",
+            "By default trained on a list of neutral prompts, with adapters in the conditional "
+            "branch of guidance and one indicator draw an image; the release uses the empty "
+            "prompt, both branches and one draw a prompt (preset as_released).",
+            "150 steps of 64 images at learning rate 1e-2 with cosine decay; the release takes "
+            "3,000 steps of one image at 1e-4 with warm-up and restarts.",
+            "Trajectories have the sampler's own steps, are kept for 25 optimiser steps, and all "
+            "timesteps on them are used; the release rolls out 30 steps anew for every step.",
             "Several attributes are summed; the release enables one adapter at a time.",
         ),
     )

@@ -33,7 +33,7 @@ class PromptAppend:
         family="prompting",
         supervision=frozenset({"prompts"}),
         role="control",
-        ranked=True,
+        ranked=False,
     )
     version: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

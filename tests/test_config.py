@@ -126,8 +126,7 @@ def test_tasks_have_their_groups_and_prompts():
 
 def test_backbones_are_found_by_name_or_folder(tmp_path):
     assert DATASET.backbone(None).name == "cartoonfaces-sd"
-    assert not DATASET.backbone("cartoonfaces-ddpm").conditional
-    refused(lambda: DATASET.backbone("cartoonfaces-dppm"), "did you mean cartoonfaces-ddpm")
+    refused(lambda: DATASET.backbone("cartoonfaces-ds"), "did you mean cartoonfaces-sd")
     refused(lambda: DATASET.backbone(str(tmp_path)), "unknown backbone")
     index = tmp_path / "model_index.json"
     index.write_text('{"unet": ["diffusers", "UNet2DModel"]}')
@@ -379,10 +378,11 @@ def test_number_formats_follow_the_device(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert resolve_dtype("auto", cpu) is torch.float32
     assert resolve_dtype("bfloat16", cpu) is torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert resolve_dtype("auto", cuda) is resolve_dtype("bfloat16", cuda) is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **kinds: True)
+    assert resolve_dtype("auto", cuda) is torch.float32
+    assert resolve_dtype("bfloat16", cuda) is torch.bfloat16
     assert resolve_dtype("float32", cuda) is torch.float32
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **kinds: False)
     assert resolve_dtype("auto", cuda) is torch.float32
     refused(lambda: resolve_dtype("bfloat16", cuda), "isn't supported by cuda", "float32")
     refused(lambda: resolve_dtype("float16", cpu), "--dtype", "'float16'")
@@ -398,16 +398,16 @@ def test_peak_memory_is_in_mib():
 
 def test_a_writable_folder_is_made_and_left_empty(tmp_path):
     folder = tmp_path / "a" / "b"
-    check_writable(folder)
-    check_writable(folder)
+    check_writable(folder, "--results")
+    check_writable(folder, "--results")
     assert list(folder.iterdir()) == []
 
 
 def test_a_file_in_the_way_is_an_input_error(tmp_path):
     file = tmp_path / "results"
     file.write_text("mine")
-    refused(lambda: check_writable(file), f"--results {file} can't", "File exists")
-    refused(lambda: check_writable(file / "sub"), "Not a directory", "another folder")
+    refused(lambda: check_writable(file, "--results"), f"--results {file} can't", "File exists")
+    refused(lambda: check_writable(file / "sub", "--results"), "Not a directory", "another folder")
     assert file.read_text() == "mine"
 
 
@@ -415,8 +415,8 @@ def test_a_file_in_the_way_is_an_input_error(tmp_path):
 def test_a_read_only_folder_is_an_input_error(tmp_path):
     tmp_path.chmod(0o500)
     try:
-        refused(lambda: check_writable(tmp_path), "Permission denied")
-        refused(lambda: check_writable(tmp_path / "sub"), "Permission denied")
+        refused(lambda: check_writable(tmp_path, "--results"), "Permission denied")
+        refused(lambda: check_writable(tmp_path / "sub", "--results"), "Permission denied")
     finally:
         tmp_path.chmod(0o700)
 
@@ -426,7 +426,7 @@ def test_a_read_only_file_system_is_an_input_error(tmp_path, monkeypatch):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(kwargs["dir"]))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", fail)
-    refused(lambda: check_writable(tmp_path), "Read-only file system")
+    refused(lambda: check_writable(tmp_path, "--results"), "Read-only file system")
 
 
 def test_cache_folder_follows_the_environment(tmp_path, monkeypatch):

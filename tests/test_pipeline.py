@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from fairbench import pipeline
+from fairbench import backbones, generation, pipeline
 from fairbench.config import RunConfig
-from fairbench.errors import InputError
-from fairbench.pipeline import Reporter, baseline_of, evaluate, run
+from fairbench.errors import AssetError, InputError
+from fairbench.evaluating import evaluate
+from fairbench.generation import Reporter
+from fairbench.pipeline import baseline_of, run
 from fairbench.records import read_record, read_records
 
 STEPS = 8
@@ -95,7 +98,7 @@ def test_tasks_that_need_the_same_images_share_them(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gender = run(config(task="gender")).record
-    monkeypatch.setattr(pipeline, "_prepared", None)  # generating again would fail
+    monkeypatch.setattr(generation, "_prepared", None)  # generating again would fail
 
     race = run(config(task="race")).record
 
@@ -264,3 +267,77 @@ def test_the_record_is_json_that_anybody_can_read(config: Callable[..., RunConfi
     assert np.sum(document["facts"]["hit_matrix"]["counts"]) == document["scores"][0]["n"]
     assert document["extra_parameters"] > 0
     assert document["network_calls_per_image"] == 2 * STEPS
+
+
+def test_a_pipeline_of_another_image_size_is_refused_before_anything_is_loaded(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "large"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "vae").mkdir()
+    (folder / "model_index.json").write_text('{"text_encoder": []}')
+    (folder / "unet" / "config.json").write_text('{"sample_size": 64}')
+    (folder / "vae" / "config.json").write_text('{"block_out_channels": [1, 2, 4, 4]}')
+
+    with pytest.raises(InputError, match="images of 512 pixels"):
+        run(config(backbone=str(folder)))
+    (folder / "unet" / "config.json").write_text('{"sample_size": [64, 64]}')
+    with pytest.raises(AssetError, match="square U-Net"):
+        run(config(backbone=str(folder)))
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_changed_weights_of_a_shipped_backbone_are_refused(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbones, "weights_sha256", lambda folder: "0" * 64)
+
+    with pytest.raises(AssetError, match="reinstall"):
+        run(config())
+
+
+def test_out_of_memory_goes_on_with_smaller_calls_and_says_so(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = backbones.DiffusersBackbone.predict
+
+    def tight(self: backbones.DiffusersBackbone, x: Any, t: Any, context: Any) -> Any:
+        if self.network_batch > 16:
+            raise torch.OutOfMemoryError("too much")
+        return predict(self, x, t, context)
+
+    monkeypatch.setattr(backbones.DiffusersBackbone, "predict", tight)
+    warnings: list[str] = []
+
+    record = run(config(steps=2, guidance=1.0), Reporter(warn=warnings.append)).record
+
+    assert record.facts["network_batch"] == 16
+    assert len(warnings) == 2
+    assert record.status == "complete"
+
+
+def test_images_from_two_places_share_one_table(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from fairbench import leaderboards
+    from fairbench.cartoonfaces import load_split
+
+    images = load_split("evaluation").images
+    for name, part in (("one", images[:N]), ("two", images[N : 2 * N])):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(part):
+            Image.fromarray(np.asarray(image)).save(tmp_path / name / f"{i}.png")
+        evaluate(
+            tmp_path / name,
+            dataset="cartoonfaces",
+            task="race",
+            name=name,
+            results=tmp_path / "results",
+        )
+
+    records = read_records(tmp_path / "results", pytest.fail)
+    rows = leaderboards.rows(records, warn=pytest.fail)
+
+    assert [row.comparable for row in rows] == ["yes", "yes"]

@@ -17,6 +17,7 @@ from fairbench.records import (
     find_record,
     read_record,
     read_records,
+    record_path,
     run_key,
     write_record,
 )
@@ -258,25 +259,23 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_only_complete_records_are_found(tmp_path, make_record):
     record = make_record()
-    where = (tmp_path, "cartoonfaces", "fairgen", record.key)
-    assert find_record(*where, refuse) is None
+    path = record_path(tmp_path, "cartoonfaces", "fairgen", record.key)
+    assert find_record(path) is None
     for status in ("failed", "interrupted"):
         write_record(tmp_path, replace(record, status=status, error="it stopped"))
-        assert find_record(*where, refuse) is None
+        assert find_record(path) is None
     write_record(tmp_path, record)
-    assert find_record(*where, refuse) == record
+    assert find_record(path) == record
 
 
-def test_finding_warns_of_damage_and_of_a_foreign_key(tmp_path, make_record):
-    record = make_record()
-    path = write_record(tmp_path, record)
-    warnings = []
+def test_finding_names_damage_and_a_foreign_key(tmp_path, make_record):
+    path = write_record(tmp_path, make_record())
     edit(path, key="0" * 16)
-    assert find_record(tmp_path, "cartoonfaces", "fairgen", record.key, warnings.append) is None
+    with pytest.raises(RecordError, match="expected run key"):
+        find_record(path)
     path.write_text("{")
-    assert find_record(tmp_path, "cartoonfaces", "fairgen", record.key, warnings.append) is None
-    assert len(warnings) == 2
-    assert all(str(path) in warning for warning in warnings)
+    with pytest.raises(RecordError, match=path.name):
+        find_record(path)
 
 
 def test_reading_a_folder_skips_what_is_no_record(tmp_path, make_record):

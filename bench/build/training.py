@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fairbench.backbones import weights_sha256
 from fairbench.cartoonfaces import DEFAULT_BIAS, load_split
 
 SEED = 0
@@ -118,5 +119,6 @@ def velocity_loss(
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """What the training took, beside the weights."""
+    """What the training took and what came out, beside the weights."""
+    facts = {**facts, "weights_sha256": weights_sha256(folder)}
     (folder / "training.json").write_text(json.dumps({**facts, "seed": SEED}, indent=1) + "\n")

@@ -1,0 +1,255 @@
+"""Making the images of a run: batch by batch, kept in the cache, resumable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench import cartoonfaces
+from fairbench.cache import load_arrays, remove, save_arrays
+from fairbench.config import Progress, RunConfig, silent
+from fairbench.datasets import BackboneSpec, Dataset
+from fairbench.errors import InputError
+from fairbench.types import (
+    Method,
+    MethodCard,
+    Preparation,
+    Request,
+    Sampler,
+    Samples,
+    SamplingConfig,
+    Task,
+    TrainingData,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from fairbench.backbones import Backbone
+
+__all__ = ["Generated", "Plan", "Reporter", "generate", "training_data"]
+
+PER_IMAGE = frozenset({"images", "requested", "network_calls", "seconds"})
+STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Where a run says what it does.
+
+    Attributes:
+        progress: ``progress(what, done, total)``.
+        note: One line that the user should see.
+        warn: One line about something that may be wrong.
+    """
+
+    progress: Progress = silent
+    note: Callable[[str], None] = lambda line: None
+    warn: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration: everything resolved, nothing computed."""
+
+    config: RunConfig
+    dataset: Dataset
+    task: Task
+    backbone: BackboneSpec
+    method: Method
+    preset: str | None
+    sampling: SamplingConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def requests(self) -> list[Request]:
+        """All images of the run, prompt by prompt."""
+        counts = self.images_per_prompt
+        return [
+            Request(prompt, p, i, self.config.seed)
+            for p, prompt in enumerate(self.task.prompts)
+            for i in range(counts[p])
+        ]
+
+    @property
+    def images_per_prompt(self) -> tuple[int, ...]:
+        """Images of each prompt; they differ by at most one."""
+        each, more = divmod(self.config.num_images, len(self.task.prompts))
+        return tuple(each + (p < more) for p in range(len(self.task.prompts)))
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images of a run in the order of its requests, and what they cost."""
+
+    images: NDArray[np.uint8]
+    requested: NDArray[np.int64] | None
+    network_calls: NDArray[np.int64]
+    seconds: float
+    prepare_seconds: float
+    extra_parameters: int
+    facts: Mapping[str, Any]
+
+
+def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
+    """Make the images of a run, batch by batch; what an interrupted run made is kept.
+
+    Args:
+        plan: What to make.
+        key: Generation key.
+        cache: Cache folder.
+        report: Told about progress.
+    """
+    folder = cache / "images" / key
+    whole = folder / "all.npz"
+    if plan.config.force:
+        remove(folder)
+    stored = load_arrays(whole)
+    if stored is not None and stored.keys() >= STORED:
+        report.note(f"images found in the cache ({len(stored['images'])})")
+        return _unpacked(stored)
+    started = time.monotonic()
+    backbone = _backbone(plan)
+    with _method_cache(cache, forced=plan.config.force) as method_cache:
+        sampler = _prepared(plan, backbone, method_cache, report)
+    prepared = time.monotonic() - started
+    requests = plan.requests
+    done = _finished_batches(folder)
+    todo = [request for i, request in enumerate(requests) if i not in done]
+    position = {id(request): i for i, request in enumerate(requests)}
+    size = plan.config.batch_size or backbone.network_batch
+    made = len(requests) - len(todo)
+    for batch in sampler.batches(todo, size):
+        report.progress("generating images", made, len(requests))
+        at = time.monotonic()
+        samples = _sampled(sampler, backbone, batch, report)
+        asked = samples.requested
+        arrays = {
+            "index": np.array([position[id(request)] for request in batch]),
+            "images": samples.images,
+            "requested": np.full(len(batch), -1) if asked is None else asked,
+            "network_calls": samples.network_calls,
+            "seconds": np.array([(time.monotonic() - at) / len(batch)] * len(batch)),
+        }
+        first = int(arrays["index"].min())
+        save_arrays(folder / f"batch-{first:07d}-{len(batch)}.npz", arrays)
+        done |= _rows(arrays)
+        made += len(batch)
+        report.progress("generating images", made, len(requests))
+    arrays = {
+        name: np.stack([done[i][name] for i in range(len(requests))]) for name in sorted(PER_IMAGE)
+    }
+    # What a resumed run prepared again was paid for by the run that trained it.
+    prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
+    arrays["prepare_seconds"] = np.array(prepared)
+    arrays["extra_parameters"] = np.array(sampler.extra_parameters)
+    facts = {**sampler.facts, "network_batch": backbone.network_batch}
+    arrays["facts"] = np.array(json.dumps(facts))
+    save_arrays(whole, arrays)
+    for part in folder.glob("batch-*.npz"):
+        part.unlink(missing_ok=True)
+    return _unpacked(arrays)
+
+
+def _rows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, dict[str, Any]]:
+    """Image index -> its row of every array."""
+    names = [name for name in arrays if name != "index"]
+    return {
+        int(index): {name: arrays[name][row] for name in names}
+        for row, index in enumerate(arrays["index"])
+    }
+
+
+def _finished_batches(folder: Path) -> dict[int, dict[str, Any]]:
+    done: dict[int, dict[str, Any]] = {}
+    for part in sorted(folder.glob("batch-*.npz")):
+        arrays = load_arrays(part)
+        if arrays is not None and arrays.keys() >= PER_IMAGE:
+            done |= _rows(arrays)
+    return done
+
+
+def _unpacked(arrays: Mapping[str, NDArray[Any]]) -> Generated:
+    requested = arrays["requested"]
+    return Generated(
+        images=arrays["images"],
+        requested=None if (requested < 0).any() else requested,
+        network_calls=arrays["network_calls"],
+        seconds=float(arrays["seconds"].sum()),
+        prepare_seconds=float(arrays["prepare_seconds"]),
+        extra_parameters=int(arrays["extra_parameters"]),
+        facts=json.loads(str(arrays["facts"])),
+    )
+
+
+@contextmanager
+def _method_cache(cache: Path, *, forced: bool) -> Iterator[Path]:
+    """Where a method keeps what it trains; a forced run trains anew, then replaces the old."""
+    kept = cache / "trained"
+    if not forced:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(dir=cache) as fresh:
+        yield Path(fresh)
+        shutil.copytree(fresh, kept, dirs_exist_ok=True)
+
+
+def _backbone(plan: Plan) -> Backbone:
+    from fairbench.backbones import load_backbone
+
+    return load_backbone(
+        plan.backbone.name, plan.backbone.folder, device=plan.device, dtype=plan.dtype
+    )
+
+
+def _prepared(plan: Plan, backbone: Backbone, cache: Path, report: Reporter) -> Sampler:
+    preparation = Preparation(
+        seed=plan.config.seed,
+        sampling=plan.sampling,
+        images_per_prompt=plan.images_per_prompt,
+        cache=cache,
+        progress=report.progress,
+    )
+    data = training_data(plan.dataset, plan.method.card)
+    return plan.method.prepare(plan.task, backbone, data, preparation)
+
+
+def _sampled(
+    sampler: Sampler, backbone: Backbone, batch: Sequence[Request], report: Reporter
+) -> Samples:
+    """Sample a batch; out of memory, with half the network batch, which the record says."""
+    import torch
+
+    while True:
+        try:
+            return sampler(batch)
+        except torch.OutOfMemoryError:
+            if backbone.network_batch == 1:
+                raise InputError(
+                    f"{backbone.device} has too little memory for one image of {backbone.name}; "
+                    "free some or choose another --device"
+                ) from None
+            backbone.network_batch //= 2
+            report.warn(f"out of memory: going on with {backbone.network_batch} rows a call")
+
+
+def training_data(dataset: Dataset, card: MethodCard) -> TrainingData:
+    """What a method may learn from: what its card declares, nothing more."""
+    prompts = dataset.prompts if "prompts" in card.supervision else ()
+    if not card.supervision & {"reference-set", "labels"}:
+        return TrainingData(prompts)
+    split = cartoonfaces.load_split("method_reference")
+    part = split.take(np.arange(min(card.reference_images, len(split))))
+    labels = dict(part.labels) if "labels" in card.supervision else None
+    return TrainingData(prompts, part.images, labels)
