@@ -53,7 +53,7 @@ class BackboneSpec:
                 f"{self.folder}, seen {type(error).__name__}: {error}; give --backbone a folder "
                 "made by save_pretrained"
             ) from None
-        return size * 2 ** (len(levels) - 1)
+        return size << (len(levels) - 1)
 
     def expected_sha256(self) -> str | None:
         """Hash that its weights had when they were trained; None for a folder of the user's."""

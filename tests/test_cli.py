@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fairbench.cli import app
 
-QUICK = ("--steps", "8", "--num-images", "100")
+QUICK = ("--steps", "4", "--num-images", "100")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -20,14 +20,23 @@ from fairbench.generation import Reporter
 from fairbench.pipeline import baseline_of, run
 from fairbench.records import read_record, read_records
 
-STEPS = 8
+STEPS = 4
 N = 100
 
 
+@pytest.fixture(scope="session")
+def measured_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Measurements that all tests share, so that the real images are read once."""
+    return tmp_path_factory.mktemp("measurements")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured_before: Path) -> Path:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "measurements").symlink_to(measured_before)
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture
@@ -309,7 +318,7 @@ def test_out_of_memory_goes_on_with_smaller_calls_and_says_so(
     monkeypatch.setattr(backbones.DiffusersBackbone, "predict", tight)
     warnings: list[str] = []
 
-    record = run(config(steps=2, guidance=1.0), Reporter(warn=warnings.append)).record
+    record = run(config(steps=4), Reporter(warn=warnings.append)).record
 
     assert record.facts["network_batch"] == 16
     assert len(warnings) == 2

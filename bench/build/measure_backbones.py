@@ -224,6 +224,7 @@ def model_card(spec: BackboneSpec, bars: Sequence[Bar], by_role: str) -> str:
         for bar in bars
     )
     role_line = f"\nMale share by role prompt (trained): {by_role}.\n" if by_role else ""
+    notes = "".join(f"- {note}\n" for note in facts.get("notes", []))
     return f"""# {spec.name}
 
 {spec.title}. For benchmarking only: it draws cartoons and knows nothing of people.
@@ -233,7 +234,7 @@ def model_card(spec: BackboneSpec, bars: Sequence[Bar], by_role: str) -> str:
 - Trained on {facts["training_images"]} CartoonFaces of the pool split with the default bias:
   male share given role .8 / .9 / .1 / .9 / .8 (person, baseball player, tennis player, football
   player, santa); race white .55, the others .15 each. It has this bias on purpose.
-- Default sampling: DDIM, {sampling.steps} steps, {sampling.spacing} spacing, guidance
+{notes}- Default sampling: DDIM, {sampling.steps} steps, {sampling.spacing} spacing, guidance
   {sampling.guidance:g}.
 
 Measured by `python -m fairbench.build.measure_backbones {spec.name}` (seed {RUN_SEED}, primary

@@ -262,7 +262,7 @@ def main() -> None:
         "out", type=Path, help="folder for the pipeline; OUT.work holds checkpoints"
     )
     parser.add_argument("--vae-steps", type=int, default=3300)
-    parser.add_argument("--unet-steps", type=int, default=10_000)
+    parser.add_argument("--unet-steps", type=int, default=8400)
     arguments = parser.parse_args()
     work = arguments.out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
