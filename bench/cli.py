@@ -18,12 +18,12 @@ import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from fairbench.config import RunConfig
-from fairbench.errors import FairbenchError, InputError
+from fairbench.errors import FairbenchError, InputError, unknown_name
 
 if TYPE_CHECKING:
     from fairbench.generation import Reporter
@@ -41,9 +41,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Choice = TypeVar("Choice", bound=StrEnum)
+
+# Click's, or that of the copy of click that newer typers bring along.
+UsageError: Any = typer.BadParameter.__base__
 
 ENVIRONMENT = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
 """Failures of a disk or of rights to it: the user's environment, not this program."""
+
+INTERRUPTED = "fairbench: interrupted; the same command without --force goes on where this stopped"
 
 
 class Kind(StrEnum):
@@ -185,12 +191,15 @@ def leaderboard(
     results: Results = Path("results"),
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
+    format_: Annotated[
+        str, typer.Option("--format", metavar="|".join(Format), help="How to print.")
+    ] = Format.TABLE.value,
     output: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
     debug: Debug = False,
 ) -> None:
     """Turn records into one table."""
     with _guarded(debug):
+        layout = _choice(Format, "--format", format_)
         from fairbench import leaderboards
         from fairbench.records import read_records
 
@@ -207,17 +216,19 @@ def leaderboard(
                 f"{results} holds no complete record{' of ' + asked if asked else ''}; "
                 "make one with fairbench run"
             )
-        if format_ is Format.TABLE:
+        if layout is Format.TABLE:
             if output is not None:
                 raise InputError("--output needs --format csv, markdown or json")
-            _console().print(leaderboards.to_table(rows))
+            console = _console()
+            console.print(leaderboards.to_table(rows))
+            console.print("all columns: --format markdown, csv or json", highlight=False)
             return
         writers = {
             Format.CSV: leaderboards.to_csv,
             Format.MARKDOWN: leaderboards.to_markdown,
             Format.JSON: leaderboards.to_json,
         }
-        text = writers[format_](rows)
+        text = writers[layout](rows)
         if output is None:
             sys.stdout.write(text)
             return
@@ -231,10 +242,14 @@ def leaderboard(
 
 
 @app.command("list")
-def list_(kind: Kind, json_: Json = False, debug: Debug = False) -> None:
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="|".join(Kind), help="What to list.")],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
     """List what can be chosen."""
     with _guarded(debug):
-        rows = _listing(kind)
+        rows = _listing(_choice(Kind, "kind", kind))
         if json_:
             _print_json(rows)
             return
@@ -283,7 +298,27 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")  # a pipe on Windows couldn't carry an arrow
-    app()
+    try:
+        code = app(prog_name="fairbench", standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except UsageError as error:
+        if not sys.argv[1:]:
+            error.show()  # not an error, but all of the help
+            raise SystemExit(2) from None
+        _exit(f"fairbench: {_usage(error)}", 2)
+    if code == 130:
+        # Ctrl-C before a command was entered or after it was left: older versions of click raise
+        # Abort then, newer ones return this code.
+        _exit(INTERRUPTED, code)
+    raise SystemExit(code)
+
+
+def _usage(error: Any) -> str:
+    """What click has to say about a command line, in one line."""
+    message = " ".join(error.format_message().split()).rstrip(".?")
+    command = error.ctx.command_path if error.ctx else "fairbench"
+    return f"{message[:1].lower()}{message[1:]}; see {command} --help"
 
 
 @contextlib.contextmanager
@@ -296,10 +331,7 @@ def _guarded(debug: bool) -> Iterator[None]:
             traceback.print_exc()
         _exit(f"fairbench: {_one_line(error)}", 2)
     except KeyboardInterrupt:
-        _exit(
-            "fairbench: interrupted; the same command without --force goes on where this stopped",
-            130,
-        )
+        _exit(INTERRUPTED, 130)
     except (typer.Exit, typer.Abort):
         raise
     except BrokenPipeError:
@@ -335,6 +367,13 @@ def _write_log() -> Path:
     with tempfile.NamedTemporaryFile("w", prefix="fairbench-", suffix=".log", delete=False) as log:
         traceback.print_exc(file=log)
     return Path(log.name)
+
+
+def _choice(choices: type[Choice], what: str, name: str) -> Choice:
+    # Left to typer, an enumeration's error would name no near value.
+    if name not in list(choices):
+        raise unknown_name(what, name, choices)
+    return choices(name)
 
 
 def _seeds(seed: int | None, seeds: str | None) -> list[int]:

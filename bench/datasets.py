@@ -168,6 +168,13 @@ CARTOONFACES = Dataset(
             SamplingConfig(steps=25, guidance=3.0),
             "tiny StableDiffusionPipeline, text-to-image; understands roles and attribute words",
         ),
+        BackboneSpec(
+            "cartoonfaces-ddpm",
+            ASSETS / "backbones" / "cartoonfaces-ddpm",
+            False,
+            SamplingConfig(steps=25, guidance=1.0),
+            "tiny unconditional pixel model (UNet2DModel) trained on the same biased images",
+        ),
     ),
 )
 

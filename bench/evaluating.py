@@ -69,7 +69,7 @@ def evaluate(
             f"which prompt made which; choose one of "
             f"{', '.join(t for t in chosen.tasks if '_by_' not in t)}"
         )
-    check_writable(results, "--results")
+    check_writable(record_path(results, chosen.name, name, "key").parent, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     if num_images is not None and num_images < MINIMUM_IMAGES:
         raise InputError(
@@ -103,7 +103,8 @@ def evaluate(
     started = time.monotonic()
     measured = measure(read.images, instruments, cache, report.progress)
     reference, labels = reference_measurements(question, instruments, cache, report.progress)
-    sample = Sample(measured, np.zeros(len(read.images), dtype=np.int64), None)
+    count = len(read.images)
+    sample = Sample(measured, np.zeros(count, dtype=np.int64), None, np.arange(count))
     scores, tables, facts = score_all(
         sample,
         reference,
@@ -151,8 +152,9 @@ def _check_row_name(results: Path, dataset: Dataset, name: str) -> None:
 
 
 def _enough(folder: Path, seen: int, wanted: int | None) -> None:
-    if seen < (wanted or MINIMUM_IMAGES):
+    needed = wanted or MINIMUM_IMAGES
+    if seen < needed:
+        fewer = " or ask for fewer" if needed > MINIMUM_IMAGES else ""
         raise InputError(
-            f"{folder} holds {seen} images, expected at least {wanted or MINIMUM_IMAGES}; add "
-            "images or ask for fewer"
+            f"{folder} holds {seen} images, expected at least {needed}; add images{fewer}"
         )

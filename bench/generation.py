@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Generated", "Plan", "Reporter", "generate", "training_data"]
 
-PER_IMAGE = frozenset({"images", "requested", "network_calls", "seconds"})
+PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seconds"})
 STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
 
 
@@ -96,6 +96,7 @@ class Generated:
     images: NDArray[np.uint8]
     requested: NDArray[np.int64] | None
     network_calls: NDArray[np.int64]
+    batch_id: NDArray[np.int64]
     seconds: float
     prepare_seconds: float
     extra_parameters: int
@@ -140,6 +141,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
             "images": samples.images,
             "requested": np.full(len(batch), -1) if asked is None else asked,
             "network_calls": samples.network_calls,
+            "batch_id": samples.batch_id,
             "seconds": np.array([(time.monotonic() - at) / len(batch)] * len(batch)),
         }
         first = int(arrays["index"].min())
@@ -186,6 +188,7 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]]) -> Generated:
         images=arrays["images"],
         requested=None if (requested < 0).any() else requested,
         network_calls=arrays["network_calls"],
+        batch_id=arrays["batch_id"],
         seconds=float(arrays["seconds"].sum()),
         prepare_seconds=float(arrays["prepare_seconds"]),
         extra_parameters=int(arrays["extra_parameters"]),
@@ -222,7 +225,15 @@ def _prepared(plan: Plan, backbone: Backbone, cache: Path, report: Reporter) -> 
         progress=report.progress,
     )
     data = training_data(plan.dataset, plan.method.card)
-    return plan.method.prepare(plan.task, backbone, data, preparation)
+    import torch
+
+    try:
+        return plan.method.prepare(plan.task, backbone, data, preparation)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{backbone.device} has too little memory to prepare {plan.method.card.name} on "
+            f"{backbone.name}; lower its batch by --param if it has one or use another --device"
+        ) from None
 
 
 def _sampled(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
@@ -123,23 +124,24 @@ class Mixing(nn.Module):
 
 
 class MixerJudge(nn.Module):
-    """The second judge: an MLP-mixer over 4 x 4 patches, without any convolution.
+    """The second judge: an MLP-mixer over overlapping 8 x 8 patches, without a convolution stack.
 
-    Source: Tolstikhin et al., MLP-Mixer, arXiv:2105.01601. Deviation: both hidden layers are
-    twice as wide as their input.
+    Source: Tolstikhin et al., MLP-Mixer, arXiv:2105.01601. Deviations: both hidden layers are
+    twice as wide as their input; patches overlap by half, so that a small feature such as a
+    moustache lies whole in one of them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         width, patches = 80, (SIDE // 4) ** 2
-        self.embedding = nn.Linear(4 * 4 * 3, width)
+        self.embedding = nn.Linear(8 * 8 * 3, width)
         self.layers = nn.Sequential(*(Mixing(patches, width) for _ in range(4)))
         self.norm = nn.LayerNorm(width)
         self.heads = nn.Linear(width, sum(LEVELS))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 32, 32) in [-1, 1] -> (B, 15) logits, attribute after attribute."""
-        patches = functional.pixel_unshuffle(x, 4).flatten(2).transpose(1, 2)
+        patches = functional.unfold(x, 8, padding=2, stride=4).transpose(1, 2)
         y = self.norm(self.layers(self.embedding(patches)))
         logits: Tensor = self.heads(y.mean(1))
         return logits
@@ -167,7 +169,7 @@ class FaceOrNot(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = ResidualTrunk((24, 48, 64))
+        self.trunk = ResidualTrunk((32, 64, 64))
         self.head = nn.Sequential(nn.Linear(64 * 16, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -312,7 +314,8 @@ def load_judge(name: str, device: str = "cpu") -> Judge:
     """
     if name not in JUDGES:
         raise unknown_name("judge", name, JUDGES)
-    module, card = _load(name, JUDGES[name])
+    confusions = (f"held_out.{key}.confusion" for key in (*ATTRIBUTES, "/".join(JOINT)))
+    module, card = _load(name, JUDGES[name], *confusions)
     return Judge(name, module, card, device)
 
 
@@ -326,20 +329,31 @@ def load_encoder(name: str = "cartoonfaces", device: str = "cpu") -> Encoder:
 
 def load_validity(device: str = "cpu") -> ValidityCheck:
     """Load the validity check; argument and errors as for a judge."""
-    module, card = _load("validity", FaceOrNot)
+    module, card = _load("validity", FaceOrNot, "threshold")
     return ValidityCheck(module, card, device)
 
 
-def _load(name: str, architecture: type[Network]) -> tuple[Network, Mapping[str, Any]]:
-    """The network of one card, its weights checked against the sha256 written there."""
+def _load(
+    name: str, architecture: type[Network], *needed: str
+) -> tuple[Network, Mapping[str, Any]]:
+    """The network of one card, its weights checked against the sha256 written there.
+
+    Args:
+        name: The card's file name, without its ending.
+        architecture: Takes the weights.
+        needed: What else the card must hold, as dotted names.
+    """
     path = FOLDER / f"{name}.json"
     try:
         card = json.loads(_read(path))
     except ValueError as error:
         raise AssetError(f"{path}: {error}; reinstall fairbench-diffusion") from error
-    path = FOLDER / card["weights"]["file"]
+    file, expected, *_ = (
+        _entry(card, path, at) for at in ("weights.file", "weights.sha256", *needed)
+    )
+    path = FOLDER / file
     packed = _read(path)
-    digest, expected = hashlib.sha256(packed).hexdigest(), card["weights"]["sha256"]
+    digest = hashlib.sha256(packed).hexdigest()
     if digest != expected:
         raise AssetError(
             f"{path}: sha256 {digest[:8]}…, expected {expected[:8]}…; "
@@ -348,8 +362,23 @@ def _load(name: str, architecture: type[Network]) -> tuple[Network, Mapping[str,
     # On the meta device nothing is initialised: loading must not move torch's global generator.
     with torch.device("meta"):
         module = architecture()
-    module.load_state_dict(load_safetensors(packed), assign=True)
+    try:
+        module.load_state_dict(load_safetensors(packed), assign=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise AssetError(
+            f"{path}: doesn't hold the weights of {architecture.__name__}, so weights and code "
+            "are of different versions; reinstall fairbench-diffusion"
+        ) from error
     return module, MappingProxyType(card)
+
+
+def _entry(card: Any, path: Path, name: str) -> Any:
+    """What a card holds under a dotted name; no name of its own has a dot."""
+    for part in name.split("."):
+        if not isinstance(card, dict) or part not in card:
+            raise AssetError(f"{path}: lacks {name}; reinstall fairbench-diffusion")
+        card = card[part]
+    return card
 
 
 def _read(path: Path) -> bytes:

@@ -73,7 +73,8 @@ def plan_run(config: RunConfig) -> Plan:
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
-    check_writable(config.results, "--results")
+    folder = record_path(config.results, dataset.name, method.card.name, "key").parent
+    check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     from fairbench.devices import resolve_device, resolve_dtype
 
@@ -89,7 +90,6 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
         "method": card.name,
         "version": plan.method.version,
         "parameters": asdict(plan.method),  # type: ignore[call-overload]
-        "backbone": plan.backbone.name,
         "backbone_sha256": backbone_sha256,
         "prompts": [prompt.text for prompt in plan.task.prompts],
         "num_images": plan.config.num_images,
@@ -132,9 +132,10 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
         )
     images_config = generation_config(plan, sha256)
     generation_key = run_key(images_config)
-    full_config = images_config | measuring_config(plan.dataset, plan.task, instruments)
-    full_config["preset"] = plan.preset
-    key = run_key({k: v for k, v in full_config.items() if k != "preset"})
+    key_config = images_config | measuring_config(plan.dataset, plan.task, instruments)
+    key = run_key(key_config)
+    # Names that change nothing: the weights' hash and the parameters stand for them.
+    full_config = key_config | {"backbone": plan.backbone.name, "preset": plan.preset}
     name = plan.method.card.name
     path = record_path(config.results, plan.dataset.name, name, key)
     found = find_record(path)
@@ -229,6 +230,7 @@ def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Report
         measured,
         np.array([request.prompt_index for request in plan.requests]),
         generated.requested,
+        generated.batch_id,
     )
     scores, tables, facts = score_all(
         sample,
@@ -239,6 +241,10 @@ def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Report
         plan.dataset.sensitive,
         instrument_names(instruments),
     )
+    for name, reason in facts.get("not_measured", {}).items():
+        report.warn(
+            f"{name} can't be measured: {reason}; more --steps or a weaker method may help"
+        )
     from fairbench.devices import peak_memory_mib
 
     record = dataclasses.replace(
@@ -332,8 +338,9 @@ def _draw_grid(
     shape = [len(levels) for levels in plan.task.attributes.values()]
     labels = tuple(probabilities[name].argmax(1) for name in plan.task.attributes)
     group = np.ravel_multi_index(labels, shape)
-    rows = {}
-    for k, row in enumerate(record.groups["/".join(plan.task.attributes)]):
+    # Without a valid image there is no table, and the images themselves are what is of interest.
+    rows = {} if measured.valid.any() else {"no valid face": images[:GRID_COLUMNS]}
+    for k, row in enumerate(record.groups.get("/".join(plan.task.attributes), [])):
         mine = images[measured.valid & (group == k)]
         # Spread over the run, so that every prompt is seen.
         spread = np.linspace(0, len(mine) - 1, min(GRID_COLUMNS, len(mine))).astype(int)

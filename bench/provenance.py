@@ -62,12 +62,15 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What a record says about where it was made."""
     import torch
 
+    # Timings and rounding depend on the card, which "cuda" doesn't tell.
+    card = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
         "fairbench": metadata.version(DISTRIBUTION),
         "code": code_version(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
+        **card,
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "packages": package_versions(),

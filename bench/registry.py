@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
@@ -126,8 +127,8 @@ def _parse(key: str, text: str, kind: Any, limits: Mapping[str, Any]) -> Any:
         value = kind(text)
     except ValueError:
         raise wrong from None
-    if value != value or value in (float("inf"), float("-inf")):
-        raise wrong
+    if not math.isfinite(value):
+        raise InputError(f"--param {key} must be a finite number; seen {text!r}")
     if "minimum" in limits and value < limits["minimum"]:
         raise InputError(f"--param {key} must be at least {limits['minimum']}; seen {text}")
     return value

@@ -1,8 +1,9 @@
-"""A record as one table for the terminal."""
+"""A record as one table for the terminal, legible at 80 columns."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from fairbench.records import Record
 from fairbench.types import Score
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["summary"]
 
-ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
+Item = TypeVar("Item")
+
+ARROWS = {"lower": "↓ ", "higher": "↑ ", "neither": "  "}
 
 
 def summary(record: Record, baseline: Record | None) -> RenderableType:
@@ -24,15 +27,16 @@ def summary(record: Record, baseline: Record | None) -> RenderableType:
         baseline: The undebiased backbone's record of the same question, if there is one.
     """
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=_title(record), title_justify="left", box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column(record.method, no_wrap=True)
-    table.add_column("95 % interval", no_wrap=True)
-    table.add_column("target or floor", no_wrap=True)
-    table.add_column("n", justify="right")
+    # Text, not str: rich would read what stands in brackets as markup.
+    table = Table(title=Text(_title(record)), title_justify="left", box=None, pad_edge=False)
+    headers = ["", f"{record.method}\n[95 % interval]", "target\nor floor"]
     if baseline is not None:
-        table.add_column("vanilla", no_wrap=True)
+        headers.append(baseline.method)
+    for header in headers:
+        # What is too wide goes on in the next line; nothing is ever cut off.
+        table.add_column(Text(header), overflow="fold")
     _add_shares(table, record, baseline)
     _add_scores(table, record, baseline)
     _add_costs(table, record, baseline)
@@ -56,66 +60,94 @@ def _title(record: Record) -> str:
     return " · ".join([*parts, f"supervision: {supervision}"])
 
 
+def _add_row(table: Table, *cells: str, style: str = "") -> None:
+    from rich.text import Text
+
+    # Without a baseline the table is a column narrower.
+    table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]), style=style)
+
+
+def _add_heading(table: Table, text: str) -> None:
+    _add_row(table, text, style="bold")
+
+
 def _add_shares(table: Table, record: Record, baseline: Record | None) -> None:
     for name, rows in record.groups.items():
-        if rows[0]["target"] is None or "|" in name:
+        if "|" in name or any(row["target"] is None for row in rows):
             continue
-        table.add_row(f"[bold]share by {name.replace('/', ' × ')}[/]")
-        before = {} if baseline is None else {r["group"]: r for r in baseline.groups.get(name, [])}
-        for row in rows:
-            cells = [
-                f"  {row['group']}",
-                f"{row['share']:.1%}",
-                f"{row['low']:.1%} … {row['high']:.1%}",
-                f"{row['target']:.1%}",
-                str(row["n"]),
-            ]
-            if baseline is not None:
-                other = before.get(row["group"])
-                cells.append("" if other is None else f"{other['share']:.1%}")
-            table.add_row(*cells)
+        others = [] if baseline is None else baseline.groups.get(name, [])
+        before = {row["group"]: f"{row['share']:.1%}" for row in others}
+        for n, same in _by_n(rows, lambda row: int(row["n"])).items():
+            _add_heading(table, f"share by {name.replace('/', ' × ')}, {n} images")
+            for row in same:
+                share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+                group = row["group"]
+                _add_row(table, f"  {group}", share, f"{row['target']:.1%}", before.get(group, ""))
 
 
 def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
-    table.add_row("[bold]scores[/]")
-    for score in record.scores:
-        cells = [
-            f"  {score.name}{ARROWS[score.better]}",
-            _number(score, score.value),
-            "" if score.low is None else _interval(score),
-            "" if score.floor is None else f"floor {score.floor:.3f}",
-            str(score.n),
-        ]
-        if baseline is not None:
-            other = baseline.score(score.name)
-            cells.append("" if other is None else _number(other, other.value))
-        table.add_row(*cells)
+    for n, scores in _by_n(record.scores, lambda score: score.n).items():
+        _add_heading(table, f"scores, {n} images")
+        for score in scores:
+            other = None if baseline is None else baseline.score(score.name)
+            _add_row(
+                table,
+                _label(score),
+                _with_interval(score),
+                "" if score.floor is None else _number(score, score.floor),
+                "" if other is None else _number(other, other.value),
+            )
+
+
+def _by_n(items: Sequence[Item], n: Callable[[Item], int]) -> Mapping[int, list[Item]]:
+    """The items by the number of images they rest on, which is so said once, not in each row."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(n(item), []).append(item)
+    return groups
+
+
+def _scale(score: Score) -> int:
+    # Kernel distances are of the order of 0.001.
+    return 1000 if score.name.startswith("kernel_") else 1
+
+
+def _label(score: Score) -> str:
+    """Such as ``"↓ kernel cartoonfaces balanced ×1000"``."""
+    # Of the attributes' own discrepancies; the ranked one keeps its name.
+    name = score.name.replace("fairness_discrepancy_", "discrepancy_").replace("_", " ")
+    times = f" ×{_scale(score)}" if _scale(score) != 1 else ""
+    return f"{ARROWS[score.better]}{name}{times}"
+
+
+def _with_interval(score: Score) -> str:
+    text = _number(score, score.value)
+    if score.low is None or score.high is None:
+        return text
+    return f"{text} [{_number(score, score.low)}, {_number(score, score.high)}]"
 
 
 def _number(score: Score, value: float) -> str:
-    return f"{value:.1%}" if score.unit == "share" else f"{value:.4g}"
-
-
-def _interval(score: Score) -> str:
-    assert score.low is not None
-    assert score.high is not None
-    return f"{_number(score, score.low)} … {_number(score, score.high)}"
+    if score.unit == "share":
+        return f"{value:.1%}"
+    value *= _scale(score)
+    # As many decimals as the score's own value has, so that its interval doesn't have more.
+    size = abs(score.value * _scale(score))
+    digits = 3 if size < 10 else 2 if size < 100 else 1
+    return f"{value:.{digits}f}"
 
 
 def _add_costs(table: Table, record: Record, baseline: Record | None) -> None:
-    table.add_row("[bold]cost[/]")
-    rows: list[tuple[str, Any]] = [
-        ("  seconds an image", _seconds_an_image),
-        ("  seconds to prepare", lambda r: _plain(r.seconds.get("prepare"))),
-        ("  network calls an image", lambda r: _plain(r.network_calls_per_image)),
-        ("  extra parameters", lambda r: str(r.extra_parameters)),
-        ("  peak memory, MiB", lambda r: f"{r.peak_memory_mib:.0f}"),
+    _add_heading(table, "cost")
+    rows: list[tuple[str, Callable[[Record], str]]] = [
+        ("seconds an image", _seconds_an_image),
+        ("seconds to prepare", lambda r: _plain(r.seconds.get("prepare"))),
+        ("network calls an image", lambda r: _plain(r.network_calls_per_image)),
+        ("extra parameters", lambda r: str(r.extra_parameters)),
+        ("peak memory, MiB", lambda r: f"{r.peak_memory_mib:.0f}"),
     ]
     for label, show in rows:
-        cells = [label, show(record), "", "", ""]
-        if baseline is not None:
-            cells.append(show(baseline))
-        table.add_row(*cells)
+        _add_row(table, f"  {label}", show(record), "", "" if baseline is None else show(baseline))
 
 
 def _seconds_an_image(record: Record) -> str:

@@ -123,6 +123,10 @@ class DDIMSampler:
         """The group the image is to be in, None if the method asks for none."""
         return None
 
+    def batch_id(self, request: Request) -> int:
+        """Equal for images that depend on each other; here every image is on its own."""
+        return request.prompt_index << 32 | request.image_index
+
     def denoiser(
         self, requests: Sequence[Request], groups: Sequence[int | None]
     ) -> tuple[Denoiser, int]:
@@ -174,6 +178,5 @@ class DDIMSampler:
             images=np.concatenate(images),
             requested=asked,
             network_calls=np.array(calls, dtype=np.int64),
-            # Every image is on its own: no two share an id.
-            batch_id=np.array([r.prompt_index << 32 | r.image_index for r in requests], np.int64),
+            batch_id=np.array([self.batch_id(request) for request in requests], np.int64),
         )

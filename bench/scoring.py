@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.errors import ContractError
 from fairbench.measuring import Measurements
 from fairbench.metrics.fairness import (
+    DiscrepancyInterval,
     count_groups,
     discrepancy_interval,
     mean_discrepancy_interval,
@@ -67,11 +67,13 @@ class Sample:
         measured: What the instruments said.
         prompt_index: (N,) index into the task's prompts.
         requested: (N,) index of the group asked for, or None.
+        batch_id: (N,) equal for images that depend on each other.
     """
 
     measured: Measurements
     prompt_index: NDArray[np.int64]
     requested: NDArray[np.int64] | None
+    batch_id: NDArray[np.int64]
 
 
 def score_all(
@@ -93,12 +95,19 @@ def score_all(
         attributes: All attributes that the judges read.
         sensitive: Those whose shares are asked to be fair.
         names: ``judge``, ``second``, ``encoder``: names of the instruments.
-    Raises:
-        ContractError: If no image is valid: there is nothing to take shares of.
+    Shares are taken of valid images. Where there are none, overall or for a prompt of a task that
+    is ranked by prompt, the scores that rest on them are left out and the fact ``not_measured``
+    says why: shares of nothing aren't 0.
     """
     scoring = _Scoring(sample, task, attributes, names)
+    if scoring.n == 0:
+        reason = f"none of {len(scoring.valid)} images is a valid face"
+        missing = {"not_measured": {"fairness_discrepancy": reason}}
+        return (*scoring.quality(reference), scoring.validity()), {}, missing
     tables = scoring.tables(sensitive, reference, reference_labels)
-    scores = [scoring.ranked(), *scoring.discrepancies(sensitive)]
+    ranked = scoring.ranked()
+    scores = [] if ranked is None else [ranked]
+    scores += scoring.discrepancies(sensitive)
     scores += scoring.quality(reference)
     scores += scoring.semantic()
     scores += scoring.judges(sensitive)
@@ -116,10 +125,12 @@ class _Scoring:
         self.sample, self.task, self.attributes, self.names = sample, task, attributes, names
         self.valid = sample.measured.valid
         self.n = int(self.valid.sum())
-        if self.n == 0:
-            raise ContractError(
-                f"none of {len(self.valid)} images is a valid face; shares of nothing aren't 0"
-            )
+        # Name of a discrepancy -> valid images it rests on, by prompt, and the wanted shares: what
+        # its floor over several seeds is computed from.
+        self.fair: dict[str, dict[str, list[Any]]] = {}
+        self.empty_prompts: list[str] = []
+        coupled = len(np.unique(sample.batch_id)) < len(sample.batch_id)
+        self.given = ", given what each batch of dependent images drew" if coupled else ""
         first, second = (sample.measured.probabilities[names[j]] for j in ("judge", "second"))
         self.first, self.second = first, second
         self.labels = {name: first[name].argmax(1) for name in attributes}
@@ -161,39 +172,40 @@ class _Scoring:
         singles: list[tuple[str, ...]] = [(name,) for name in sensitive]
         return [*singles, tuple(sensitive)] if len(sensitive) > 1 else singles
 
-    def ranked(self) -> Score:
+    def ranked(self) -> Score | None:
+        """The discrepancy that rows are ranked by; None if a needed prompt has no valid image."""
+        name = "fairness_discrepancy"
         chosen = tuple(self.task.attributes)
-        source = f"judge {self.names['judge']}, hard labels, valid images"
-        target = self._target(chosen)
         if not self.task.per_prompt:
-            return self._discrepancy("fairness_discrepancy", chosen)
-        counts = np.stack(
-            [self._counts(chosen, self._of_prompt(p)) for p in range(len(self.task.prompts))]
-        )
+            return self._discrepancy(name, chosen)
+        within = [self.prompts == p for p in range(len(self.task.prompts))]
+        self.empty_prompts = [
+            prompt.text
+            for prompt, mine in zip(self.task.prompts, within, strict=True)
+            if not mine.any()
+        ]
+        if self.empty_prompts:
+            return None
+        target = self._target(chosen)
+        counts = np.stack([self._counts(chosen, mine) for mine in within])
         found = mean_discrepancy_interval(counts, target)
-        floor = mean_noise_floor(counts.sum(1), target)
-        return Score(
-            name="fairness_discrepancy",
-            value=found.value,
-            low=found.low,
-            high=found.high,
-            n=self.n,
-            better="lower",
-            interval=found.method,
-            floor=floor,
-            source=f"{source}, mean over {len(counts)} prompts",
+        self.fair[name] = {"n": counts.sum(1).tolist(), "target": target.tolist()}
+        return self._discrepancy_score(
+            name,
+            found,
+            mean_noise_floor(counts.sum(1), target),
+            f", mean over {len(counts)} prompts",
         )
-
-    def _of_prompt(self, prompt: int) -> NDArray[np.bool_]:
-        chosen = self.prompts == prompt
-        if not chosen.any():
-            text = self.task.prompts[prompt].text
-            raise ContractError(f"prompt {text!r} has no valid image; shares of nothing aren't 0")
-        return np.asarray(chosen)
 
     def _discrepancy(self, name: str, chosen: Sequence[str]) -> Score:
         target = self._target(chosen)
         found = discrepancy_interval(self._counts(chosen, np.ones(self.n, dtype=bool)), target)
+        self.fair[name] = {"n": [self.n], "target": target.tolist()}
+        return self._discrepancy_score(name, found, noise_floor_for(target, self.n))
+
+    def _discrepancy_score(
+        self, name: str, found: DiscrepancyInterval, floor: float, over: str = ""
+    ) -> Score:
         return Score(
             name=name,
             value=found.value,
@@ -201,9 +213,9 @@ class _Scoring:
             high=found.high,
             n=self.n,
             better="lower",
-            interval=found.method,
-            floor=noise_floor_for(target, self.n),
-            source=f"judge {self.names['judge']}, hard labels, valid images",
+            interval=f"{found.method}{self.given}",
+            floor=floor,
+            source=f"judge {self.names['judge']}, hard labels, valid images{over}",
         )
 
     def discrepancies(self, sensitive: Sequence[str]) -> list[Score]:
@@ -242,11 +254,13 @@ class _Scoring:
             ),
         ]
 
+    def validity(self) -> Score:
+        source = "validity check, all images"
+        return _share("validity", self.n, len(self.valid), "higher", source)
+
     def semantic(self) -> list[Score]:
         judge = f"judge {self.names['judge']}"
-        scores = [
-            _share("validity", self.n, len(self.valid), "higher", "validity check, all images")
-        ]
+        scores = [self.validity()]
         right = self._right_subject()
         if right is not None:
             source = f"{judge}, valid images"
@@ -313,8 +327,9 @@ class _Scoring:
                 tables[name] = self._table((name,), everything, None)
         if len(self.task.prompts) > 1:
             for p, prompt in enumerate(self.task.prompts):
-                for chosen in self._crossings(sensitive):
-                    rows = self._table(chosen, self._of_prompt(p), self._target(chosen))
+                mine = self.prompts == p
+                for chosen in self._crossings(sensitive) if mine.any() else ():
+                    rows = self._table(chosen, mine, self._target(chosen))
                     tables[f"{'/'.join(chosen)}|{prompt.subject}"] = rows
         return tables
 
@@ -375,13 +390,20 @@ class _Scoring:
                     row["prompt_accuracy"] = {"value": float(among.mean()), **ends}
 
     def facts(self) -> dict[str, Any]:
-        """The hit matrix, counts of valid images: rows requested, columns measured groups."""
-        if self.sample.requested is None:
-            return {}
-        index, groups = self._groups(tuple(self.task.attributes))
-        pairs = self.sample.requested[self.valid] * len(groups) + index[self.valid]
-        matrix = np.bincount(pairs, minlength=len(groups) ** 2).reshape(len(groups), -1)
-        return {"hit_matrix": {"groups": groups, "counts": matrix.tolist()}}
+        """What the floors rest on, what isn't measured, and the hit matrix.
+
+        The hit matrix holds counts of valid images: rows requested, columns measured groups.
+        """
+        facts: dict[str, Any] = {"fair": self.fair}
+        if self.empty_prompts:
+            reason = f"no valid face for {', '.join(map(repr, self.empty_prompts))}"
+            facts["not_measured"] = {"fairness_discrepancy": reason}
+        if self.sample.requested is not None:
+            index, groups = self._groups(tuple(self.task.attributes))
+            pairs = self.sample.requested[self.valid] * len(groups) + index[self.valid]
+            matrix = np.bincount(pairs, minlength=len(groups) ** 2).reshape(len(groups), -1)
+            facts["hit_matrix"] = {"groups": groups, "counts": matrix.tolist()}
+        return facts
 
 
 def _share(name: str, count: Any, n: int, better: Any, source: str) -> Score:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from fairbench.errors import ContractError, InputError
+from fairbench.errors import ContractError, InputError, unknown_name
 from fairbench.prompts import describe
 
 if TYPE_CHECKING:
@@ -106,19 +106,19 @@ class Task:
         """The same task with other wanted shares, by group name; a group left out gets 0.
 
         Raises:
-            InputError: If a name isn't a group of this task or the shares don't sum to 1.
+            InputError: If a name isn't a group of this task, a share is negative or they don't
+                sum to 1.
         """
-        for name in target:
+        for name, share in target.items():
             if name not in self.groups:
+                raise unknown_name("target group", name, self.groups)
+            if share < 0:
                 raise InputError(
-                    f"target names {name!r}, but the groups of task {self.name!r} are "
-                    f"{', '.join(self.groups)}"
+                    f"target shares must be non-negative; that of {name!r} is {share:g}"
                 )
         shares = tuple(float(target.get(group, 0.0)) for group in self.groups)
-        if min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
-            raise InputError(
-                f"target shares must be non-negative and sum to 1; these sum to {sum(shares):g}"
-            )
+        if not abs(sum(shares) - 1) <= 1e-6:
+            raise InputError(f"target shares must sum to 1; these sum to {sum(shares):g}")
         return Task(self.name, self.attributes, self.prompts, shares, self.per_prompt)
 
 

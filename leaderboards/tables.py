@@ -1,4 +1,4 @@
-"""Rows to text: CSV and JSON with everything, Markdown and terminal with the main columns.
+"""Rows to text: CSV and JSON with everything, Markdown with the main columns, terminal with few.
 
 The same rows give the same bytes. Rounding happens here and nowhere earlier.
 """
@@ -19,7 +19,6 @@ from fairbench.records import canonical, plain
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
-    from rich.table import Table
 
 __all__ = ["to_csv", "to_json", "to_markdown", "to_table"]
 
@@ -88,7 +87,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def to_table(rows: Sequence[Row]) -> RenderableType:
-    """The tables of `to_markdown` for the terminal."""
+    """One table a block for a terminal of 80 columns: fewer columns than the other formats."""
     from rich.console import Group
     from rich.text import Text
 
@@ -167,6 +166,7 @@ class _Column:
     header: str
     text: _Text
     is_number: bool = True
+    is_whole: bool = False  # on a terminal, other columns give way to this one
 
 
 def _columns(block: Sequence[Row]) -> list[_Column]:
@@ -206,13 +206,17 @@ def _with_interval(cell: Cell | None, scale: int) -> str:
     if cell is None:
         return _MISSING
     value = cell.value * scale
-    digits = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    digits = _digits(value)
     text = f"{value:.{digits}f}"
     if cell.low is not None and cell.high is not None:
         text += f" [{cell.low * scale:.{digits}f}, {cell.high * scale:.{digits}f}]"
     if cell.floor is not None and cell.at_floor:
         text += f" ≤ floor {cell.floor * scale:.{digits}f}"
     return text
+
+
+def _digits(value: float) -> int:
+    return 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
 
 
 def _significant(value: float | None) -> str:
@@ -235,18 +239,65 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _terminal_table(title: str, block: Sequence[Row]) -> Table:
+def _terminal_columns(block: Sequence[Row]) -> list[_Column]:
+    """The few columns that fit into 80 characters, in lines where that saves space."""
+    names = _score_names(block)
+    plain_scores = [name for name in names if fnmatchcase(name, "frechet_*_balanced")]
+    plain_scores += [name for name in names if name == "validity"]
+    ranked = [name for name in names if name == RANKED_BY]
+    return [
+        _Column("rank", lambda row: row.rank),
+        _Column("method", _method, is_number=False),
+        _Column("seeds\n× n", lambda row: f"{len(row.seeds)} × {row.n:,}"),
+        *(_interval_column(name, block) for name in ranked),
+        *(_value_column(name, plain_scores, block) for name in plain_scores),
+        _Column("calls\n↓", lambda row: _significant(row.network_calls_per_image)),
+    ]
+
+
+def _interval_column(name: str, block: Sequence[Row]) -> _Column:
+    column = _score_column(name, block)
+    return _Column(
+        column.header.replace("_", "\n"),
+        lambda row: column.text(row).replace(" ≤", "\n≤"),
+        is_whole=True,
+    )
+
+
+def _value_column(name: str, shown: Sequence[str], block: Sequence[Row]) -> _Column:
+    first = next(row.scores[name] for row in block if name in row.scores)
+    family = name.partition("_")[0]
+    # One family's name stands for its only column; the other formats show the whole name.
+    alone = sum(other.startswith(family) for other in shown) == 1
+    return _Column(
+        f"{family if alone else name.replace('_', ' ')}\n{_ARROWS[first.better].strip()}",
+        lambda row: _value(row.scores.get(name)),
+    )
+
+
+def _value(cell: Cell | None) -> str:
+    return _MISSING if cell is None else f"{cell.value:.{_digits(cell.value)}f}"
+
+
+def _terminal_table(title: str, block: Sequence[Row]) -> RenderableType:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    columns = _columns(block)
     # Text, not str: rich would read what stands in brackets as markup.
-    table = Table(title=Text(title))
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    columns = _terminal_columns(block)
     for column in columns:
-        # Spaces let headers wrap; folding keeps what is too wide instead of cutting it off.
-        header = column.header.replace("_", " ").replace("/", " / ")
         justify: JustifyMethod = "right" if column.is_number else "left"
-        table.add_column(Text(header), justify=justify, overflow="fold")
+        # Folding keeps what is too wide instead of cutting it off.
+        table.add_column(
+            Text(column.header), justify=justify, overflow="fold", no_wrap=column.is_whole
+        )
     for row in block:
         table.add_row(*(Text(column.text(row)) for column in columns))
-    return table
+    notes = [
+        Text(f"not comparable: {_method(row)}: {row.comparable.removeprefix('no: ')}")
+        for row in block
+        if row.comparable != "yes"
+    ]
+    return Group(table, *notes, Text())

@@ -375,6 +375,11 @@ class FairGenSampler(DDIMSampler):
         """The group that the indicator draws."""
         return self.indicator(request)
 
+    def batch_id(self, request: Request) -> int:
+        """Shared by images for which one draw was made."""
+        shared = self.indicator.batch_id(request)
+        return super().batch_id(request) if shared is None else shared
+
     def batches(self, requests: Sequence[Request], size: int) -> list[list[Request]]:
         """Merged weights serve one group a batch; else consecutive runs."""
         if not self.method.merged:

@@ -59,6 +59,10 @@ class Indicator:
             self.quotas.append(systematic(target, n, rng))
             self.of_prompt.append(int(_group_at(self.ends, rng.random(1))[0]))
 
+    def batch_id(self, request: Request) -> int | None:
+        """The prompt, if one draw serves all its images, so that they depend on each other."""
+        return request.prompt_index if self.kind == "per_prompt" else None
+
     def __call__(self, request: Request) -> int:
         """Index of the group that the image is asked to be in."""
         if self.kind == "per_prompt":

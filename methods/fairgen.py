@@ -89,6 +89,8 @@ class FairGen:
             "Trajectories have the sampler's own steps, are kept for 25 optimiser steps, and all "
             "timesteps on them are used; the release rolls out 30 steps anew for every step.",
             "Several attributes are summed; the release enables one adapter at a time.",
+            "The paper's orthogonality loss between adapters of several attributes is left out: "
+            "its form isn't public and its weight is 0 in every released configuration.",
         ),
     )
     version: ClassVar[int] = 1

@@ -60,6 +60,10 @@ class PromptAppend:
             def group(self, request: Request) -> int:
                 return indicator(request)
 
+            def batch_id(self, request: Request) -> int:
+                shared = indicator.batch_id(request)
+                return super().batch_id(request) if shared is None else shared
+
         return PromptSampler(backbone, preparation.sampling)
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench import cache, registry
+from fairbench import cache, judges, registry
 from fairbench.cache import cache_folder, load_arrays, remove, save_arrays
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.datasets import get_dataset
 from fairbench.devices import peak_memory_mib, resolve_device, resolve_dtype
-from fairbench.errors import ContractError, InputError
+from fairbench.errors import AssetError, ContractError, InputError
 from fairbench.files import atomic_write
+from fairbench.provenance import environment
 from fairbench.registry import get_method, make_method, method_names, parameters_of
 from fairbench.types import MethodCard, SamplingConfig
 
@@ -73,16 +77,19 @@ def test_targets_are_read_by_group_name(name, text, target):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("gender", "woman=0.5,male=0.5", ("'woman'", "female, male")),
-        ("gender", "Female=0.5,male=0.5", ("'Female'",)),
-        ("gender_race", "female=0.5,male=0.5", ("'female'", "female/asian")),
+        ("gender", "woman=0.5,male=0.5", ("unknown target group 'woman'", "known: female, male")),
+        ("gender", "Female=0.5,male=0.5", ("'Female'", "did you mean female")),
+        ("gender", "female=0.5,mael=0.5", ("'mael'", "did you mean male")),
+        ("race", "asien=0.5,white=0.5", ("'asien'", "did you mean asian?")),
+        ("gender_race", "female=0.5,male=0.5", ("'female'", "did you mean female/")),
         ("gender_race", "asian/female=1", ("'asian/female'",)),
         ("gender", "female=0.5,female=0.5", ("'female' twice",)),
         ("gender", "female=0.5,male=0.6", ("sum to 1.1",)),
         ("gender", "female=0.5", ("sum to 0.5",)),
-        ("gender", "female=1.5,male=-0.5", ("non-negative",)),
+        ("gender", "female=1.5,male=-0.5", ("non-negative; that of 'male' is -0.5",)),
+        ("gender", "female=-0.5,male=1.5", ("non-negative; that of 'female' is -0.5",)),
         ("gender", "female=nan,male=0.5", ("sum to nan",)),
-        ("gender", "female=inf,male=-inf", ("non-negative",)),
+        ("gender", "female=inf,male=-inf", ("non-negative; that of 'male' is -inf",)),
         ("gender", "female=inf", ("sum to inf",)),
         ("gender", "female=half,male=0.5", ("'female'", "number", "'half'")),
         ("gender", "female=,male=1", ("number",)),
@@ -307,9 +314,9 @@ def test_parameters_are_parsed_by_type(given, expected):
         (["count=1e3"], ("count must be int",)),
         (["scale=much"], ("scale must be float", "'much'")),
         (["scale=-0.1"], ("scale must be at least 0", "-0.1")),
-        (["scale=nan"], ("scale must be float",)),
-        (["free=inf"], ("free must be float", "'inf'")),
-        (["free=-inf"], ("free must be float",)),
+        (["scale=nan"], ("scale must be a finite number", "'nan'")),
+        (["free=inf"], ("free must be a finite number", "'inf'")),
+        (["free=-inf"], ("free must be a finite number",)),
         (["merged=True"], ("merged must be true or false", "'True'")),
         (["merged=1"], ("merged must be true or false",)),
         (["branch=all"], ("branch must be cond|both", "'all'")),
@@ -388,9 +395,78 @@ def test_number_formats_follow_the_device(monkeypatch):
     refused(lambda: resolve_dtype("float16", cpu), "--dtype", "'float16'")
 
 
+def test_a_record_made_on_a_gpu_names_the_card(monkeypatch):
+    cards = {"cuda": "NVIDIA A", "cuda:1": "NVIDIA B"}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: cards[str(device)])
+    for device, name in cards.items():
+        made = environment(torch.device(device))
+        assert (made["device"], made["gpu"]) == (device, name)
+    made = environment(torch.device("cpu"))
+    assert made["device"] == "cpu"
+    assert "gpu" not in made
+
+
 def test_peak_memory_is_in_mib():
     # An interpreter with torch holds more than 100 MiB; kilobytes or bytes would be far off.
     assert 100 < peak_memory_mib(torch.device("cpu")) < 1e5
+
+
+# --- shipped judges ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A copy of the judges' folder that may be damaged."""
+    folder = shutil.copytree(judges.FOLDER, tmp_path / "judges")
+    monkeypatch.setattr(judges, "FOLDER", folder)
+    return folder
+
+
+def not_shipped(load, *words):
+    with pytest.raises(AssetError) as caught:
+        load()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith("reinstall fairbench-diffusion")
+    for word in words:
+        assert word in message
+
+
+def test_weights_of_another_architecture_are_not_the_shipped_ones(shipped):
+    other = json.loads((shipped / "primary.json").read_text())["weights"]
+    path = shipped / "second.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": other}))
+    not_shipped(lambda: judges.load_judge("second"), other["file"], "MixerJudge")
+    (shipped / other["file"]).write_bytes(b"no weights")
+    other["sha256"] = hashlib.sha256(b"no weights").hexdigest()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": other}))
+    not_shipped(lambda: judges.load_judge("second"), other["file"], "MixerJudge")
+
+
+@pytest.mark.parametrize(
+    ("load", "card", "name"),
+    [
+        (judges.load_judge, "primary", "weights"),
+        (judges.load_judge, "primary", "weights.sha256"),
+        (judges.load_judge, "primary", "held_out.gender"),
+        (judges.load_judge, "primary", "held_out.gender/race.confusion"),
+        (judges.load_encoder, "cartoonfaces", "weights.file"),
+        (judges.load_validity, "validity", "threshold"),
+    ],
+)
+def test_a_card_that_lacks_something_is_not_the_shipped_one(shipped, load, card, name):
+    path = shipped / f"{card}.json"
+    content = json.loads(path.read_text())
+    *parents, last = name.split(".")
+    holder = content
+    for parent in parents:
+        holder = holder[parent]
+    del holder[last]
+    path.write_text(json.dumps(content))
+    arguments = [card] if load is not judges.load_validity else []
+    not_shipped(lambda: load(*arguments), str(path), f"lacks {name}")
+    path.write_text("[]")
+    not_shipped(lambda: load(*arguments), str(path), "lacks weights.file")
 
 
 # --- folders and the cache --------------------------------------------------------------------

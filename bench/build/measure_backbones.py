@@ -206,16 +206,10 @@ def quality_bars(
 def model_card(spec: BackboneSpec, bars: Sequence[Bar], by_role: str) -> str:
     """Markdown of what the backbone is and what was measured."""
     facts: dict[str, Any] = json.loads((spec.folder / "training.json").read_text())
-    script = "train_sd" if spec.conditional else "train_ddpm"
-    steps = " ".join(
-        f"--{key.replace('_', '-')} {facts[key]}" if spec.conditional else f"--steps {facts[key]}"
-        for key in ("vae_steps", "unet_steps")
-        if key in facts
-    )
-    seconds = " + ".join(
-        f"{facts[key]} s ({key.removesuffix('_seconds')})"
-        for key in ("vae_seconds", "unet_seconds")
-        if key in facts
+    stages = "".join(
+        f"- Made by `{stage['command']}`, {stage['seconds']} s on 2 CPU cores with other work on "
+        f"the machine.{' ' + stage['note'] if 'note' in stage else ''}\n"
+        for stage in facts["stages"]
     )
     sampling = spec.sampling
     rows = "\n".join(
@@ -224,17 +218,15 @@ def model_card(spec: BackboneSpec, bars: Sequence[Bar], by_role: str) -> str:
         for bar in bars
     )
     role_line = f"\nMale share by role prompt (trained): {by_role}.\n" if by_role else ""
-    notes = "".join(f"- {note}\n" for note in facts.get("notes", []))
     return f"""# {spec.name}
 
 {spec.title}. For benchmarking only: it draws cartoons and knows nothing of people.
 
-- Made by `python -m fairbench.build.{script} OUT {steps}`, seed {facts["seed"]}, float32, 2 CPU
-  cores: {seconds}, other work on the machine included.
-- Trained on {facts["training_images"]} CartoonFaces of the pool split with the default bias:
-  male share given role .8 / .9 / .1 / .9 / .8 (person, baseball player, tennis player, football
-  player, santa); race white .55, the others .15 each. It has this bias on purpose.
-{notes}- Default sampling: DDIM, {sampling.steps} steps, {sampling.spacing} spacing, guidance
+{stages}- Trained on {facts["training_images"]} CartoonFaces of the pool split with the default
+  bias: male share given role .8 / .9 / .1 / .9 / .8 (person, baseball player, tennis player,
+  football player, santa); race white .55, the others .15 each. It has this bias on purpose.
+- Seed {facts["seed"]}.
+- Default sampling: DDIM, {sampling.steps} steps, {sampling.spacing} spacing, guidance
   {sampling.guidance:g}.
 
 Measured by `python -m fairbench.build.measure_backbones {spec.name}` (seed {RUN_SEED}, primary

@@ -18,7 +18,6 @@ from torch import Tensor
 from fairbench.build.training import (
     BATCH,
     SEED,
-    TRAINING_IMAGES,
     TrainingRun,
     training_set,
     velocity_loss,
@@ -59,25 +58,30 @@ def network() -> UNet2DModel:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the pipeline; OUT.work: checkpoints")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=7500)
     arguments = parser.parse_args()
     work = arguments.out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     images, _ = training_set()
     torch.manual_seed(SEED)
-    unet, schedule = network(), scheduler()
+    unet, schedule = network().to(memory_format=torch.channels_last), scheduler()
     run = TrainingRun(work / "unet.pt", unet, arguments.steps, lr=1e-3, decay=0.9995)
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted: Tensor = unet(x.to(memory_format=torch.channels_last), t).sample
+        return predicted.float()
 
     def loss_of(rng: np.random.Generator) -> Tensor:
         clean = images[rng.choice(len(images), BATCH, replace=False)]
-        return velocity_loss(lambda x, t: unet(x, t).sample, clean, schedule, rng)
+        return velocity_loss(velocity, clean, schedule, rng)
 
     unet.train()
     run.train(loss_of)
-    unet.eval()
+    unet.eval().to(memory_format=torch.contiguous_format)
     DDIMPipeline(unet, schedule).save_pretrained(arguments.out, safe_serialization=True)
-    facts = {"unet_steps": run.step, "unet_seconds": round(run.elapsed)}
-    write_facts(arguments.out, {**facts, "training_images": TRAINING_IMAGES})
+    command = f"fairbench.build.train_ddpm OUT --steps {run.step}"
+    write_facts(arguments.out, command, run.elapsed, {})
 
 
 if __name__ == "__main__":

@@ -31,8 +31,11 @@ from fairbench.metrics.quality import frechet_distance
 
 SEED = 0
 FIT = 5000
-STEPS = {"primary": 2200, "second": 2400, "cartoonfaces": 1800, "validity": 2400}
+STEPS = {"primary": 2200, "second": 4000, "cartoonfaces": 1800, "validity": 6000}
 NAMES = tuple(STEPS)
+# The lowest multiple of .05 at which the check passes less than 1 % of averages of two of the
+# images it was fitted to; some averages are of look-alikes and can't be told from a face.
+THRESHOLD = 0.1
 COMMAND = "python -m fairbench.build.train_judges OUT"
 
 Images = NDArray[np.uint8]
@@ -97,12 +100,6 @@ def averaged(x: Tensor, share: Tensor | float, rng: torch.Generator) -> Tensor:
     return share * x + (1 - share) * x.roll(step, 0)
 
 
-def averaged_alike(x: Tensor, pool: Tensor, share: Tensor | float) -> Tensor:
-    """Each image mixed with the one of `pool`, itself apart, that looks most like it."""
-    nearest = torch.cdist(x.flatten(1), pool.flatten(1)).topk(2, largest=False).indices[:, 1]
-    return share * x + (1 - share) * pool[nearest]
-
-
 def inverted(x: Tensor) -> Tensor:
     """The negative."""
     return 255 - x
@@ -139,10 +136,14 @@ def gaussian_noise(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def degraded(x: Tensor, rng: torch.Generator) -> Tensor:
-    """The mild faults of a good generator: shifts, blur, compression, paleness, colour, noise."""
+    """The mild faults of a good generator.
+
+    Up to 12 % of another face shining through, shifts, blur, compression, paleness, colour, noise.
+    """
     size = len(x)
+    x = averaged(x, 1 - uniform(size, -0.12, 0.12, rng).clamp(min=0), rng)
     x = shifted(x, 0.7, rng) if torch.rand((), generator=rng) < 0.5 else x
-    x = blur(x, uniform(size, -0.4, 0.6, rng).clamp(min=0))
+    x = blur(x, uniform(size, -0.4, 0.7, rng).clamp(min=0))
     chosen = torch.rand(size, 1, 1, 1, generator=rng) < 0.3
     x = torch.where(chosen, block_compressed(x, uniform(size, 2, 14, rng)), x)
     x = x + uniform(size, -0.3, 0.3, rng).clamp(min=0) * (x.mean(1, keepdim=True) - x)
@@ -262,8 +263,9 @@ def train_judge(name: str, fit: Split) -> tuple[nn.Module, float]:
     def loss_of(index: Tensor, rng: torch.Generator) -> Tensor:
         x = shifted(pixels[index], 1.0, rng)
         x = blur(x, uniform(BATCH, -0.5, 0.7, rng).clamp(min=0))
-        # Six levels at most: the nearest two skin tones of different races are 19 apart.
-        x = x + 12 * torch.rand(BATCH, 3, 1, 1, generator=rng) - 6
+        # Two levels at most: the nearest two skin tones of different races are 19 apart, and a
+        # judge that has learnt to overlook more leans to the commoner one between them.
+        x = x + 4 * torch.rand(BATCH, 3, 1, 1, generator=rng) - 2
         x = noisy(x, uniform(BATCH, -2, 6, rng).clamp(min=0), rng)
         return attribute_loss(module(seen(x)), labels[index])
 
@@ -373,15 +375,14 @@ def train_encoder(name: str, fit: Split) -> tuple[judges.FaceEncoder, float]:
 def not_faces(x: Tensor, rng: torch.Generator) -> Tensor:
     """32 images that aren't proper faces, of 32 that are; the hardest kinds most often."""
     soft, mixed, fine, coarse, negative, grainy, noise, empty = torch.split(
-        x, [4, 14, 2, 4, 2, 2, 2, 2]
+        x, [3, 17, 2, 4, 1, 2, 2, 1]
     )
     centre, spread = uniform(len(noise), 40, 215, rng), uniform(len(noise), 20, 100, rng)
     even = torch.rand((), generator=rng) < 0.5
     return torch.cat(
         [
             blur(soft, uniform(len(soft), 1.6, 4.5, rng)),
-            averaged(mixed[::2], uniform(len(mixed[::2]), 0.4, 0.6, rng), rng),
-            averaged_alike(mixed[1::2], x, uniform(len(mixed[1::2]), 0.4, 0.6, rng)),
+            averaged(mixed, uniform(len(mixed), 0.45, 0.55, rng), rng),
             shuffled(fine, 4, rng),
             shuffled(coarse, 8, rng),
             inverted(negative),
@@ -593,9 +594,9 @@ def build(out: Path, name: str) -> None:
         }
     else:
         module, seconds = train_validity(name, fit)
-        stub = {"weights": {"sha256": ""}, "threshold": 0.5}
+        stub = {"weights": {"sha256": ""}, "threshold": THRESHOLD}
         check = judges.ValidityCheck(module, stub, "cpu")
-        facts = {"threshold": 0.5, "held_out": measure_validity(check, held_out_split())}
+        facts = {"threshold": THRESHOLD, "held_out": measure_validity(check, held_out_split())}
     write(out, name, module, seconds, facts)
 
 

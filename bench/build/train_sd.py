@@ -3,7 +3,8 @@
 A tiny but real ``StableDiffusionPipeline``: AutoencoderKL (32 x 32 -> 8 x 8 x 16), CLIP text
 encoder and tokenizer over a small vocabulary, UNet2DConditionModel with cross-attention at 4 x 4.
 Both stages see only the biased training set. A checkpoint is written every minute; the same
-command resumes.
+command resumes. With ``--start FOLDER`` the decoder and the U-Net of a pipeline made before are
+trained further; its encoder, and with it the latents, stay as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from fairbench.build.training import (
     BATCH,
     SEED,
-    TRAINING_IMAGES,
     TrainingRun,
     training_set,
     velocity_loss,
@@ -75,8 +74,13 @@ def caption(rng: np.random.Generator, role: str, gender: str, race: str) -> str:
     return describe(role, named)
 
 
-def train_vae(work: Path, images: Tensor, steps: int) -> tuple[AutoencoderKL, dict[str, Any]]:
-    """The autoencoder, its latents centred a channel and scaled to unit deviation."""
+def reconstruction_loss(error: Tensor) -> Tensor:
+    """Squared and absolute error, means over all values of `error`."""
+    return error.square().mean() + 0.5 * error.abs().mean()
+
+
+def train_vae(work: Path, images: Tensor, steps: int) -> tuple[AutoencoderKL, float]:
+    """The autoencoder, latents centred a channel and scaled to unit deviation, and its seconds."""
     torch.manual_seed(SEED)
     vae = AutoencoderKL(
         in_channels=3,
@@ -96,24 +100,47 @@ def train_vae(work: Path, images: Tensor, steps: int) -> tuple[AutoencoderKL, di
         x = images[rng.choice(len(images), VAE_BATCH, replace=False)]
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample
-        error: Tensor = y - x
         kl: Tensor = posterior.kl().mean()
-        return error.square().mean() + 0.5 * error.abs().mean() + 5e-7 * kl
+        return reconstruction_loss(y - x) + 5e-7 * kl
 
     vae.train()
     run.train(loss_of)
     vae.eval()
     centre_latents(vae, images)
+    latents = encode(vae, images)
+    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    print("channel deviations", latents.std((0, 2, 3)).tolist(), flush=True)
+    return vae, run.elapsed
+
+
+def refine_decoder(work: Path, vae: AutoencoderKL, images: Tensor, steps: int, seed: int) -> float:
+    """Train the decoder further, in place, on latents as imprecise as a sampler's; its seconds."""
+    latents = encode(vae, images)
+    spread = 1 / vae.config["scaling_factor"]
+    decoder = vae.decoder
+    run = TrainingRun(work / "decoder.pt", decoder, steps, lr=1e-3, decay=0.999, seed=seed)
+
+    def loss_of(rng: np.random.Generator) -> Tensor:
+        index = rng.choice(len(images), VAE_BATCH, replace=False)
+        strength = 0.1 * spread * torch.rand(VAE_BATCH, 1, 1, 1)
+        z = latents[index] + strength * torch.randn_like(latents[index])
+        with torch.autocast("cpu", torch.bfloat16):
+            y = decoder(vae.post_quant_conv(z))
+        return reconstruction_loss(y.float() - images[index])
+
+    vae.requires_grad_(False)
+    decoder.requires_grad_(True).train()
+    run.train(loss_of)
+    vae.eval()
+    return run.elapsed
+
+
+def squared_error(vae: AutoencoderKL, images: Tensor) -> float:
+    """Mean squared error of the first 512 reconstructions, on the scale [-1, 1]."""
     with torch.inference_mode():
-        latents = encode(vae, images)
-        spread = latents.std().item()
-        error = (
-            (vae.decode(latents[:512]).sample.clamp(-1, 1) - images[:512]).square().mean().item()
-        )
-    vae.register_to_config(scaling_factor=1 / spread)
-    facts = {"vae_steps": run.step, "vae_seconds": round(run.elapsed), "vae_mse": error}
-    print(facts, "channel deviations", latents.std((0, 2, 3)).tolist(), flush=True)
-    return vae, facts
+        rebuilt = vae.decode(encode(vae, images[:512])).sample.clamp(-1, 1)
+        error: float = (rebuilt - images[:512]).square().mean().item()
+    return error
 
 
 @torch.no_grad()
@@ -215,15 +242,24 @@ def train_unet(
     images: Tensor,
     labels: dict[str, np.ndarray],
     steps: int,
-) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
-    """The pipeline: latents and captions in, velocity out."""
+    start: StableDiffusionPipeline | None = None,
+    seed: int = SEED,
+) -> tuple[StableDiffusionPipeline, float]:
+    """The pipeline, latents and captions in, velocity out, and its seconds.
+
+    `start` gives the first weights.
+    """
     latents = encode(vae, images) * vae.config["scaling_factor"]
     words = tokenizer(work)
     torch.manual_seed(SEED)
     channels = vae.config["latent_channels"]
     model = TextToLatent(len(words), words.eos_token_id, channels)
+    if start is not None:
+        model.text.load_state_dict(start.text_encoder.state_dict())
+        model.unet.load_state_dict(start.unet.state_dict())
     noise_schedule = scheduler()
-    run = TrainingRun(work / "unet.pt", model, steps, lr=1e-3, decay=0.9995)
+    lr = 1e-3 if start is None else 6e-4
+    run = TrainingRun(work / "unet.pt", model, steps, lr=lr, decay=0.9995, seed=seed)
     names = {a: [ATTRIBUTES[a][i] for i in labels[a]] for a in ("role", "gender", "race")}
 
     def loss_of(rng: np.random.Generator) -> Tensor:
@@ -234,11 +270,15 @@ def train_unet(
         tokens = words(
             captions, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt"
         ).input_ids
-        context = model.text(tokens).last_hidden_state
-        clean = latents[index]
-        return velocity_loss(
-            lambda x, t: model.unet(x, t, context).sample, clean, noise_schedule, rng
-        )
+        with torch.autocast("cpu", torch.bfloat16):
+            context = model.text(tokens).last_hidden_state
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                predicted: Tensor = model.unet(x, t, context).sample
+            return predicted.float()
+
+        return velocity_loss(velocity, latents[index], noise_schedule, rng)
 
     model.train()
     run.train(loss_of)
@@ -253,7 +293,7 @@ def train_unet(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return pipeline, {"unet_steps": run.step, "unet_seconds": round(run.elapsed)}
+    return pipeline, run.elapsed
 
 
 def main() -> None:
@@ -261,16 +301,34 @@ def main() -> None:
     parser.add_argument(
         "out", type=Path, help="folder for the pipeline; OUT.work holds checkpoints"
     )
-    parser.add_argument("--vae-steps", type=int, default=3300)
+    parser.add_argument("--vae-steps", type=int, default=3300, help="of the decoder after --start")
     parser.add_argument("--unet-steps", type=int, default=8400)
+    parser.add_argument("--start", type=Path, help="pipeline folder to train further")
     arguments = parser.parse_args()
     work = arguments.out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     images, labels = training_set()
-    vae, vae_facts = train_vae(work, images, arguments.vae_steps)
-    pipeline, unet_facts = train_unet(work, vae, images, labels, arguments.unet_steps)
+    command = (
+        f"fairbench.build.train_sd OUT --vae-steps {arguments.vae_steps} "
+        f"--unet-steps {arguments.unet_steps}"
+    )
+    start, seed = None, SEED
+    if arguments.start is None:
+        vae, seconds = train_vae(work, images, arguments.vae_steps)
+    else:
+        start = StableDiffusionPipeline.from_pretrained(arguments.start)
+        # Other draws than in the stages before.
+        seed += len(json.loads((arguments.start / "training.json").read_text())["stages"])
+        vae = start.vae
+        seconds = refine_decoder(work, vae, images, arguments.vae_steps, seed)
+        command += " --start FOLDER"
+    pipeline, unet_seconds = train_unet(
+        work, vae, images, labels, arguments.unet_steps, start, seed
+    )
+    vae.register_to_config(_name_or_path="")  # where the start lay
     pipeline.save_pretrained(arguments.out, safe_serialization=True)
-    write_facts(arguments.out, {**vae_facts, **unet_facts, "training_images": TRAINING_IMAGES})
+    facts = {"vae_mse": squared_error(vae, images)}
+    write_facts(arguments.out, command, seconds + unet_seconds, facts, arguments.start)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,16 @@ def training_set() -> tuple[Tensor, dict[str, np.ndarray]]:
 class TrainingRun:
     """One resumable training run: module, optimiser, averaged weights, steps, elapsed seconds."""
 
-    def __init__(self, path: Path, module: nn.Module, steps: int, lr: float, decay: float) -> None:
-        self.path, self.module, self.steps, self.lr = path, module, steps, lr
+    def __init__(
+        self,
+        path: Path,
+        module: nn.Module,
+        steps: int,
+        lr: float,
+        decay: float,
+        seed: int = SEED,
+    ) -> None:
+        self.path, self.module, self.steps, self.lr, self.seed = path, module, steps, lr, seed
         self.parameters = list(module.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=1e-2, fused=True)
         self.ema = EMAModel(
@@ -68,8 +76,8 @@ class TrainingRun:
         before = self.elapsed
         recent: list[float] = []
         while self.step < self.steps:
-            rng = np.random.default_rng([SEED, self.step])
-            torch.manual_seed(SEED * 1_000_003 + self.step)
+            rng = np.random.default_rng([self.seed, self.step])
+            torch.manual_seed(self.seed * 1_000_003 + self.step)
             share = self.step / self.steps
             warm = min(1.0, (self.step + 1) / 200)
             for group in self.optimizer.param_groups:
@@ -118,7 +126,20 @@ def velocity_loss(
     return functional.mse_loss(predicted, alpha * noise - sigma * clean)
 
 
-def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """What the training took and what came out, beside the weights."""
-    facts = {**facts, "weights_sha256": weights_sha256(folder)}
-    (folder / "training.json").write_text(json.dumps({**facts, "seed": SEED}, indent=1) + "\n")
+def write_facts(
+    folder: Path, command: str, seconds: float, facts: dict[str, Any], start: Path | None = None
+) -> None:
+    """Write ``training.json`` beside the weights: how they were made and what came out.
+
+    Args:
+        folder: The pipeline.
+        command: What was called, without the interpreter.
+        seconds: Time that the training took.
+        facts: What came out.
+        start: Pipeline that was trained further; its own stages come first.
+    """
+    stages = json.loads((start / "training.json").read_text())["stages"] if start else []
+    stages.append({"command": f"python -m {command}", "seconds": round(seconds)})
+    facts = {**facts, "training_images": TRAINING_IMAGES, "seed": SEED, "stages": stages}
+    facts["weights_sha256"] = weights_sha256(folder)
+    (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -93,6 +93,46 @@ def test_terminal_shows_the_intervals(table):
     assert "as_released" in text
 
 
+def on_80_columns(rows):
+    console = Console(width=80, file=io.StringIO())
+    console.print(to_table(rows))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert max(map(len, lines)) <= 80
+    return lines
+
+
+def test_terminal_of_80_columns_cuts_nothing(table):
+    lines = on_80_columns(table)
+    text = "\n".join(lines)
+    assert "…" not in text
+    for row in table:
+        assert f" {len(row.seeds)} × {row.n:,} " in text
+        cell = row.scores["fairness_discrepancy"]
+        interval = f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
+        line = next(line for line in lines if interval in line)
+        assert row.method in line
+        assert line.split()[0] == row.rank
+        assert line.endswith(f" {row.network_calls_per_image:g}")
+    assert "≤ floor 0.031" in text
+    assert "(as_released)" in text
+    assert all(number in text for number in ("12.58", "13.00", "140.0", "9.000", "0.985"))
+
+
+def test_terminal_says_what_is_not_comparable_and_only_that(table):
+    lines = on_80_columns(table)
+    assert "not comparable: rejection: num_images 1000, others 2000" in lines
+    alike = [row for row in table if row.comparable == "yes"]
+    assert "comparable" not in "\n".join(on_80_columns(alike))
+
+
+def test_terminal_names_the_encoders_of_several_distances(make_record):
+    names = ("frechet_first_balanced", "frechet_second_balanced")
+    scores = tuple(Score(name, 9.0, None, None, 9, "lower") for name in names)
+    lines = on_80_columns(rows([make_record(scores=scores)], warn=refuse))
+    assert "frechet first balanced" in " ".join(lines)
+    assert "frechet second balanced" in " ".join(lines)
+
+
 def test_no_rows_make_empty_tables():
     assert to_csv([]).startswith("dataset,task,backbone,rank,method")
     assert to_csv([]).count("\n") == 1
