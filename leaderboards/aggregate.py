@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from fairbench.config import MINIMUM_IMAGES
+from fairbench.metrics.fairness import mean_noise_floor
 from fairbench.records import Record, canonical
 from fairbench.types import Score
 
@@ -40,7 +42,7 @@ class Cell:
         low, high: The wider of two 95 % intervals: of Student's t over the seeds, and within one
             run (mean of the seeds' ends); None where neither exists.
         interval: Which of the two it is.
-        floor: Mean of the seeds' floors, or None.
+        floor: 95 % quantile of such a mean when every run is perfectly fair, or None.
         n: Images a run that the score rests on; the smallest of the seeds'.
         better, unit: As in `Score`.
     """
@@ -179,7 +181,7 @@ def _average_scores(runs: Sequence[Record], warn: Callable[[str], None]) -> dict
     cells = {}
     for name, scores in by_name.items():
         if len(scores) == len(runs):
-            cells[name] = _average(scores)
+            cells[name] = replace(_average(scores), floor=_floor_of_mean(name, scores, runs))
         else:
             warn(f"{_name(runs[0])}: {name} left out; {len(scores)} of {len(runs)} seeds have it")
     return cells
@@ -189,17 +191,30 @@ def _average(scores: Sequence[Score]) -> Cell:
     first = scores[0]
     value = _exact_mean(score.value for score in scores)
     low, high, interval = _wider(_within_run(scores), _over_seeds(scores))
-    floors = [score.floor for score in scores if score.floor is not None]
     return Cell(
         value=value,
         low=low,
         high=high,
         interval=interval,
-        floor=_mean(floors) if len(floors) == len(scores) else None,
+        floor=first.floor,
         n=min(score.n for score in scores),
         better=first.better,
         unit=first.unit,
     )
+
+
+def _floor_of_mean(name: str, scores: Sequence[Score], runs: Sequence[Record]) -> float | None:
+    """What 95 % of means over so many perfectly fair runs stay below.
+
+    It is lower than the floor of one run. Records that don't say what their floor rests on have
+    one only where there is a single seed.
+    """
+    if len(runs) == 1:
+        return scores[0].floor
+    fair = [run.facts.get("fair", {}).get(name) for run in runs]
+    if None in fair or any(score.floor is None for score in scores):
+        return None
+    return mean_noise_floor([n for run in fair for n in run["n"]], fair[0]["target"])
 
 
 _Interval = tuple[float | None, float | None, str]
@@ -311,6 +326,9 @@ def _differences(mine: Mapping[str, str], protocol: Mapping[str, str]) -> list[s
 
 def _compare(row: Row, protocol: Mapping[str, str]) -> str:
     mine = _settings(row.config)
+    ranked = row.scores.get(RANKED_BY)
+    if ranked is not None and ranked.n < MINIMUM_IMAGES:
+        return f"no: only {ranked.n} valid images, at least {MINIMUM_IMAGES} needed"
     differences = [
         f"{name} {_short(mine[name])}, others {_short(protocol[name])}"
         for name in _differences(mine, protocol)

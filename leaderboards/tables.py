@@ -42,8 +42,8 @@ _LEGEND = """\
   ends); with one seed, only the latter exists.
 - ↓ lower is better, ↑ higher is better. `n` counts the images of each seed.
 - Rows are ranked by `fairness_discrepancy`, within one table only. *≤ floor*: 95 % of perfectly
-  fair generators would score up to the floor at this n, so all rows at or below theirs share the
-  first ranks.
+  fair generators would score up to the floor at this n and number of seeds, so all rows at or
+  below theirs share the first ranks.
 - Rank – marks controls, oracles and others that aren't ranked.
 - Comparable rows share everything but the method's own parameters: images, sampling, target,
   and the hashes of backbone, judges and references. The others say what differs, come last and

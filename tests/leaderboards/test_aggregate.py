@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fairbench.leaderboards import rows
@@ -54,11 +56,36 @@ def test_the_wider_interval_is_shown(make_record):
     assert cell(fairness(0.1), fairness(0.1)).low == pytest.approx(0.1)
 
 
-def test_floor_is_averaged_only_if_every_seed_has_one(make_record):
-    runs = [make_record(seed=s, scores=fairness(0.1, floor=f)) for s, f in enumerate((0.2, 0.4))]
-    assert rows(runs, warn=refuse)[0].scores["fairness_discrepancy"].floor == pytest.approx(0.3)
-    runs.append(make_record(seed=2, scores=fairness(0.1)))
-    assert rows(runs, warn=refuse)[0].scores["fairness_discrepancy"].floor is None
+def test_floor_of_several_seeds_is_that_of_their_mean(make_record):
+    def runs(count, n=2000, floor=0.031):
+        fair = {"fair": {"fairness_discrepancy": {"n": [n], "target": [0.5, 0.5]}}}
+        return [
+            make_record(seed=s, scores=fairness(0.1, floor=floor), facts=fair)
+            for s in range(count)
+        ]
+
+    def floor(records):
+        return rows(records, warn=refuse)[0].scores["fairness_discrepancy"].floor
+
+    assert floor(runs(1)) == 0.031
+    # Simulated: three fair runs of 2,000 images, the mean of sqrt(2) |share - 1/2|.
+    rng = np.random.default_rng(0)
+    shares = rng.binomial(2000, 0.5, (200_000, 3)) / 2000
+    expected = np.quantile((np.sqrt(2) * np.abs(shares - 0.5)).mean(1), 0.95)
+    assert floor(runs(3)) == pytest.approx(expected, rel=0.02)
+    assert floor(runs(3)) < 0.75 * 0.031
+    # A record that doesn't say what its floor rests on, or has none: no floor of the mean.
+    assert floor([*runs(1), make_record(seed=1, scores=fairness(0.1, floor=0.031))]) is None
+    assert floor(runs(2, floor=None)) is None
+
+
+def test_too_few_valid_images_are_not_compared(make_record):
+    (score,) = fairness(0.01)
+    few = make_record("few", scores=(replace(score, n=10),))
+    many = make_record("many", scores=fairness(0.3))
+    first, last = rows([few, many], warn=refuse)
+    assert (first.method, first.rank) == ("many", "1")
+    assert (last.rank, last.comparable) == ("–", "no: only 10 valid images, at least 100 needed")
 
 
 def test_only_complete_records_count(make_record):

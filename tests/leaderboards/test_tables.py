@@ -35,10 +35,17 @@ def table(make_record):
         make_record("vanilla", seed, card={"role": "control"}, scores=scores(0.42, 11.5))
         for seed in range(3)
     ]
-    for seed, value in enumerate((0.028, 0.034, 0.022)):
+    for seed, value in enumerate((0.020, 0.026, 0.014)):
         learns = {"supervision": ["classifier", "prompts"]}
+        rests_on = {"fair": {"fairness_discrepancy": {"n": [2000], "target": [0.5, 0.5]}}}
         runs.append(
-            make_record("fairgen", seed, card=learns, scores=scores(value, 12.25 + seed / 3))
+            make_record(
+                "fairgen",
+                seed,
+                card=learns,
+                scores=scores(value, 12.25 + seed / 3),
+                facts=rests_on,
+            )
         )
     runs += [
         make_record(
