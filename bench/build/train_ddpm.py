@@ -2,7 +2,7 @@
 
 A tiny but real unconditional pixel model: UNet2DModel and DDIM schedule in diffusers' folder
 format, trained on the same biased images as ``cartoonfaces-sd``. A checkpoint is written every
-minute; the same command resumes.
+minute; the same command resumes. With ``--start FOLDER`` a pipeline made before is trained further.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fairbench.build.training import (
     BATCH,
     SEED,
     TrainingRun,
+    earlier_stages,
     training_set,
     velocity_loss,
     write_facts,
@@ -59,13 +60,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the pipeline; OUT.work: checkpoints")
     parser.add_argument("--steps", type=int, default=7500)
+    parser.add_argument("--start", type=Path, help="pipeline folder to train further")
     arguments = parser.parse_args()
     work = arguments.out.with_suffix(".work")
     work.mkdir(parents=True, exist_ok=True)
     images, _ = training_set()
     torch.manual_seed(SEED)
     unet, schedule = network().to(memory_format=torch.channels_last), scheduler()
-    run = TrainingRun(work / "unet.pt", unet, arguments.steps, lr=1e-3, decay=0.9995)
+    command = f"fairbench.build.train_ddpm OUT --steps {arguments.steps}"
+    lr = 1e-3
+    if arguments.start is not None:
+        unet.load_state_dict(DDIMPipeline.from_pretrained(arguments.start).unet.state_dict())
+        command, lr = f"{command} --start FOLDER", 6e-4
+    seed = SEED + len(earlier_stages(arguments.start))  # other draws than in the stages before
+    run = TrainingRun(work / "unet.pt", unet, arguments.steps, lr=lr, decay=0.9995, seed=seed)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -80,8 +88,7 @@ def main() -> None:
     run.train(loss_of)
     unet.eval().to(memory_format=torch.contiguous_format)
     DDIMPipeline(unet, schedule).save_pretrained(arguments.out, safe_serialization=True)
-    command = f"fairbench.build.train_ddpm OUT --steps {run.step}"
-    write_facts(arguments.out, command, run.elapsed, {})
+    write_facts(arguments.out, command, run.elapsed, {}, arguments.start)
 
 
 if __name__ == "__main__":

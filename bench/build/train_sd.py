@@ -24,6 +24,7 @@ from fairbench.build.training import (
     BATCH,
     SEED,
     TrainingRun,
+    earlier_stages,
     training_set,
     velocity_loss,
     write_facts,
@@ -312,13 +313,12 @@ def main() -> None:
         f"fairbench.build.train_sd OUT --vae-steps {arguments.vae_steps} "
         f"--unet-steps {arguments.unet_steps}"
     )
-    start, seed = None, SEED
+    start = None
+    seed = SEED + len(earlier_stages(arguments.start))  # other draws than in the stages before
     if arguments.start is None:
         vae, seconds = train_vae(work, images, arguments.vae_steps)
     else:
         start = StableDiffusionPipeline.from_pretrained(arguments.start)
-        # Other draws than in the stages before.
-        seed += len(json.loads((arguments.start / "training.json").read_text())["stages"])
         vae = start.vae
         seconds = refine_decoder(work, vae, images, arguments.vae_steps, seed)
         command += " --start FOLDER"

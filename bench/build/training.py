@@ -126,6 +126,14 @@ def velocity_loss(
     return functional.mse_loss(predicted, alpha * noise - sigma * clean)
 
 
+def earlier_stages(start: Path | None) -> list[dict[str, Any]]:
+    """The stages that made the pipeline `start`, from its ``training.json``; none without one."""
+    stages: list[dict[str, Any]] = []
+    if start is not None:
+        stages += json.loads((start / "training.json").read_text())["stages"]
+    return stages
+
+
 def write_facts(
     folder: Path, command: str, seconds: float, facts: dict[str, Any], start: Path | None = None
 ) -> None:
@@ -138,8 +146,10 @@ def write_facts(
         facts: What came out.
         start: Pipeline that was trained further; its own stages come first.
     """
-    stages = json.loads((start / "training.json").read_text())["stages"] if start else []
-    stages.append({"command": f"python -m {command}", "seconds": round(seconds)})
+    stage = {"command": f"python -m {command}", "seconds": round(seconds)}
+    if start:
+        stage["note"] = "FOLDER is the pipeline of the stage before."
+    stages = [*earlier_stages(start), stage]
     facts = {**facts, "training_images": TRAINING_IMAGES, "seed": SEED, "stages": stages}
     facts["weights_sha256"] = weights_sha256(folder)
     (folder / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
