@@ -10,7 +10,7 @@ from fairbench.build import train_judges
 from fairbench.cartoonfaces import ATTRIBUTES, load_split
 from fairbench.errors import AssetError, ContractError, InputError
 from fairbench.judges import load_encoder, load_judge, load_validity
-from fairbench.metrics.quality import frechet_distance
+from fairbench.metrics.frechet import frechet_distance
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -26,7 +26,7 @@ from fairbench.cartoonfaces import ATTRIBUTES, DEFAULT_BIAS, Split, load_split
 from fairbench.datasets import CARTOONFACES, BackboneSpec
 from fairbench.measuring import Instruments, load_instruments
 from fairbench.metrics.fairness import wilson_interval
-from fairbench.metrics.quality import frechet_distance
+from fairbench.metrics.frechet import frechet_distance
 from fairbench.sampling import DDIMSampler
 from fairbench.types import Prompt, Request
 

@@ -27,7 +27,7 @@ from torch.nn import functional
 from fairbench import judges
 from fairbench.cartoonfaces import ATTRIBUTES, Split, load_split, manifest
 from fairbench.judges import BATCH, JOINT, LEVELS
-from fairbench.metrics.quality import frechet_distance
+from fairbench.metrics.frechet import frechet_distance
 
 SEED = 0
 FIT = 5000

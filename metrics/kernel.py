@@ -1,0 +1,302 @@
+"""Kernel distances, unbiased squared MMDs: the quality numbers that small and unequal N allow.
+
+Unbiased means that they don't depend on N on average, and may come out slightly negative. They
+are never clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fairbench.errors import ContractError
+from fairbench.metrics._features import Array, check_pair, check_seed, chunks, unit_rows
+from fairbench.metrics._jackknife import jackknife_variance, split, student
+
+__all__ = ["KernelDistance", "gaussian_kernel_distance", "kernel_distance"]
+
+_BLOCKS = 20
+_SUBSETS = 100
+
+# Kernel values of rows of one set with all rows of the other, (b, D), (n, D) -> (b, n).
+Kernel = Callable[[Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """A kernel distance with its interval.
+
+    Attributes:
+        value: Squared MMD, slightly negative at times; lower is better.
+        low, high: Ends of the interval of the population's squared MMD.
+        spread: Standard deviation over random subsets, as other packages print it, or None if
+            none were drawn. The subsets overlap, so it's no standard error.
+    """
+
+    value: float
+    low: float
+    high: float
+    spread: float | None
+
+
+def kernel_distance(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    subsets: int | None = None,
+    subset_size: int | None = None,
+    level: float = 0.95,
+    seed: int,
+) -> KernelDistance:
+    """Unbiased squared MMD of the cubic kernel (x·y / D + 1)³.
+
+    Over all pairs of rows, unless subsets are asked for: then it is the mean over random subsets,
+    the published protocol, which wastes pairs but can be compared with papers.
+
+    Either way the interval's variance is that of the full estimate over all pairs, by a
+    delete-one-block jackknife of each set (20 blocks), plus what remains of the random choice of
+    subsets. Both sets count as samples, so it is wider than one for a fixed reference.
+
+    Simulated coverage of the population's squared MMD at 95 %, 200 trials, D = 8 and 16, N = M =
+    200 and 400: 94…96 % for different distributions, 99 % for equal ones, where it is a third too
+    wide.
+
+    Args:
+        x: Generated features, (N, D) floats, N >= 4.
+        y: Reference features, (M, D) floats, M >= 4.
+        subsets: How many subsets are drawn, 2 or more, without replacement within a subset. None
+            means all pairs, or 100 subsets if `subset_size` is given.
+        subset_size: Rows of each set in a subset, from 2 to min(N, M); needed with `subsets`.
+            Never shrunk in silence.
+        level: Confidence level in (0, 1).
+        seed: Seed of subsets and blocks, in [0, 2³²).
+
+    Returns:
+        Value, interval and spread over the subsets; lower is better, negative values stay. Memory
+        grows with N, not N².
+
+    Raises:
+        ContractError: If a set is too small, has NaN or infinity, the two D differ, or the
+            subsets don't fit.
+
+    Source: Bińkowski et al. 2018, arXiv 1801.01401. With subsets it draws the same ones as
+        torch-fidelity 0.4.0 does from an equal `rng_seed`, so mean and spread agree; clean-fid
+        draws from NumPy's global generator and can't be followed.
+    """
+    generated, reference = check_pair(x, y)
+    return _distance(
+        generated.astype(np.float64, copy=False),
+        reference.astype(np.float64, copy=False),
+        _cubic,
+        _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed),
+    )
+
+
+def gaussian_kernel_distance(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    sigma: float = 10.0,
+    subsets: int | None = None,
+    subset_size: int | None = None,
+    level: float = 0.95,
+    seed: int,
+) -> KernelDistance:
+    """Unbiased squared MMD of the kernel exp(−‖x − y‖² / 2σ²) between unit embeddings (CMMD).
+
+    Tables show it times 1000; this is the bare number.
+
+    Args:
+        x: Generated embeddings, (N, D) floats, N >= 4. Rows are scaled to length 1 here: some
+            extractors return them as they leave the network.
+        y: Reference embeddings, (M, D) floats, M >= 4, likewise.
+        sigma: Width of the kernel, positive; 10 is the paper's.
+        subsets: As in `kernel_distance`.
+        subset_size: As in `kernel_distance`.
+        level: Confidence level in (0, 1).
+        seed: Seed of subsets and blocks, in [0, 2³²).
+
+    Returns:
+        Value, interval and spread, as `kernel_distance`.
+
+    Raises:
+        ContractError: As `kernel_distance`, or if a row is all zeros or sigma isn't positive.
+
+    Source: Jayasumana et al. 2024, arXiv 2401.09603. Agrees with torch-fidelity 0.4.0's
+        `kid_kernel="rbf"` on normalised embeddings. Deviation: kernel − 1 is summed, which
+        changes no distance but keeps digits, since σ = 10 leaves all kernels within 2 % of 1.
+    """
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise ContractError(f"sigma must be positive; seen {sigma}")
+    generated, reference = check_pair(x, y)
+
+    def kernel(rows: Array, others: Array) -> Array:
+        values = rows @ others.T
+        values -= 1  # unit rows: -‖x − y‖² / 2 = x·y − 1
+        values /= sigma**2
+        return np.expm1(values, out=values)
+
+    return _distance(
+        unit_rows(generated, "generated embeddings"),
+        unit_rows(reference, "reference embeddings"),
+        kernel,
+        _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed),
+    )
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """Checked numbers of subsets, blocks, level and seed; no subsets means all pairs."""
+
+    subsets: int
+    subset_size: int
+    blocks: int
+    level: float
+    seed: int
+
+    @classmethod
+    def of(
+        cls, subsets: int | None, subset_size: int | None, smaller: int, level: float, seed: int
+    ) -> _Protocol:
+        blocks = min(_BLOCKS, smaller)
+        if subsets is None and subset_size is None:
+            return cls(0, 0, blocks, level, check_seed(seed))
+        if subset_size is None:
+            raise ContractError("subsets need a subset_size; seen None")
+        if not 2 <= subset_size <= smaller:
+            raise ContractError(
+                f"subset_size must lie in 2…{smaller}, the smaller set's rows; seen {subset_size}"
+            )
+        number = _SUBSETS if subsets is None else subsets
+        if number < 2:
+            raise ContractError(f"subsets must be 2 or more; seen {number}")
+        return cls(number, subset_size, blocks, level, check_seed(seed))
+
+    def members(self, n: int, m: int) -> tuple[Array, Array]:
+        """0/1 rows over the n and m rows of the two sets: random subsets, then disjoint blocks."""
+        left = np.zeros((self.subsets + self.blocks, n))
+        right = np.zeros((self.subsets + self.blocks, m))
+        # The old generator, one draw a set in turn: the subsets of torch-fidelity's `rng_seed`.
+        old = np.random.RandomState(self.seed)
+        for i in range(self.subsets):
+            left[i, old.choice(n, self.subset_size, replace=False)] = 1
+            right[i, old.choice(m, self.subset_size, replace=False)] = 1
+        rng = np.random.default_rng(self.seed)
+        for member in (left, right):
+            parts = split(member.shape[1], self.blocks, rng)
+            for row, part in zip(member[self.subsets :], parts, strict=True):
+                row[part] = 1
+        return left, right
+
+
+def _distance(x: Array, y: Array, kernel: Kernel, protocol: _Protocol) -> KernelDistance:
+    left, right = protocol.members(len(x), len(y))
+    sums = _KernelSums(
+        _pair_sums(x, left, kernel),
+        _pair_sums(y, right, kernel),
+        _cross_sums(x, y, left, right, kernel),
+    )
+    drawn = protocol.subsets
+    blocks = sums.of_blocks(drawn, left[drawn:].sum(axis=1), right[drawn:].sum(axis=1))
+    value, spread, variance = blocks.value(), None, blocks.variance()
+    if drawn:
+        values = sums.of_subsets(drawn, protocol.subset_size)
+        value, spread = float(values.mean()), float(values.std())
+        variance += spread**2 / (drawn - 1)
+    half = student(protocol.level, protocol.blocks - 1) * float(np.sqrt(variance))
+    return KernelDistance(value, value - half, value + half, spread)
+
+
+@dataclass(frozen=True)
+class _KernelSums:
+    """Kernel sums between index sets, S of rows of x and S of rows of y, all (S, S).
+
+    A row never meets itself in `xx` and `yy`.
+    """
+
+    xx: Array
+    yy: Array
+    xy: Array
+
+    def of_subsets(self, subsets: int, size: int) -> Array:
+        """Squared MMD of each of the first `subsets` pairs of index sets."""
+        first = slice(subsets)
+        within = np.diagonal(self.xx)[first] + np.diagonal(self.yy)[first]
+        across = np.diagonal(self.xy)[first]
+        return np.asarray(within / (size * (size - 1)) - 2 * across / size**2)
+
+    def of_blocks(self, subsets: int, x_sizes: Array, y_sizes: Array) -> _BlockSums:
+        """The sums of the disjoint blocks that follow the subsets."""
+        rest = slice(subsets, None)
+        return _BlockSums(
+            self.xx[rest, rest], self.yy[rest, rest], self.xy[rest, rest], x_sizes, y_sizes
+        )
+
+
+@dataclass(frozen=True)
+class _BlockSums:
+    """Kernel sums between G disjoint blocks that together hold every row, (G, G), and sizes."""
+
+    xx: Array
+    yy: Array
+    xy: Array
+    x_sizes: Array
+    y_sizes: Array
+
+    def value(self) -> float:
+        """Squared MMD over all pairs."""
+        n, m = self.x_sizes.sum(), self.y_sizes.sum()
+        within = self.xx.sum() / (n * (n - 1)) + self.yy.sum() / (m * (m - 1))
+        return float(within - 2 * self.xy.sum() / (n * m))
+
+    def variance(self) -> float:
+        """Jackknife variance of the full squared MMD over both samples."""
+        n, m = self.x_sizes.sum(), self.y_sizes.sum()
+        across = self.xy.sum()
+        # What doesn't change with the left-out block is a constant that the variance drops.
+        n_left, m_left = n - self.x_sizes, m - self.y_sizes
+        without_x = _within_without(self.xx, n_left)
+        without_x -= 2 * (across - self.xy.sum(axis=1)) / (n_left * m)
+        without_y = _within_without(self.yy, m_left)
+        without_y -= 2 * (across - self.xy.sum(axis=0)) / (n * m_left)
+        return jackknife_variance(without_x) + jackknife_variance(without_y)
+
+
+def _within_without(sums: Array, left: Array) -> Array:
+    """Mean kernel between distinct rows of one sample, each block left out in turn, (G,)."""
+    kept = sums.sum() - 2 * sums.sum(axis=1) + np.diagonal(sums)
+    return np.asarray(kept / (left * (left - 1)))
+
+
+def _cubic(rows: Array, others: Array) -> Array:
+    base = rows @ others.T
+    base /= rows.shape[1]
+    base += 1
+    cube = base * base  # `** 3` takes five times as long
+    cube *= base
+    return cube
+
+
+def _pair_sums(x: Array, member: Array, kernel: Kernel) -> Array:
+    """Kernel sums between index sets of one sample without its diagonal, (S, S).
+
+    Each pair's kernel is computed once: chunks of rows meet only the rows from their own start.
+    """
+    half: Array = np.zeros((len(member), len(member)))
+    for part in chunks(len(x), max(x.shape)):
+        values = kernel(x[part], x[part.start :])
+        own = part.stop - part.start
+        values[:, :own] = np.triu(values[:, :own], 1)
+        half += (member[:, part] @ values) @ member[:, part.start :].T
+    return half + half.T
+
+
+def _cross_sums(x: Array, y: Array, left: Array, right: Array, kernel: Kernel) -> Array:
+    """Kernel sums between index sets of two samples, (S, S)."""
+    gathered: Array = np.zeros((len(left), len(y)))
+    for part in chunks(len(x), max(y.shape)):
+        gathered += left[:, part] @ kernel(x[part], y)
+    return np.asarray(gathered @ right.T)
