@@ -1,0 +1,447 @@
+"""Shares and discrepancies corrected for the errors of the classifier that read the groups.
+
+With symmetric errors every raw discrepancy is too small; with other errors a fair generator looks
+unfair and rankings can flip. Here the classifier's confusion, counted on labelled images, is
+undone, and its own uncertainty enters every interval and floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fairbench.errors import ContractError
+from fairbench.metrics.counting import (
+    Array,
+    check_counts,
+    check_same_groups,
+    check_size,
+    check_targets,
+    normal_quantile,
+)
+from fairbench.metrics.fairness import (
+    RESAMPLES,
+    DiscrepancyInterval,
+    IntervalMethod,
+    clipped_interval,
+    resample,
+)
+from fairbench.metrics.floors import FLOOR_LEVEL, gaussian_floor
+
+__all__ = [
+    "CorrectedDiscrepancy",
+    "CorrectedShares",
+    "correct_shares",
+    "corrected_discrepancy",
+    "corrected_noise_floor",
+]
+
+Reason = Literal["ill_conditioned"]
+
+MAX_CONDITION = 10.0
+MIN_DIAGONAL = 0.5
+_FLOOR_DRAWS = 40_000
+_FLOOR_SEED = 20_242  # any constant: the same question must always give the same floor
+_POINT_GAP = 1e-13
+_RESAMPLE_GAP = 1e-8
+_MAX_ROUNDS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class CorrectedShares:
+    """Shares with the classifier's errors undone.
+
+    Attributes:
+        shares: Maximum-likelihood shares, (K,) float64, sum 1; NaN where refused.
+        raw: Solution of the linear system without the bounds, (K,), sum 1; may leave [0, 1]. NaN
+            where refused.
+        low, high: Ends of the interval of each share, (K,), in [0, 1]; NaN where refused.
+        condition: 2-norm condition number of the confusion matrix.
+        method: `"delta"` for K = 2, `"bootstrap"` beyond.
+        reason: `"ill_conditioned"` if the classifier is too poor to be corrected, else None.
+    """
+
+    shares: Array
+    raw: Array
+    low: Array
+    high: Array
+    condition: float
+    method: Literal["delta", "bootstrap"]
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class CorrectedDiscrepancy:
+    """A fairness discrepancy of corrected shares.
+
+    Attributes:
+        value: The discrepancy, or its mean over prompts, in [0, sqrt(2)]; lower is better. NaN
+            where refused, as are the next three.
+        low, high: Ends of the interval; low <= value <= high.
+        floor: What a fair generator stays below in 95 % of samples after the correction.
+        condition: 2-norm condition number of the confusion matrix.
+        method: How the ends were found; None where refused.
+        reason: `"ill_conditioned"` if the classifier is too poor to be corrected, else None.
+    """
+
+    value: float
+    low: float
+    high: float
+    floor: float
+    condition: float
+    method: IntervalMethod | None
+    reason: Reason | None = None
+
+
+def correct_shares(
+    counts: ArrayLike, confusion_counts: ArrayLike, *, level: float = 0.95, seed: int = 0
+) -> CorrectedShares:
+    """Estimate the true shares from what an imperfect classifier counted.
+
+    Args:
+        counts: Images that the classifier put into each declared group, (K,) whole numbers.
+        confusion_counts: Labelled images by true group (row) and classified group (column),
+            (K, K) whole numbers, every row with an image.
+        level: Confidence level in (0, 1) of each share's interval.
+        seed: Seed of the 2000 resamples; unused for K = 2.
+
+    Returns:
+        The shares that make the counts likeliest, found by expectation maximisation, which equal
+        the inverse of the confusion wherever that is a set of shares. Intervals count the error
+        of the confusion matrix too: by the delta method for K = 2, by a bootstrap of both tables
+        beyond. Refused with a reason if the condition number is above 10 or the classifier is
+        right about fewer than half the images of a group.
+
+    Raises:
+        ContractError: If shapes disagree, a row or all counts are 0, or a classifier of 2 groups
+            is no better than chance.
+
+    Source: Teo et al. 2023 (CLEAM) for the binary point; metric card B4. Deviations: their
+        interval takes the confusion as exact and calls resamples of one pool independent
+        batches; here variances use Agresti and Coull's shrunk rates, since 50 right answers out
+        of 50 don't make a rate of 1 certain.
+    """
+    table = _check_confusion(confusion_counts)
+    numbers = check_counts(counts, len(table))
+    z = normal_quantile(level)
+    confusion = _rates(table)
+    method: Literal["delta", "bootstrap"] = "delta" if len(table) == 2 else "bootstrap"
+    condition, reason = _judge(confusion)
+    if reason is not None:
+        lost = np.full(len(table), np.nan)
+        return CorrectedShares(lost, lost, lost, lost, condition, method, reason)
+    measured = numbers / numbers.sum()
+    raw = np.linalg.solve(confusion.T, measured)
+    point = _solve(measured[None], confusion[None], _POINT_GAP)[0]
+    if method == "delta":
+        half = z * _binary_error(numbers, table, raw[0], z)
+        low, high = np.clip([raw - half, raw + half], 0, 1)
+    else:
+        bases, drawn = _bootstrap(numbers[None], table, level, np.random.default_rng(seed))
+        # Resamples lie around shares shrunk inwards; unshifted they would never reach an exact 0.
+        errors = point + drawn[:, 0] - bases[0]
+        low, high = np.clip(np.quantile(errors, [(1 - level) / 2, (1 + level) / 2], axis=0), 0, 1)
+    return CorrectedShares(
+        point, raw, np.minimum(low, point), np.maximum(high, point), condition, method
+    )
+
+
+def corrected_discrepancy(
+    counts: ArrayLike,
+    confusion_counts: ArrayLike,
+    target: ArrayLike,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> CorrectedDiscrepancy:
+    """Fairness discrepancy after correction for classifier error, with interval and floor.
+
+    Args:
+        counts: Images that the classifier put into each declared group, (K,), or by prompt,
+            (P, K), for the mean over prompts; whole numbers.
+        confusion_counts: Labelled images by true group (row) and classified group (column),
+            (K, K) whole numbers, every row with an image.
+        target: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
+        level: Confidence level in (0, 1).
+        seed: Seed of the 2000 resamples; unused for one prompt and K = 2.
+
+    Returns:
+        For one prompt and K = 2 the delta-method interval of the share, mapped. Otherwise each
+        resample draws every row of the confusion from its posterior and all counts from a
+        multinomial, one confusion for all prompts; near the target (up to twice the floor) the
+        error is bounded by the triangle inequality, beyond it is taken as signed, as
+        `mean_discrepancy_interval` does.
+
+    Raises:
+        ContractError: As `correct_shares`, or if the targets don't fit the counts.
+
+    Source: metric card B4, B5, B7.
+    """
+    table = _check_confusion(confusion_counts)
+    z = normal_quantile(level)
+    numbers, wanted = _check_rows(counts, target, len(table))
+    confusion = _rates(table)
+    condition, reason = _judge(confusion)
+    if reason is not None:
+        lost = float("nan")
+        return CorrectedDiscrepancy(lost, lost, lost, lost, condition, None, reason)
+    measured = numbers / numbers.sum(axis=1, keepdims=True)
+    point = _solve(measured, np.tile(confusion, (len(numbers), 1, 1)), _POINT_GAP)
+    values = np.linalg.norm(point - wanted, axis=1)
+    floor = _floor(wanted, numbers.sum(axis=1), table)
+    if numbers.shape == (1, 2):
+        raw = float(np.linalg.solve(confusion.T, measured[0])[0])
+        half = z * _binary_error(numbers[0], table, raw, z)
+        found = _mapped(raw - half, raw + half, wanted[0], float(values[0]))
+    else:
+        found = _mean_interval(numbers, table, wanted, values, level, seed)
+    return CorrectedDiscrepancy(found.value, found.low, found.high, floor, condition, found.method)
+
+
+def corrected_noise_floor(
+    n_per_prompt: ArrayLike, confusion_counts: ArrayLike, target: ArrayLike
+) -> float:
+    """What a fair generator stays below in 95 % of samples after the correction.
+
+    Args:
+        n_per_prompt: Images, one number or one a prompt, (P,); positive whole numbers.
+        confusion_counts: Labelled images by true (row) and classified group, (K, K).
+        target: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
+
+    Returns:
+        The floor of the discrepancy, of its mean over prompts where there are several, to about
+        1 %. Larger than `noise_floor_for`: undoing errors magnifies the noise of the counts and
+        adds that of the confusion.
+
+    Raises:
+        ContractError: If shapes disagree or the confusion can't be inverted.
+
+    Source: metric card B4, B5; errors are taken as normal, with the delta method's covariance.
+    """
+    sizes = np.atleast_1d(np.asarray(n_per_prompt))
+    if sizes.ndim != 1 or sizes.size == 0:
+        raise ContractError(f"n_per_prompt must be a vector (P,); seen shape {sizes.shape}")
+    for size in sizes:
+        check_size(size)
+    table = _check_confusion(confusion_counts)
+    wanted = check_targets(target, sizes.size)
+    check_same_groups(wanted.shape[1], len(table))
+    _, reason = _judge(_rates(table))
+    if reason is not None:
+        raise ContractError(f"the confusion can't be undone: {reason}")
+    return _floor(wanted, sizes, table)
+
+
+def _rates(table: NDArray[np.int64]) -> Array:
+    return np.asarray(table / table.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def _judge(confusion: Array) -> tuple[float, Reason | None]:
+    """Condition number, and why the classifier is refused if it is."""
+    condition = float(np.linalg.cond(confusion))
+    if not condition <= MAX_CONDITION or confusion.diagonal().min() < MIN_DIAGONAL:
+        return condition, "ill_conditioned"
+    return condition, None
+
+
+def _solve(measured: Array, confusion: Array, gap: float) -> Array:
+    """Maximum-likelihood shares of rows, (R, K) with confusions (R, K, K) -> (R, K)."""
+    raw = np.linalg.solve(np.swapaxes(confusion, 1, 2), measured[..., None])[..., 0]
+    if measured.shape[1] == 2:
+        first = np.clip(raw[:, 0], 0, 1)
+        return np.stack([first, 1 - first], axis=1)
+    # A solution that is a set of shares reproduces the counts exactly: nothing is likelier.
+    outside = raw.min(axis=1) < 0
+    found = np.maximum(raw, 0)
+    if outside.any():
+        found[outside] = _maximise(measured[outside], confusion[outside], gap)
+    return np.asarray(found / found.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def _maximise(measured: Array, confusion: Array, gap: float) -> Array:
+    """Expectation maximisation from uniform shares, sped up by squared extrapolation.
+
+    Stops where no share could raise the mean log likelihood by more than `gap`.
+    Source of the extrapolation: Varadhan and Roland 2008, doi 10.1111/j.1467-9469.2007.00585.x.
+    """
+    solution = np.full_like(measured, 1 / measured.shape[1])
+    active = np.arange(len(measured))
+    for _ in range(_MAX_ROUNDS):
+        start, q, c = solution[active], measured[active], confusion[active]
+        once, gain = _em_step(start, q, c)
+        done = gain.max(axis=1) - 1 <= gap
+        if done.all():
+            break
+        twice, _ = _em_step(once, q, c)
+        step, bend = once - start, twice - 2 * once + start
+        length = np.linalg.norm(step, axis=1) / np.maximum(np.linalg.norm(bend, axis=1), 1e-300)
+        length = np.clip(length, 1, 1e6)[:, None]
+        jump = start + 2 * length * step + length**2 * bend
+        # A jump out of the simplex is cut back to just inside it; EM can't leave an exact 0.
+        jump = np.maximum(jump, 0.1 * twice)
+        jump /= jump.sum(axis=1, keepdims=True)
+        worse = _likelihood(jump, q, c) < _likelihood(twice, q, c)
+        jump[worse] = twice[worse]
+        solution[active] = np.where(done[:, None], start, jump)
+        active = active[~done]
+    return solution
+
+
+def _em_step(current: Array, measured: Array, confusion: Array) -> tuple[Array, Array]:
+    """One step, and the derivative of the mean log likelihood by each share."""
+    expected = _expected(current, confusion)
+    weight = np.divide(measured, expected, out=np.zeros_like(measured), where=measured > 0)
+    gain = np.einsum("rij,rj->ri", confusion, weight)
+    return current * gain, gain
+
+
+def _likelihood(current: Array, measured: Array, confusion: Array) -> Array:
+    logs = np.log(np.maximum(_expected(current, confusion), 1e-300))
+    return np.asarray((measured * logs).sum(axis=1), dtype=np.float64)
+
+
+def _expected(current: Array, confusion: Array) -> Array:
+    return np.asarray(np.einsum("ri,rij->rj", current, confusion), dtype=np.float64)
+
+
+def _binary_error(
+    counts: NDArray[np.int64], table: NDArray[np.int64], share: float, z: float
+) -> float:
+    """Standard error of the first corrected share by the delta method."""
+    share = min(max(share, 0.0), 1.0)
+    (right0, wrong0), (wrong1, right1) = table.tolist()
+    slope = right0 / (right0 + wrong0) + right1 / (right1 + wrong1) - 1
+    variance = (
+        _shrunk_variance(int(counts[0]), int(counts.sum()), z)
+        + share**2 * _shrunk_variance(right0, right0 + wrong0, z)
+        + (1 - share) ** 2 * _shrunk_variance(right1, right1 + wrong1, z)
+    )
+    return float(np.sqrt(variance) / slope)
+
+
+def _shrunk_variance(hits: int, n: int, z: float) -> float:
+    """Variance of a rate, shrunk towards a half so that it is never 0."""
+    rate = (hits + z**2 / 2) / (n + z**2)
+    return rate * (1 - rate) / (n + z**2)
+
+
+def _mapped(low: float, high: float, wanted: Array, value: float) -> DiscrepancyInterval:
+    """An interval of the first of two shares, mapped through sqrt(2) |p - t|."""
+    ends = np.clip([low, high], 0, 1)
+    distances = np.sqrt(2) * np.abs(ends - wanted[0])
+    least = 0.0 if low <= wanted[0] <= high else float(distances.min())
+    return DiscrepancyInterval(
+        value, min(least, value), max(float(distances.max()), value), "delta"
+    )
+
+
+def _bootstrap(
+    counts: NDArray[np.int64], table: NDArray[np.int64], level: float, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Corrected shares that resamples are drawn around, (P, K), and theirs, (resamples, P, K)."""
+    smoothed = table + 0.5
+    confusion = np.stack([rng.dirichlet(row, size=RESAMPLES) for row in smoothed], axis=1)
+    centre = smoothed / smoothed.sum(axis=1, keepdims=True)
+    bases, drawn = [], []
+    for row in counts:
+        measured, resampled = resample(row, level, rng)
+        bases.append(_solve(measured[None], centre[None], _RESAMPLE_GAP)[0])
+        drawn.append(_solve(resampled, confusion, _RESAMPLE_GAP))
+    return np.stack(bases), np.stack(drawn, axis=1)
+
+
+def _mean_interval(
+    counts: NDArray[np.int64],
+    table: NDArray[np.int64],
+    wanted: Array,
+    values: Array,
+    level: float,
+    seed: int,
+) -> DiscrepancyInterval:
+    bases, drawn = _bootstrap(counts, table, level, np.random.default_rng(seed))
+    floors = [
+        _floor(aim[None], row.sum(keepdims=True), table)
+        for aim, row in zip(wanted, counts, strict=True)
+    ]
+    far = values > 2 * np.array(floors)
+    shifts = np.linalg.norm(drawn - wanted, axis=2) - np.linalg.norm(bases - wanted, axis=1)
+    signed = shifts[:, far].sum(axis=1)
+    unsigned = np.linalg.norm(drawn - bases, axis=2)[:, ~far].sum(axis=1)
+    mean = float(values.mean())
+    if far.all() and len(values) == 1:
+        low, high = np.quantile(
+            np.linalg.norm(drawn[:, 0] - wanted[0], axis=1), [(1 - level) / 2, (1 + level) / 2]
+        )
+        return clipped_interval(mean, low, high, wanted, "percentile")
+    radius = float(np.quantile(np.abs(signed) + unsigned, level)) / len(values)
+    method: IntervalMethod = "mixed"
+    if far.all() or not far.any():
+        method = "percentile" if far.all() else "triangle"
+    return clipped_interval(mean, mean - radius, mean + radius, wanted, method)
+
+
+def _floor(wanted: Array, sizes: NDArray[np.int64], table: NDArray[np.int64]) -> float:
+    """95 % quantile of the mean over prompts of |error| at a fair generator."""
+    inverse = np.linalg.inv(_rates(table))
+    smoothed = table + 0.5
+    centre = smoothed / smoothed.sum(axis=1, keepdims=True)
+    if len(wanted) == 1:
+        errors = wanted[0] ** 2 / table.sum(axis=1)
+        covariance = _multinomial(wanted[0] @ _rates(table)) / int(sizes[0]) + sum(
+            weight * _multinomial(row) for weight, row in zip(errors, centre, strict=True)
+        )
+        return gaussian_floor(inverse.T @ covariance @ inverse)
+    rng = np.random.default_rng(_FLOOR_SEED)
+    # One error of the confusion for all prompts: (draws, true group, classified group).
+    shared = np.stack(
+        [
+            _normal(row, int(n), _FLOOR_DRAWS, rng)
+            for row, n in zip(centre, table.sum(axis=1), strict=True)
+        ],
+        axis=1,
+    )
+    total = np.zeros(_FLOOR_DRAWS)
+    for aim, size in zip(wanted, sizes, strict=True):
+        error = _normal(aim @ _rates(table), int(size), _FLOOR_DRAWS, rng)
+        error = error - np.einsum("i,dij->dj", aim, shared)
+        total += np.linalg.norm(error @ inverse, axis=1)
+    return float(np.quantile(total / len(wanted), FLOOR_LEVEL))
+
+
+def _multinomial(probs: Array) -> Array:
+    """Covariance of one multinomial draw, (K, K)."""
+    return np.asarray(np.diag(probs) - np.outer(probs, probs), dtype=np.float64)
+
+
+def _normal(probs: Array, n: int, draws: int, rng: np.random.Generator) -> Array:
+    """Normal errors with a multinomial's covariance, (draws, K)."""
+    scaled = np.sqrt(probs) * rng.standard_normal((draws, probs.size))
+    return np.asarray((scaled - probs * scaled.sum(axis=1, keepdims=True)) / np.sqrt(n))
+
+
+def _check_confusion(confusion_counts: ArrayLike) -> NDArray[np.int64]:
+    table = np.asarray(confusion_counts)
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:
+        raise ContractError(f"confusion_counts must be (K, K), K >= 2; seen {table.shape}")
+    rows = np.stack([check_counts(row, len(table)) for row in table])
+    if len(rows) == 2 and _rates(rows).trace() <= 1:
+        raise ContractError(
+            "a classifier that is no better than chance can't be corrected; its two rates of "
+            f"right answers sum to {_rates(rows).trace():.3f}, more than 1 is needed"
+        )
+    return rows
+
+
+def _check_rows(
+    counts: ArrayLike, target: ArrayLike, num_groups: int
+) -> tuple[NDArray[np.int64], Array]:
+    """Counts and targets by prompt, both (P, K); one row for plain counts."""
+    rows = np.atleast_2d(np.asarray(counts))
+    if rows.ndim != 2 or len(rows) == 0:
+        raise ContractError(f"counts must have shape (K,) or (P, K); seen {rows.shape}")
+    wanted = check_targets(target, len(rows))
+    check_same_groups(wanted.shape[1], num_groups)
+    return np.stack([check_counts(row, num_groups) for row in rows]), wanted

@@ -1,0 +1,412 @@
+"""The discrepancy under every norm in print, and which paper prints which.
+
+One generator is "0.20", "0.28", "0.40" or "0.08" unfair at shares (.7, .3), by the paper; the
+table `ROSETTA` says whose number is which member of `DiscrepancyFamily`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fairbench.metrics.counting import (
+    Array,
+    check_counts,
+    check_same_groups,
+    check_shares,
+    check_size,
+    check_target,
+    wilson_interval,
+)
+from fairbench.metrics.counting import shares as shares_of
+from fairbench.metrics.fairness import (
+    DiscrepancyInterval,
+    IntervalMethod,
+    discrepancy_interval,
+    resample,
+    worst_distance,
+)
+
+__all__ = [
+    "ROSETTA",
+    "DiscrepancyFamily",
+    "PublishedMeasure",
+    "discrepancy_family",
+    "family_intervals",
+    "family_noise_floors",
+]
+
+Member = Literal[
+    "l2",
+    "normalised",
+    "squared",
+    "l1",
+    "tv",
+    "kl",
+    "pairwise",
+    "delta",
+    "mad",
+    "entropy_gap",
+]
+
+_MEMBERS: tuple[Member, ...] = get_args(Member)
+_FLOOR_DRAWS = 20_000
+_FLOOR_SEED = 20_241  # any constant: the same question must always give the same floor
+
+
+@dataclass(frozen=True)
+class DiscrepancyFamily:
+    """One set of shares p against one target t, K groups. All 0 is fair, lower is better.
+
+    Attributes:
+        l2: Euclidean norm of p - t, in [0, sqrt(2)]; the one that fairbench ranks.
+        normalised: `l2` over its largest possible value for this target, in [0, 1].
+        squared: `l2` squared, in [0, 2].
+        l1: Sum of |p - t|, in [0, 2].
+        tv: Total variation, `l1` / 2, in [0, 1].
+        kl: Kullback-Leibler divergence of p from t in nats; infinite if a group with target 0
+            has images.
+        pairwise: Mean over pairs of groups of |(p_i - t_i) - (p_j - t_j)|, which for a uniform
+            target is the published mean of |p_i - p_j|. Collapse gives 2/K there, not 1.
+        delta: Largest |p - t| over 1 - min t, its largest possible value, in [0, 1]; the
+            published (K |p - 1/K|) / (K - 1) for a uniform target.
+        mad: Mean over groups of |p - t|, `l1` / K, in [0, 1].
+        entropy_gap: `kl` over its largest possible value -ln min t, in [0, 1], which for a
+            uniform target is the published 1 - H(p) / ln K. Groups with target 0 leave the
+            minimum; 1 as soon as they have images.
+    """
+
+    l2: float
+    normalised: float
+    squared: float
+    l1: float
+    tv: float
+    kl: float
+    pairwise: float
+    delta: float
+    mad: float
+    entropy_gap: float
+
+    def columns(self) -> dict[str, float]:
+        """The values under their column names, `fairness_discrepancy` for `l2`."""
+        return {column_of(name): value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class PublishedMeasure:
+    """What a paper or its code calls its bias, in terms of this family.
+
+    Attributes:
+        source: Paper or project, with its arXiv id where it has one.
+        published_name: What the source calls it.
+        member: The member that is its number; None if none is.
+        labels: `"hard"` decisions, `"soft"` probabilities.
+        aggregation: Over what the source pools or averages.
+        evidence: `"code"`: the source's code was read; `"paper"`: as the paper says it;
+            `"unverified"`: the accounts of it disagree.
+        note: What else a reader must know to compare the numbers.
+    """
+
+    source: str
+    published_name: str
+    member: Member | None
+    labels: Literal["hard", "soft"]
+    aggregation: str
+    evidence: Literal["code", "paper", "unverified"]
+    note: str = ""
+
+
+ROSETTA: tuple[PublishedMeasure, ...] = (
+    PublishedMeasure(
+        "Choi et al. 2020, arXiv 1910.12008",
+        "fairness discrepancy",
+        "l2",
+        "hard",
+        "10 sets of 10,000 images",
+        "code",
+        "also prints l1 and kl; its code takes shares over the classes seen only",
+    ),
+    PublishedMeasure(
+        "Teo et al. 2023, CLEAM",
+        "fairness discrepancy",
+        "l2",
+        "hard",
+        "batches",
+        "code",
+        "after correction for classifier error, K = 2",
+    ),
+    PublishedMeasure(
+        "Balancing Act, arXiv 2402.18206",
+        "fairness discrepancy",
+        "l2",
+        "soft",
+        "pooled, or by prompt for text-to-image",
+        "paper",
+    ),
+    PublishedMeasure(
+        "FairGen, arXiv 2412.18810",
+        "fairness discrepancy",
+        "l2",
+        "soft",
+        "mean over prompts",
+        "code",
+        "its CLIP variant leaves out the logit scale",
+    ),
+    PublishedMeasure(
+        "TIW-DSM, arXiv 2403.01189",
+        "Bias",
+        "l1",
+        "soft",
+        "50,000 images",
+        "unverified",
+        "one account says l1, another l2",
+    ),
+    PublishedMeasure(
+        "InvDiff, arXiv 2412.08480", "bias score", "pairwise", "hard", "mean over prompts", "code"
+    ),
+    PublishedMeasure(
+        "Shen et al. 2024, fine-tuning for fairness",
+        "bias",
+        "pairwise",
+        "hard",
+        "mean over prompts",
+        "code",
+        "images with a face only",
+    ),
+    PublishedMeasure(
+        "DebiasDiffusion",
+        "fairness discrepancy",
+        "squared",
+        "soft",
+        "pooled over prompts",
+        "code",
+        "age against (.75, .25)",
+    ),
+    PublishedMeasure(
+        "SelfDebias",
+        "fairness discrepancy",
+        "l2",
+        "soft",
+        "folder",
+        "code",
+        "CLIP cosines over 0.07; also prints delta",
+    ),
+    PublishedMeasure(
+        "InterpretDiffusion, VersusDebias",
+        "deviation ratio",
+        "delta",
+        "hard",
+        "mean over professions",
+        "code",
+    ),
+    PublishedMeasure("ITI-GEN", "KL divergence", "kl", "hard", "attribute", "code"),
+    PublishedMeasure("HEIM", "gender bias", "mad", "hard", "by prompt", "code", "K = 2"),
+    PublishedMeasure("DALL-Eval", "MAD", "mad", "hard", "mean over prompts", "code"),
+    PublishedMeasure(
+        "OpenBias",
+        "bias severity",
+        "entropy_gap",
+        "hard",
+        "by prompt and pooled",
+        "code",
+        "shares are smoothed first",
+    ),
+    PublishedMeasure(
+        "FAIntbench, BIGbench",
+        "bias score",
+        None,
+        "hard",
+        "weighted over attributes",
+        "code",
+        "a cosine to demographic shares; an answer without common classes scores as perfect",
+    ),
+)
+
+
+def discrepancy_family(shares: ArrayLike, target: ArrayLike) -> DiscrepancyFamily:
+    """Every published distance between measured and wanted shares.
+
+    Args:
+        shares: Measured shares, (K,), in [0, 1], sum 1: `shares` of hard counts or
+            `soft_shares` of probabilities.
+        target: Wanted shares, (K,), sums to 1; any target, see `DiscrepancyFamily` for how
+            measures published for a uniform one extend.
+
+    Returns:
+        The ten members.
+
+    Raises:
+        ContractError: If either isn't a vector of shares or the two K differ.
+
+    Source: metric card B1; papers in `ROSETTA`. Deviation: the extensions of `pairwise`, `delta`
+        and `entropy_gap` to other targets are this project's, chosen so that each is 0 only at
+        p = t.
+    """
+    wanted = check_target(target)
+    found = check_shares(shares, "shares")
+    check_same_groups(found.size, wanted.size)
+    values = _members(found[None], wanted)
+    return DiscrepancyFamily(**{name: float(values[name][0]) for name in _MEMBERS})
+
+
+def family_intervals(
+    counts: ArrayLike, target: ArrayLike, *, level: float = 0.95, seed: int = 0
+) -> dict[str, DiscrepancyInterval]:
+    """Every member with an interval that also holds at a fair generator, by column name.
+
+    `l2`, `normalised` and `squared` are `discrepancy_interval`'s. For K = 2 the others map
+    Wilson's interval of the first share, since each grows with the distance from the target on
+    either side. For K > 2 `l1`, `tv`, `pairwise`, `delta` and `mad` are norms of p - t, so the
+    triangle inequality holds for each; the square roots of `kl` and `entropy_gap` are treated as
+    norms, which they are to second order.
+
+    Args:
+        counts: Images of each declared group, (K,) whole numbers, zeros included.
+        target: Wanted shares, (K,), sums to 1.
+        level: Confidence level in (0, 1).
+        seed: Seed of the 2000 resamples; unused for K = 2.
+
+    Returns:
+        Column name -> value and interval.
+
+    Raises:
+        ContractError: If there are no images or the two K differ.
+
+    Source: metric card B5.
+    """
+    wanted = check_target(target)
+    numbers = check_counts(counts, wanted.size)
+    found = shares_of(numbers)
+    base = discrepancy_interval(numbers, wanted, level=level, seed=seed)
+    if wanted.size == 2:
+        others = _wilson_family(numbers, wanted, level)
+    else:
+        others = _resampled_family(numbers, wanted, level, seed, base.method)
+    values = discrepancy_family(found, wanted)
+    worst = worst_distance(wanted)
+    ends = {
+        **others,
+        "l2": (base.low, base.high),
+        "normalised": (base.low / worst, base.high / worst),
+        "squared": (base.low**2, base.high**2),
+    }
+    intervals = {}
+    for name in _MEMBERS:
+        value = float(getattr(values, name))
+        low, high = ends[name]
+        intervals[column_of(name)] = DiscrepancyInterval(
+            value, min(low, value), max(high, value), base.method
+        )
+    return intervals
+
+
+def family_noise_floors(target: ArrayLike, n: int) -> dict[str, float]:
+    """Value of every member that a fair generator stays below in 95 % of samples.
+
+    Args:
+        target: Wanted shares, (K,), sums to 1.
+        n: Number of images, positive.
+
+    Returns:
+        Column name -> floor, from 20,000 simulated samples of n images, to about 1 %. The
+        floors of norms move in steps of 1/n, so `l2` differs a little from `noise_floor`.
+
+    Raises:
+        ContractError: If the target isn't a vector of shares or n isn't positive.
+
+    Source: metric card B5.
+    """
+    wanted = check_target(target)
+    check_size(n)
+    rng = np.random.default_rng(_FLOOR_SEED)
+    drawn = rng.multinomial(n, wanted / wanted.sum(), size=_FLOOR_DRAWS) / n
+    values = _members(drawn, wanted)
+    return {column_of(name): float(np.quantile(values[name], 0.95)) for name in _MEMBERS}
+
+
+def column_of(member: str) -> str:
+    """The column that holds a member of the family."""
+    return "fairness_discrepancy" if member == "l2" else f"fairness_discrepancy_{member}"
+
+
+def _members(found: Array, wanted: Array) -> dict[str, Array]:
+    """All members of rows of shares, (R, K) -> name -> (R,)."""
+    gaps = found - wanted
+    sizes = np.abs(gaps)
+    num_groups = wanted.size
+    l2 = np.linalg.norm(gaps, axis=1)
+    l1 = sizes.sum(axis=1)
+    kl = _divergence(found, wanted)
+    first, second = np.triu_indices(num_groups, 1)
+    return {
+        "l2": l2,
+        "normalised": l2 / worst_distance(wanted),
+        "squared": l2**2,
+        "l1": l1,
+        "tv": l1 / 2,
+        "kl": kl,
+        "pairwise": np.abs(gaps[:, first] - gaps[:, second]).mean(axis=1),
+        "delta": sizes.max(axis=1) / (1 - wanted.min()),
+        "mad": l1 / num_groups,
+        "entropy_gap": np.minimum(kl * _entropy_scale(wanted), 1),
+    }
+
+
+def _divergence(found: Array, wanted: Array) -> Array:
+    """Kullback-Leibler divergence of rows from the target, 0 ln 0 = 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(found > 0, found * np.log(found / wanted), 0.0)
+    # Rounding leaves about -1e-17 at p = t.
+    return np.asarray(np.maximum(terms.sum(axis=1), 0), dtype=np.float64)
+
+
+def _wilson_family(
+    counts: NDArray[np.int64], wanted: Array, level: float
+) -> dict[str, tuple[float, float]]:
+    low, high = wilson_interval(int(counts[0]), int(counts.sum()), level=level)
+    ends = np.array([[low, 1 - low], [high, 1 - high]])
+    values = _members(ends, wanted)
+    covered = low <= wanted[0] <= high
+    return {
+        name: (0.0 if covered else float(values[name].min()), float(values[name].max()))
+        for name in _MEMBERS
+    }
+
+
+def _resampled_family(
+    counts: NDArray[np.int64], wanted: Array, level: float, seed: int, method: IntervalMethod
+) -> dict[str, tuple[float, float]]:
+    """Ends of every member from the resamples that `discrepancy_interval` draws."""
+    base, drawn = resample(counts, level, np.random.default_rng(seed))
+    largest = _members(np.eye(wanted.size), wanted)
+    ends = {}
+    if method == "percentile":
+        around = _members(drawn, wanted)
+        for name in _MEMBERS:
+            # An infinite divergence can't be interpolated.
+            low, high = np.quantile(
+                around[name], [(1 - level) / 2, (1 + level) / 2], method="nearest"
+            )
+            ends[name] = (float(low), float(high))
+        return ends
+    found = _members(shares_of(counts)[None], wanted)
+    errors = _members(drawn, base)
+    # The scale of an error is the target's, not the sample's.
+    errors["delta"] = np.abs(drawn - base).max(axis=1) / (1 - wanted.min())
+    errors["entropy_gap"] = errors["kl"] * _entropy_scale(wanted)
+    for name in _MEMBERS:
+        power = 0.5 if name in ("kl", "entropy_gap") else 1.0
+        value = float(found[name][0]) ** power
+        radius = float(np.quantile(errors[name] ** power, level))
+        low, high = max(0.0, value - radius), value + radius
+        ends[name] = (low ** (1 / power), min(high ** (1 / power), float(largest[name].max())))
+    return ends
+
+
+def _entropy_scale(wanted: Array) -> float:
+    """1 over the divergence of the rarest wanted group, or 1 where only one is wanted."""
+    held = wanted[wanted > 0]
+    return float(-1 / np.log(held.min())) if held.size > 1 else 1.0

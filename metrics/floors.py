@@ -1,0 +1,142 @@
+"""Noise floors: the discrepancy that a perfectly fair generator shows by chance.
+
+Every floor assumes independent images.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fairbench.errors import ContractError
+from fairbench.metrics.counting import (
+    SUM_TOLERANCE,
+    Array,
+    check_size,
+    check_target,
+    check_targets,
+)
+
+__all__ = ["gaussian_floor", "mean_noise_floor", "noise_floor", "noise_floor_for"]
+
+FLOOR_LEVEL = 0.95
+_FLOOR_DRAWS = 100_000
+_FLOOR_SEED = 20_240  # any constant: the same question must always give the same floor
+
+
+def noise_floor(n: int, num_groups: int) -> float:
+    """Discrepancy that a perfectly fair generator stays below in 95 % of samples.
+
+    Args:
+        n: Number of images, positive.
+        num_groups: K, 2 or more; the target is uniform.
+
+    Returns:
+        sqrt(chi-square quantile / (n K)), for n large enough that every group is expected about
+        five times; a value below it can't be told from fair.
+
+    Raises:
+        ContractError: If n or K is too small.
+
+    Source: metric card B5.
+    """
+    from scipy.special import chdtri  # 0.2 s, and importing metrics should stay cheap
+
+    if num_groups < 2:
+        raise ContractError(f"num_groups must be 2 or more; seen {num_groups}")
+    check_size(n)
+    quantile = float(chdtri(num_groups - 1, 1 - FLOOR_LEVEL))
+    return float(np.sqrt(quantile / (n * num_groups)))
+
+
+def noise_floor_for(target: ArrayLike, n: int) -> float:
+    """The noise floor for any target; `noise_floor` where all wanted shares that aren't 0 agree.
+
+    Args:
+        target: Wanted shares, (K,), sums to 1. Groups with target 0 never occur in a fair
+            sample, so they change nothing.
+        n: Number of images, positive.
+
+    Returns:
+        95 % quantile of the discrepancy of a generator whose shares are the target, to about
+        0.5 %; 0 if the target is a single group.
+
+    Raises:
+        ContractError: If the target isn't a vector of shares or n isn't positive.
+
+    Source: metric card B5; n D² tends to a chi-square mixture weighted by the eigenvalues of
+        diag(t) - t tᵀ.
+    """
+    wanted = check_target(target)
+    check_size(n)
+    held = wanted[wanted > 0]
+    if held.size < 2:
+        return 0.0
+    if np.allclose(held, 1 / held.size, rtol=0, atol=SUM_TOLERANCE):
+        return noise_floor(n, held.size)
+    draws = _fair_discrepancies(wanted, n, np.random.default_rng(_FLOOR_SEED))
+    return float(np.quantile(draws, FLOOR_LEVEL))
+
+
+def mean_noise_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:
+    """The noise floor of a mean over prompts of per-prompt discrepancies.
+
+    Args:
+        n_per_prompt: Images of each prompt, (P,) positive whole numbers.
+        targets: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
+
+    Returns:
+        95 % quantile of the mean discrepancy when every prompt is fair, to about 0.5 %;
+        `noise_floor_for` for a single prompt.
+
+    Raises:
+        ContractError: If a prompt has no images or the shapes disagree.
+
+    Source: metric card B5, B7.
+    """
+    sizes = np.atleast_1d(np.asarray(n_per_prompt))
+    if sizes.ndim != 1 or sizes.size == 0:
+        raise ContractError(f"n_per_prompt must be a vector (P,); seen shape {sizes.shape}")
+    wanted = check_targets(targets, sizes.size)
+    for size in sizes:
+        check_size(size)
+    if sizes.size == 1:
+        return noise_floor_for(wanted[0], int(sizes[0]))
+    rng = np.random.default_rng(_FLOOR_SEED)
+    total = np.zeros(_FLOOR_DRAWS)
+    for aim, size in zip(wanted, sizes, strict=True):
+        total += _fair_discrepancies(aim, int(size), rng)
+    return float(np.quantile(total / sizes.size, FLOOR_LEVEL))
+
+
+def gaussian_floor(covariance: ArrayLike) -> float:
+    """95 % quantile of the norm of a normal error around 0.
+
+    Args:
+        covariance: Covariance of the error of the measured shares, (K, K), symmetric.
+
+    Returns:
+        The quantile to about 0.5 %, 0 or more.
+
+    Raises:
+        ContractError: If the matrix isn't square and finite.
+    """
+    matrix = np.asarray(covariance, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+        raise ContractError(f"covariance must be square and finite; seen shape {matrix.shape}")
+    draws = _gaussian_norms(matrix, np.random.default_rng(_FLOOR_SEED))
+    return float(np.quantile(draws, FLOOR_LEVEL))
+
+
+def _fair_discrepancies(target: Array, n: int, rng: np.random.Generator) -> Array:
+    """Discrepancies of fair samples of n images, (draws,), in the limit of large n."""
+    norms = _gaussian_norms(np.diag(target) - np.outer(target, target), rng)
+    return np.asarray(norms / np.sqrt(n), dtype=np.float64)
+
+
+def _gaussian_norms(covariance: Array, rng: np.random.Generator) -> Array:
+    weights = np.linalg.eigvalsh(covariance)
+    squared: Array = np.zeros(_FLOOR_DRAWS)
+    for weight in weights[weights > 1e-12 * max(weights[-1], 1e-300)]:
+        squared += weight * rng.standard_normal(_FLOOR_DRAWS) ** 2
+    return np.sqrt(squared)
