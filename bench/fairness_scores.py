@@ -1,0 +1,504 @@
+"""Shares to scores: discrepancies raw and corrected, by prompt, and of crossings of attributes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.crossings import Reading, crossings
+from fairbench.metrics import (
+    DiscrepancyInterval,
+    cluster_counts,
+    clustered_discrepancy,
+    corrected_discrepancy,
+    design_effect,
+    detect_quota,
+    discrepancy_interval,
+    family_intervals,
+    family_noise_floors,
+    goodness_of_fit,
+    mean_discrepancy_interval,
+    mean_noise_floor,
+    mutual_information,
+    noise_floor_for,
+    penalised_discrepancy,
+    prompt_discrepancies,
+    representation_epsilon,
+    representation_ratios,
+    soft_discrepancy_interval,
+    subgroup_coverage,
+    subgroup_lattice,
+    wilson_interval,
+    worst_case_bounds,
+)
+from fairbench.types import Score
+
+__all__ = ["FairnessScores", "share_score"]
+
+Confusions = Mapping[str, Mapping[str, NDArray[np.int64]]]
+Better = Literal["lower", "higher", "neither"]
+
+RANKED = "fairness_discrepancy_corrected"
+RAW = "fairness_discrepancy"
+SMOOTHING = 0.5
+COVERED = (1, 10)
+
+
+class FairnessScores:
+    """Everything that is said about shares of groups, in one run.
+
+    Args:
+        readings: The sample as each judge reads it, the primary judge's first.
+        sensitive: Attributes whose shares are asked to be fair.
+        confusions: Judge -> attribute, or attributes joined by ``"/"`` -> (K, K) counts of
+            labelled images, rows are the truth.
+    """
+
+    def __init__(
+        self, readings: Sequence[Reading], sensitive: Sequence[str], confusions: Confusions
+    ) -> None:
+        self.readings, self.first = readings, readings[0]
+        self.sensitive, self.confusions = sensitive, confusions
+        self.task = self.first.task
+        self.ranked = tuple(self.task.attributes)
+        # What floors over several seeds are computed from.
+        self.floors: dict[str, dict[str, Any]] = {}
+        self.details: dict[str, Any] = {}
+        self.not_measured: dict[str, str] = {}
+        self.empty_prompts = [
+            prompt.text
+            for p, prompt in enumerate(self.task.prompts)
+            if not (self.first.prompts == p).any()
+        ]
+
+    def scores(self) -> list[Score]:
+        """All of them; what can't be measured is left out and named in `not_measured`."""
+        scores: list[Score] = []
+        if self.task.per_prompt and self.empty_prompts:
+            reason = f"no valid face for {', '.join(map(repr, self.empty_prompts))}"
+            self.not_measured |= {RANKED: reason, RAW: reason}
+        else:
+            scores += self._ranked_question()
+        for chosen in crossings(self.sensitive):
+            scores += self._crossing(chosen)
+        if len(self.sensitive) > 1:
+            scores += self._intersectional()
+        return scores
+
+    def _ranked_question(self) -> list[Score]:
+        """What rows are ranked by, and the same question asked in every other way."""
+        by_prompt = self.task.per_prompt
+        counts = self.first.counts_by_prompt(self.ranked)
+        if not by_prompt:
+            counts = counts.sum(axis=0, keepdims=True)
+        target = self.first.target(self.ranked)
+        scores = [
+            *self._corrected(RANKED, self.ranked, by_prompt=by_prompt),
+            self._raw(RAW, self.ranked, by_prompt=by_prompt),
+            *self._family(counts, target),
+            self._soft(by_prompt),
+            self._penalised(by_prompt),
+        ]
+        if by_prompt:
+            scores += self._over_prompts(counts, target)
+        quota = detect_quota(counts, target)
+        tests = [goodness_of_fit(row, target).p_value for row in counts]
+        self.details["quota"] = asdict(quota)
+        self.details["fit_p_values"] = tests
+        invalid = int((~self.first.valid).sum())
+        if not by_prompt:
+            self.details["worst_case"] = asdict(worst_case_bounds(counts[0], invalid, target))
+        return scores
+
+    def _corrected(self, name: str, chosen: Sequence[str], *, by_prompt: bool) -> list[Score]:
+        """Corrected for classifier error, of the judge that finds the generator less fair."""
+        found = {}
+        for reading in self.readings:
+            table = self.confusions[reading.judge].get("/".join(chosen))
+            if table is None:
+                self.not_measured[name] = f"no confusion of {'/'.join(chosen)} was measured"
+                return []
+            counts = reading.counts_by_prompt(chosen)
+            if not by_prompt:
+                counts = counts.sum(axis=0)
+            found[reading.judge] = corrected_discrepancy(
+                counts,
+                table,
+                reading.target(chosen),
+                design_effect=self._effect(reading, chosen),
+            )
+        self.details.setdefault("corrected", {})[name] = {
+            judge: {
+                "value": one.value,
+                "low": one.low,
+                "high": one.high,
+                "floor": one.floor,
+                "condition": one.condition,
+            }
+            if one.reason is None
+            else {"reason": one.reason, "condition": one.condition}
+            for judge, one in found.items()
+        }
+        refused = {judge: one.reason for judge, one in found.items() if one.reason is not None}
+        if refused:
+            self.not_measured[name] = ", ".join(
+                f"judge {judge}: {reason}" for judge, reason in refused.items()
+            )
+            return []
+        worse = max(found, key=lambda judge: found[judge].value)
+        one = found[worse]
+        over = f", mean over {len(self.task.prompts)} prompts" if by_prompt else ""
+        return [
+            Score(
+                name=name,
+                value=one.value,
+                low=one.low,
+                high=one.high,
+                n=self.first.n,
+                better="lower",
+                interval=f"{one.method}, with the error of the confusion{self._given()}",
+                floor=one.floor,
+                source=f"the worse of two judges ({worse}), classifier error corrected, valid "
+                f"images{over}",
+            )
+        ]
+
+    def _effect(self, reading: Reading, chosen: Sequence[str]) -> float:
+        """Variance of the shares over that of independent images."""
+        if not reading.coupled or len(np.unique(reading.batches)) < 2:
+            return 1.0
+        size = len(reading.groups(chosen))
+        table = cluster_counts(reading.index(chosen)[reading.valid], reading.batches, size)
+        effect = design_effect(table)
+        self.details.setdefault("design_effect", {})["/".join(chosen)] = effect
+        return effect
+
+    def _given(self) -> str:
+        return ", batches resampled" if self.first.coupled else ""
+
+    def _raw(self, name: str, chosen: Sequence[str], *, by_prompt: bool) -> Score:
+        """Of hard labels of the primary judge, as papers report it."""
+        reading, target = self.first, self.first.target(chosen)
+        over = ""
+        if by_prompt:
+            counts = reading.counts_by_prompt(chosen)
+            found = mean_discrepancy_interval(counts, target)
+            floor = mean_noise_floor(counts.sum(1), target)
+            self.floors[name] = {"n": counts.sum(1).tolist(), "target": target.tolist()}
+            over = f", mean over {len(counts)} prompts"
+        elif reading.coupled and len(np.unique(reading.batches)) > 1:
+            labels = reading.index(chosen)[reading.valid]
+            clustered = clustered_discrepancy(labels, reading.batches, target)
+            found, floor = clustered.interval, clustered.floor
+            effective = max(1, round(reading.n / max(clustered.design_effect, 1e-9)))
+            self.floors[name] = {"n": [effective], "target": target.tolist()}
+        else:
+            found = discrepancy_interval(reading.counts(chosen), target)
+            floor = noise_floor_for(target, reading.n)
+            self.floors[name] = {"n": [reading.n], "target": target.tolist()}
+        return self._discrepancy(name, found, floor, f", hard labels, valid images{over}")
+
+    def _discrepancy(
+        self, name: str, found: DiscrepancyInterval, floor: float | None, source: str
+    ) -> Score:
+        return Score(
+            name=name,
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            n=self.first.n,
+            better="lower",
+            interval=f"{found.method}{self._given()}",
+            floor=floor,
+            source=f"judge {self.first.judge}{source}",
+        )
+
+    def _family(self, counts: NDArray[np.int64], target: NDArray[np.float64]) -> list[Score]:
+        """The other norms, each prompt's averaged; ends of the mean are the mean of the ends."""
+        each = [family_intervals(row, target) for row in counts]
+        floors = family_noise_floors(target, self.first.n) if len(counts) == 1 else {}
+        over = f", mean over {len(counts)} prompts" if len(counts) > 1 else ""
+        scores = []
+        for name in each[0]:
+            values = [one[name] for one in each]
+            ends = [float(np.mean([getattr(v, end) for v in values])) for end in _ENDS]
+            if name == RAW:
+                continue
+            if not all(map(math.isfinite, ends)):
+                self.not_measured[name] = "infinite: a group that isn't wanted has images"
+                continue
+            found = DiscrepancyInterval(*ends, method=values[0].method)
+            source = f", hard labels, valid images{over}"
+            scores.append(self._discrepancy(name, found, floors.get(name), source))
+        return scores
+
+    def _soft(self, by_prompt: bool) -> Score:
+        """Of mean probabilities, which are right only if the judge is calibrated."""
+        table, target = self.first.soft(self.ranked), self.first.target(self.ranked)
+        places = [np.ones(len(table), dtype=bool)]
+        if by_prompt:
+            places = [self.first.prompts == p for p in range(len(self.task.prompts))]
+        # A single image has no spread; doubled it has the same mean and an honest zero.
+        rows = [table[mine] for mine in places]
+        found = [soft_discrepancy_interval(r if len(r) > 1 else r.repeat(2, 0), target) for r in rows]
+        ends = [float(np.mean([getattr(one, end) for one, _ in found])) for end in _ENDS]
+        floor = found[0][1] if len(found) == 1 else None
+        over = f", mean over {len(found)} prompts" if by_prompt else ""
+        interval = DiscrepancyInterval(*ends, method=found[0][0].method)
+        return self._discrepancy(
+            f"{RAW}_soft", interval, floor, f", mean probabilities, valid images{over}"
+        )
+
+    def _penalised(self, by_prompt: bool) -> Score:
+        """With images that aren't a face as one more group that nobody wants."""
+        target = self.first.target(self.ranked)
+        prompts = self.first.sample.prompt_index
+        places = [np.ones(len(prompts), dtype=bool)]
+        if by_prompt:
+            places = [prompts == p for p in range(len(self.task.prompts))]
+        index, size = self.first.index(self.ranked), len(target)
+        found = []
+        for mine in places:
+            counts = np.bincount(index[mine & self.first.valid], minlength=size)
+            invalid = int((mine & ~self.first.valid).sum())
+            found.append(penalised_discrepancy(counts, invalid, target))
+        ends = [float(np.mean([getattr(one, end) for one in found])) for end in _ENDS]
+        over = f", mean over {len(found)} prompts" if by_prompt else ""
+        return Score(
+            name=f"{RAW}_penalised",
+            value=ends[0],
+            low=ends[1],
+            high=ends[2],
+            n=len(prompts),
+            better="lower",
+            interval=found[0].method,
+            source=f"judge {self.first.judge}, hard labels, all images{over}",
+        )
+
+    def _over_prompts(
+        self, counts: NDArray[np.int64], target: NDArray[np.float64]
+    ) -> list[Score]:
+        if counts.sum(axis=1).min() < 2:
+            self.not_measured["prompt_dependence"] = "a prompt has a single valid image"
+            return []
+        found = prompt_discrepancies(counts, target)
+        self.details["by_prompt"] = {
+            prompt.subject: {"value": value, "p_value": p_value}
+            for prompt, value, p_value in zip(
+                self.task.prompts, found.per_prompt, found.p_values, strict=True
+            )
+        }
+        self.details["unbiased_mean"] = found.unbiased_mean
+        worst = self.task.prompts[found.worst_prompt].subject
+        dependence = found.prompt_dependence
+        self.details["prompt_dependence"] = {
+            "p_value": dependence.p_value,
+            "cramers_v": _or_none(dependence.cramers_v),
+        }
+        return [
+            self._discrepancy(
+                f"{RAW}_worst_prompt",
+                found.per_prompt_worst,
+                None,
+                f", hard labels, valid images, {worst}",
+            ),
+            self._discrepancy(
+                f"{RAW}_pooled",
+                found.pooled,
+                found.pooled_floor,
+                ", hard labels, valid images, all prompts together",
+            ),
+            self._plain(
+                "prompt_dependence",
+                dependence.corrected,
+                "lower",
+                f"judge {self.first.judge}: mutual information of prompt and group, bias "
+                "corrected",
+                unit="nats",
+            ),
+        ]
+
+    def _crossing(self, chosen: tuple[str, ...]) -> list[Score]:
+        """The discrepancies of any sensitive attribute or crossing, all images together."""
+        suffix = "_".join(chosen)
+        return [
+            *self._corrected(f"{RANKED}_{suffix}", chosen, by_prompt=False),
+            self._raw(f"{RAW}_{suffix}", chosen, by_prompt=False),
+        ]
+
+    def _intersectional(self) -> list[Score]:
+        """What the joint cells of the sensitive attributes say that no single one does."""
+        reading, chosen = self.first, tuple(self.sensitive)
+        levels = {name: reading.levels[name] for name in chosen}
+        table = np.stack([reading.labels[name][reading.valid] for name in chosen], axis=1)
+        target = reading.target(chosen)
+        counts = reading.counts(chosen)
+        groups = reading.groups(chosen)
+        lattice = subgroup_lattice(table, levels, target)
+        coverage = subgroup_coverage(counts, at=COVERED)
+        source = f"judge {reading.judge}, {' × '.join(chosen)}, valid images"
+        self.details["lattice"] = {
+            "/".join(one.attributes): {
+                "discrepancy": one.discrepancy,
+                "normalised": one.normalised,
+                "floor": one.floor,
+            }
+            for one in lattice.marginals
+        }
+        self.details["coverage"] = {
+            **{f"at_{m}": value for m, value in coverage.coverage.items()},
+            "normalised_entropy": coverage.normalised_entropy,
+            "empty": [groups[k] for k in coverage.empty],
+            "empty_upper_bound": coverage.empty_upper_bound,
+        }
+        scores = [
+            self._plain("joint_excess", lattice.joint_excess, "lower", source),
+            self._plain("effective_groups", coverage.effective_groups, "higher", source),
+            *(
+                share_score(
+                    f"coverage_at_{m}",
+                    int((counts >= m).sum()),
+                    len(counts),
+                    "higher",
+                    f"{source}: share of cells with {m} or more images",
+                    n=reading.n,
+                    interval=False,
+                )
+                for m in COVERED
+            ),
+            *self._representation(counts, target, groups, source),
+        ]
+        if len(chosen) == 2:
+            square = counts.reshape([len(values) for values in levels.values()])
+            found = mutual_information(square)
+            self.details["mutual_information"] = {
+                "p_value": found.p_value,
+                "method": found.method,
+                "cramers_v": _or_none(found.cramers_v),
+            }
+            unit = "nats"
+            scores.append(
+                self._plain(
+                    "mutual_information",
+                    found.corrected,
+                    "lower",
+                    f"{source}, bias corrected",
+                    unit=unit,
+                )
+            )
+        return scores
+
+    def _representation(
+        self,
+        counts: NDArray[np.int64],
+        target: NDArray[np.float64],
+        groups: Sequence[str],
+        source: str,
+    ) -> list[Score]:
+        if target.min() <= 0:
+            self.not_measured["representation_worst"] = "a group with target 0 has no ratio"
+            return []
+        found = representation_ratios(counts, target, alpha=SMOOTHING)
+        epsilon = representation_epsilon(counts, target, alpha=SMOOTHING)
+        worst = int(found.worst_group)
+        low, high = wilson_interval(int(counts[worst]), int(counts.sum()))
+        self.details["representation"] = {
+            "worst_group": groups[worst],
+            "expected_worst_if_fair": found.expected_smallest,
+            "expected_min_over_max_if_fair": found.expected_min_over_max,
+            "p_value": found.p_value,
+            "below_four_fifths": found.below_four_fifths,
+            "smoothed_min_over_max": found.smoothed_min_over_max,
+        }
+        self.details["differential_fairness"] = {
+            "alpha": epsilon.alpha,
+            "ratio": epsilon.ratio,
+            "top": [
+                {
+                    "more": groups[pair.first],
+                    "less": groups[pair.second],
+                    "log_ratio": pair.log_ratio,
+                }
+                for pair in epsilon.top
+            ],
+        }
+        return [
+            Score(
+                name="representation_worst",
+                value=found.smallest,
+                low=low / float(target[worst]),
+                high=high / float(target[worst]),
+                n=self.first.n,
+                better="higher",
+                interval="wilson, of the group that came out worst",
+                source=f"{source}: share over target of {groups[worst]}",
+            ),
+            self._plain(
+                "representation_min_over_max",
+                found.min_over_max,
+                "higher",
+                f"{source}: smallest over largest share / target",
+            ),
+            Score(
+                name="differential_fairness",
+                value=epsilon.epsilon,
+                low=epsilon.low,
+                high=epsilon.high,
+                n=self.first.n,
+                better="lower",
+                interval="bootstrap",
+                source=f"{source}, {SMOOTHING:g} images added to each cell",
+            ),
+        ]
+
+    def _plain(
+        self, name: str, value: float, better: Better, source: str, unit: str = ""
+    ) -> Score:
+        """A number whose uncertainty is told by a test in the record's facts."""
+        return Score(
+            name=name,
+            value=value,
+            low=None,
+            high=None,
+            n=self.first.n,
+            better=better,
+            unit=unit,
+            source=source,
+        )
+
+
+_ENDS = ("value", "low", "high")
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def share_score(
+    name: str,
+    count: int,
+    total: int,
+    better: Better,
+    source: str,
+    *,
+    n: int | None = None,
+    interval: bool = True,
+) -> Score:
+    """A share with Wilson's interval, unless the things counted aren't a sample."""
+    low, high = wilson_interval(count, total) if interval else (None, None)
+    return Score(
+        name=name,
+        value=count / total,
+        low=low,
+        high=high,
+        n=total if n is None else n,
+        better=better,
+        interval="wilson" if interval else "",
+        unit="share",
+        source=source,
+    )

@@ -1,0 +1,319 @@
+"""Features to scores: distances to three references, neighbours, diversity, parity of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.crossings import Reading, crossing, crossing_groups
+from fairbench.errors import ContractError
+from fairbench.fairness_scores import share_score
+from fairbench.metrics import (
+    FrechetMoments,
+    GroupQuality,
+    KernelDistance,
+    Parity,
+    frechet_interval,
+    group_quality,
+    kernel_distance,
+    precision_recall_density_coverage,
+    reference_weights,
+    stratified_kernel_distance,
+    vendi_score,
+)
+from fairbench.types import Score
+
+__all__ = ["QualityScores", "Reference"]
+
+KERNEL_SUBSET = 500
+NEIGHBOURS = 5
+DIVERSITY_BLOCKS = 20
+STUDENT = 2.093  # 95 %, 19 degrees of freedom
+NORMAL = 1.96
+GROUP_N = 30
+"""Images of each group behind its Fréchet distance and neighbours: the same for every method."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Real images to compare with: they match the task's prompts, balanced over the groups.
+
+    Attributes:
+        features: Encoder -> (M, D).
+        labels: Attribute -> (M,) true levels.
+        prompt_index: (M,) the prompt that each image would answer.
+        natural: (P, K) shares of the sensitive crossing for each prompt in the data that the
+            backbone was trained on, rows sum to 1; None if nobody knows them.
+    """
+
+    features: Mapping[str, NDArray[np.float32]]
+    labels: Mapping[str, NDArray[np.integer[Any]]]
+    prompt_index: NDArray[np.int64]
+    natural: NDArray[np.float64] | None
+
+
+class QualityScores:
+    """Everything that is said about how good the images are, in one run.
+
+    Args:
+        reading: The sample as the primary judge reads it.
+        sensitive: Attributes whose crossing makes the groups.
+        reference: Real images.
+        encoders: Encoder -> what its Fréchet and kernel distances are called.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        sensitive: Sequence[str],
+        reference: Reference,
+        encoders: Mapping[str, tuple[str, str]],
+    ) -> None:
+        self.reading, self.sensitive, self.reference = reading, tuple(sensitive), reference
+        self.encoders = encoders
+        self.details: dict[str, Any] = {}
+        self.not_measured: dict[str, str] = {}
+        self.groups = crossing_groups(self.sensitive, reading.levels)
+        self.real = crossing(reference.labels, self.sensitive, reading.levels)
+
+    def scores(self) -> list[Score]:
+        """Distances and neighbours, of all images; parity, of valid ones."""
+        scores = []
+        for encoder, (frechet, kernel) in self.encoders.items():
+            x, y = self.features(encoder)
+            scores += self._balanced(encoder, frechet, kernel, x, y)
+            for name, strata, shares in self._mixtures():
+                scores += self._mixture(name, (frechet, kernel), (x, y), strata, shares)
+            scores += self._neighbours(encoder, x, y)
+            scores += self._diversity(encoder, x, y)
+        return scores
+
+    def features(self, encoder: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Generated and real features."""
+        return self.reading.sample.measured.features[encoder], self.reference.features[encoder]
+
+    def _balanced(
+        self,
+        encoder: str,
+        frechet: str,
+        kernel: str,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+    ) -> list[Score]:
+        source = f"encoder {encoder}, {len(y)} balanced real images"
+        found = frechet_interval(x, y, seed=0)
+        size = min(KERNEL_SUBSET, len(x), len(y))
+        distance = kernel_distance(x, y, subset_size=size, seed=0)
+        return [
+            _distance(f"{frechet}_balanced", (found.value, found.low, found.high), len(x), source),
+            _kernel(f"{kernel}_balanced", distance, len(x), f"{source}, 100 subsets of {size}"),
+        ]
+
+    def _mixtures(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.float64]]]:
+        """References of other proportions: name, cell of each real image, share of each cell.
+
+        Cells are prompt × group. Prompts keep the shares that the sample has.
+        """
+        cells = len(self.groups)
+        strata = self.reference.prompt_index * cells + self.real
+        prompts = self.reading.sample.prompt_index
+        mix = np.bincount(prompts, minlength=len(self.reading.task.prompts)) / len(prompts)
+        mixtures = []
+        if self.reference.natural is not None:
+            natural = (mix[:, None] * self.reference.natural).ravel()
+            mixtures.append(("natural", strata, natural))
+        if self.reading.n:
+            counts = self.reading.counts_by_prompt(self.sensitive).astype(np.float64)
+            sizes = counts.sum(axis=1, keepdims=True)
+            if (sizes > 0).all():
+                own = (mix[:, None] * counts / sizes).ravel()
+                mixtures.append(("reweighted", strata, own))
+            else:
+                self.not_measured["reweighted"] = "a prompt has no valid face"
+        return mixtures
+
+    def _mixture(
+        self,
+        name: str,
+        columns: tuple[str, str],
+        features: tuple[NDArray[np.float32], NDArray[np.float32]],
+        strata: NDArray[np.int64],
+        shares: NDArray[np.float64],
+    ) -> list[Score]:
+        (frechet, kernel), (x, y) = columns, features
+        weights = reference_weights(strata, shares)
+        source = (
+            f"{len(y)} real images weighted to "
+            f"{'the training shares' if name == 'natural' else 'the measured shares'}, worth "
+            f"{weights.effective_n:.0f}"
+        )
+        scores = []
+        try:
+            moments = FrechetMoments.of(y, weights.weights)
+            found = frechet_interval(x, moments, seed=0)
+            ends = (found.value, found.low, found.high)
+            scores.append(_distance(f"{frechet}_{name}", ends, len(x), source))
+        except ContractError as error:
+            self.not_measured[f"{frechet}_{name}"] = str(error)
+        distance = stratified_kernel_distance(x, y, strata, shares, seed=0)
+        scores.append(_kernel(f"{kernel}_{name}", distance, len(x), source))
+        return scores
+
+    def _neighbours(
+        self, encoder: str, x: NDArray[np.float32], y: NDArray[np.float32]
+    ) -> list[Score]:
+        """Precision, recall, density and coverage at equal n of both sides."""
+        n = min(len(x), len(y))
+        if n <= NEIGHBOURS:
+            self.not_measured[f"precision_{encoder}"] = f"{n} images; more than {NEIGHBOURS} needed"
+            return []
+        rng = np.random.default_rng(0)
+        mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
+        found = precision_recall_density_coverage(mine, real, k=NEIGHBOURS)
+        source = f"encoder {encoder}, {n} balanced real images, {NEIGHBOURS} neighbours"
+        self.details[f"expected_coverage_{encoder}"] = found.expected_coverage
+        scores = [
+            share_score(
+                f"{name}_{encoder}", round(getattr(found, name) * n), n, "higher", source
+            )
+            for name in ("precision", "recall", "coverage")
+        ]
+        half = NORMAL * found.density_error
+        ends = (found.density, max(0.0, found.density - half), found.density + half)
+        return [
+            *scores,
+            Score(
+                name=f"density_{encoder}",
+                value=ends[0],
+                low=ends[1],
+                high=ends[2],
+                n=n,
+                better="higher",
+                interval="normal",
+                source=source,
+            ),
+        ]
+
+    def _diversity(
+        self, encoder: str, x: NDArray[np.float32], y: NDArray[np.float32]
+    ) -> list[Score]:
+        """Effective number of different images, in units of as many real ones."""
+        n = min(len(x), len(y))
+        if n < 2 * DIVERSITY_BLOCKS:
+            self.not_measured[f"vendi_{encoder}"] = f"{n} images, {2 * DIVERSITY_BLOCKS} needed"
+            return []
+        rng = np.random.default_rng(0)
+        mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
+        value, unit = vendi_score(mine), vendi_score(real)
+        parts = np.array_split(rng.permutation(n), DIVERSITY_BLOCKS)
+        left = [vendi_score(np.delete(mine, part, axis=0)) for part in parts]
+        half = STUDENT * float(np.sqrt((len(parts) - 1) * np.var(left)))
+        return [
+            Score(
+                name=f"vendi_{encoder}",
+                value=value / unit,
+                low=max(0.0, value - half) / unit,
+                high=(value + half) / unit,
+                n=n,
+                better="higher",
+                interval=f"jackknife, {DIVERSITY_BLOCKS} blocks",
+                source=f"encoder {encoder}, in units of {n} balanced real images",
+            )
+        ]
+
+    def parity(self) -> tuple[list[Score], dict[str, GroupQuality]]:
+        """Quality of the groups of the sensitive crossing side by side, of valid images.
+
+        Returns:
+            Scores of the worst group and the gap, and the whole by encoder.
+        """
+        scores, found = [], {}
+        reading = self.reading
+        cells = reading.index(self.sensitive)[reading.valid]
+        for encoder, (frechet, kernel) in self.encoders.items():
+            x, y = self.features(encoder)
+            quality = group_quality(
+                x[reading.valid],
+                cells,
+                y,
+                self.real,
+                len(self.groups),
+                k=NEIGHBOURS,
+                common_n=GROUP_N,
+                minimum=GROUP_N,
+                seed=0,
+            )
+            found[encoder] = quality
+            source = f"encoder {encoder}, {' × '.join(self.sensitive)}, valid images"
+            for name, column in (
+                (kernel, quality.kernel),
+                (frechet, quality.frechet),
+                (f"recall_{encoder}", quality.recall),
+            ):
+                scores += self._worst(name, column, quality, source)
+        return scores, found
+
+    def _worst(
+        self, name: str, parity: Parity, quality: GroupQuality, source: str
+    ) -> list[Score]:
+        if parity.worst is None or parity.gap is None:
+            self.not_measured[f"{name}_worst_group"] = self._named(parity.reason)
+            return []
+        at = parity.by_cell.index(parity.worst)
+        cell = quality.cells[at]
+        low, high = None, None
+        if cell.kernel is not None and cell.kernel.value == parity.worst:
+            low, high = cell.kernel.low, cell.kernel.high
+        n = cell.n_generated if low is not None else GROUP_N
+        interval = "jackknife, of the group that came out worst" if low is not None else ""
+        return [
+            Score(
+                name=f"{name}_worst_group",
+                value=parity.worst,
+                low=low,
+                high=high,
+                n=n,
+                better=parity.better,
+                interval=interval,
+                source=f"{source}: {self.groups[at]}",
+            ),
+            Score(
+                name=f"{name}_group_gap",
+                value=parity.gap,
+                low=None,
+                high=None,
+                n=n,
+                better="lower",
+                source=f"{source}: largest less smallest",
+            ),
+        ]
+
+    def _named(self, reason: str) -> str:
+        """A reason with the names of groups instead of "cell 3"."""
+        for cell in reversed(range(len(self.groups))):
+            reason = reason.replace(f"cell {cell} ", f"{self.groups[cell]} ")
+        return reason
+
+
+def _distance(
+    name: str, ends: tuple[float, float, float], n: int, source: str
+) -> Score:
+    value, low, high = ends
+    return Score(
+        name=name,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        better="lower",
+        interval="jackknife, 20 blocks",
+        source=source,
+    )
+
+
+def _kernel(name: str, found: KernelDistance, n: int, source: str) -> Score:
+    return _distance(name, (found.value, found.low, found.high), n, source)
