@@ -437,7 +437,7 @@ def _not_negative(spectrum: NDArray[np.floating[Any]], scale: float) -> Array:
         raise ContractError(
             f"a covariance has no negative eigenvalue; seen {spectrum[0]:g} at scale {scale:g}"
         )
-    return np.maximum(spectrum, 0).astype(np.float64, copy=False)
+    return np.asarray(np.maximum(spectrum, 0), dtype=np.float64)
 
 
 def _check_weights(weights: ArrayLike, n: int) -> Array:
