@@ -45,8 +45,7 @@ MAX_CONDITION = 10.0
 MIN_DIAGONAL = 0.5
 _FLOOR_DRAWS = 40_000
 _FLOOR_SEED = 20_242  # any constant: the same question must always give the same floor
-_POINT_GAP = 1e-13
-_RESAMPLE_GAP = 1e-8
+_GAP = 1e-13  # of the mean log likelihood
 _MAX_ROUNDS = 2000
 
 
@@ -112,8 +111,8 @@ def correct_shares(
         The shares that make the counts likeliest, found by expectation maximisation, which equal
         the inverse of the confusion wherever that is a set of shares. Intervals count the error
         of the confusion matrix too: by the delta method for K = 2, by a bootstrap of both tables
-        beyond. Refused with a reason if the condition number is above 10 or the classifier is
-        right about fewer than half the images of a group.
+        beyond, solved without the bounds. Refused with a reason if the condition number is above
+        10 or the classifier is right about fewer than half the images of a group.
 
     Raises:
         ContractError: If shapes disagree, a row or all counts are 0, or a classifier of 2 groups
@@ -122,7 +121,9 @@ def correct_shares(
     Source: Teo et al. 2023 (CLEAM) for the binary point; metric card B4. Deviations: their
         interval takes the confusion as exact and calls resamples of one pool independent
         batches; here variances use Agresti and Coull's shrunk rates, since 50 right answers out
-        of 50 don't make a rate of 1 certain.
+        of 50 don't make a rate of 1 certain. The card re-solves each resample within the
+        simplex; measured so, the interval of a share of 1 covers it in 1 % of trials, since
+        bounded errors all point inwards.
     """
     table = _check_confusion(confusion_counts)
     numbers = check_counts(counts, len(table))
@@ -135,15 +136,14 @@ def correct_shares(
         return CorrectedShares(lost, lost, lost, lost, condition, method, reason)
     measured = numbers / numbers.sum()
     raw = np.linalg.solve(confusion.T, measured)
-    point = _solve(measured[None], confusion[None], _POINT_GAP)[0]
+    point = _solve(measured[None], confusion)[0]
     if method == "delta":
         half = z * _binary_error(numbers, table, raw[0], z)
         low, high = np.clip([raw - half, raw + half], 0, 1)
     else:
-        bases, drawn = _bootstrap(numbers[None], table, level, np.random.default_rng(seed))
-        # Resamples lie around shares shrunk inwards; unshifted they would never reach an exact 0.
-        errors = point + drawn[:, 0] - bases[0]
-        low, high = np.clip(np.quantile(errors, [(1 - level) / 2, (1 + level) / 2], axis=0), 0, 1)
+        errors = _bootstrap(numbers[None], table, level, np.random.default_rng(seed))[:, 0]
+        ends = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        low, high = np.clip(raw + ends, 0, 1)
     return CorrectedShares(
         point, raw, np.minimum(low, point), np.maximum(high, point), condition, method
     )
@@ -154,6 +154,7 @@ def corrected_discrepancy(
     confusion_counts: ArrayLike,
     target: ArrayLike,
     *,
+    design_effect: float = 1.0,
     level: float = 0.95,
     seed: int = 0,
 ) -> CorrectedDiscrepancy:
@@ -165,6 +166,8 @@ def corrected_discrepancy(
         confusion_counts: Labelled images by true group (row) and classified group (column),
             (K, K) whole numbers, every row with an image.
         target: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
+        design_effect: Variance of the counts over that of independent images, 0 or more, from
+            `fairbench.metrics.clusters` for images that batches couple.
         level: Confidence level in (0, 1).
         seed: Seed of the 2000 resamples; unused for one prompt and K = 2.
 
@@ -176,7 +179,8 @@ def corrected_discrepancy(
         `mean_discrepancy_interval` does.
 
     Raises:
-        ContractError: As `correct_shares`, or if the targets don't fit the counts.
+        ContractError: As `correct_shares`, or if the targets don't fit the counts or the design
+            effect is negative.
 
     Source: metric card B4, B5, B7.
     """
@@ -189,15 +193,17 @@ def corrected_discrepancy(
         lost = float("nan")
         return CorrectedDiscrepancy(lost, lost, lost, lost, condition, None, reason)
     measured = numbers / numbers.sum(axis=1, keepdims=True)
-    point = _solve(measured, np.tile(confusion, (len(numbers), 1, 1)), _POINT_GAP)
+    point = _solve(measured, confusion)
     values = np.linalg.norm(point - wanted, axis=1)
-    floor = _floor(wanted, numbers.sum(axis=1), table)
+    if not (np.isfinite(design_effect) and design_effect >= 0):
+        raise ContractError(f"design_effect must be 0 or more; seen {design_effect}")
+    floor = _floor(wanted, numbers.sum(axis=1), table, design_effect)
     if numbers.shape == (1, 2):
         raw = float(np.linalg.solve(confusion.T, measured[0])[0])
-        half = z * _binary_error(numbers[0], table, raw, z)
+        half = z * _binary_error(numbers[0], table, raw, z, design_effect)
         found = _mapped(raw - half, raw + half, wanted[0], float(values[0]))
     else:
-        found = _mean_interval(numbers, table, wanted, values, level, seed)
+        found = _mean_interval(numbers, table, wanted, point, design_effect, level, seed)
     return CorrectedDiscrepancy(found.value, found.low, found.high, floor, condition, found.method)
 
 
@@ -247,9 +253,9 @@ def _judge(confusion: Array) -> tuple[float, Reason | None]:
     return condition, None
 
 
-def _solve(measured: Array, confusion: Array, gap: float) -> Array:
-    """Maximum-likelihood shares of rows, (R, K) with confusions (R, K, K) -> (R, K)."""
-    raw = np.linalg.solve(np.swapaxes(confusion, 1, 2), measured[..., None])[..., 0]
+def _solve(measured: Array, confusion: Array) -> Array:
+    """Maximum-likelihood shares of rows, (R, K) with one confusion (K, K) -> (R, K)."""
+    raw = np.linalg.solve(confusion.T, measured.T).T
     if measured.shape[1] == 2:
         first = np.clip(raw[:, 0], 0, 1)
         return np.stack([first, 1 - first], axis=1)
@@ -257,25 +263,25 @@ def _solve(measured: Array, confusion: Array, gap: float) -> Array:
     outside = raw.min(axis=1) < 0
     found = np.maximum(raw, 0)
     if outside.any():
-        found[outside] = _maximise(measured[outside], confusion[outside], gap)
+        found[outside] = _maximise(measured[outside], confusion)
     return np.asarray(found / found.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
-def _maximise(measured: Array, confusion: Array, gap: float) -> Array:
+def _maximise(measured: Array, confusion: Array) -> Array:
     """Expectation maximisation from uniform shares, sped up by squared extrapolation.
 
-    Stops where no share could raise the mean log likelihood by more than `gap`.
+    Stops where no share could raise the mean log likelihood by more than `_GAP`.
     Source of the extrapolation: Varadhan and Roland 2008, doi 10.1111/j.1467-9469.2007.00585.x.
     """
     solution = np.full_like(measured, 1 / measured.shape[1])
     active = np.arange(len(measured))
     for _ in range(_MAX_ROUNDS):
-        start, q, c = solution[active], measured[active], confusion[active]
-        once, gain = _em_step(start, q, c)
-        done = gain.max(axis=1) - 1 <= gap
+        start, q = solution[active], measured[active]
+        once, gain = _em_step(start, q, confusion)
+        done = gain.max(axis=1) - 1 <= _GAP
         if done.all():
             break
-        twice, _ = _em_step(once, q, c)
+        twice, _ = _em_step(once, q, confusion)
         step, bend = once - start, twice - 2 * once + start
         length = np.linalg.norm(step, axis=1) / np.maximum(np.linalg.norm(bend, axis=1), 1e-300)
         length = np.clip(length, 1, 1e6)[:, None]
@@ -283,7 +289,7 @@ def _maximise(measured: Array, confusion: Array, gap: float) -> Array:
         # A jump out of the simplex is cut back to just inside it; EM can't leave an exact 0.
         jump = np.maximum(jump, 0.1 * twice)
         jump /= jump.sum(axis=1, keepdims=True)
-        worse = _likelihood(jump, q, c) < _likelihood(twice, q, c)
+        worse = _likelihood(jump, q, confusion) < _likelihood(twice, q, confusion)
         jump[worse] = twice[worse]
         solution[active] = np.where(done[:, None], start, jump)
         active = active[~done]
@@ -292,30 +298,30 @@ def _maximise(measured: Array, confusion: Array, gap: float) -> Array:
 
 def _em_step(current: Array, measured: Array, confusion: Array) -> tuple[Array, Array]:
     """One step, and the derivative of the mean log likelihood by each share."""
-    expected = _expected(current, confusion)
+    expected = current @ confusion
     weight = np.divide(measured, expected, out=np.zeros_like(measured), where=measured > 0)
-    gain = np.einsum("rij,rj->ri", confusion, weight)
+    gain = weight @ confusion.T
     return current * gain, gain
 
 
 def _likelihood(current: Array, measured: Array, confusion: Array) -> Array:
-    logs = np.log(np.maximum(_expected(current, confusion), 1e-300))
+    logs = np.log(np.maximum(current @ confusion, 1e-300))
     return np.asarray((measured * logs).sum(axis=1), dtype=np.float64)
 
 
-def _expected(current: Array, confusion: Array) -> Array:
-    return np.asarray(np.einsum("ri,rij->rj", current, confusion), dtype=np.float64)
-
-
 def _binary_error(
-    counts: NDArray[np.int64], table: NDArray[np.int64], share: float, z: float
+    counts: NDArray[np.int64],
+    table: NDArray[np.int64],
+    share: float,
+    z: float,
+    effect: float = 1.0,
 ) -> float:
     """Standard error of the first corrected share by the delta method."""
     share = min(max(share, 0.0), 1.0)
     (right0, wrong0), (wrong1, right1) = table.tolist()
     slope = right0 / (right0 + wrong0) + right1 / (right1 + wrong1) - 1
     variance = (
-        _shrunk_variance(int(counts[0]), int(counts.sum()), z)
+        effect * _shrunk_variance(int(counts[0]), int(counts.sum()), z)
         + share**2 * _shrunk_variance(right0, right0 + wrong0, z)
         + (1 - share) ** 2 * _shrunk_variance(right1, right1 + wrong1, z)
     )
@@ -339,42 +345,49 @@ def _mapped(low: float, high: float, wanted: Array, value: float) -> Discrepancy
 
 
 def _bootstrap(
-    counts: NDArray[np.int64], table: NDArray[np.int64], level: float, rng: np.random.Generator
-) -> tuple[Array, Array]:
-    """Corrected shares that resamples are drawn around, (P, K), and theirs, (resamples, P, K)."""
+    counts: NDArray[np.int64],
+    table: NDArray[np.int64],
+    level: float,
+    rng: np.random.Generator,
+    effect: float = 1.0,
+) -> Array:
+    """Errors of corrected shares without their bounds, (resamples, P, K).
+
+    With the bounds a share of exactly 0 or 1 could only err inwards, and no interval would cover
+    the truth of a collapsed generator.
+    """
     smoothed = table + 0.5
     confusion = np.stack([rng.dirichlet(row, size=RESAMPLES) for row in smoothed], axis=1)
     centre = smoothed / smoothed.sum(axis=1, keepdims=True)
-    bases, drawn = [], []
-    for row in counts:
-        measured, resampled = resample(row, level, rng)
-        bases.append(_solve(measured[None], centre[None], _RESAMPLE_GAP)[0])
-        drawn.append(_solve(resampled, confusion, _RESAMPLE_GAP))
-    return np.stack(bases), np.stack(drawn, axis=1)
+    bases, resampled = zip(*[resample(row, level, rng) for row in counts], strict=True)
+    middle = np.stack(bases, axis=1)  # (K, P), as solve wants its columns
+    measured = middle + np.sqrt(effect) * (np.stack(resampled, axis=2) - middle)
+    drawn = np.swapaxes(np.linalg.solve(np.swapaxes(confusion, 1, 2), measured), 1, 2)
+    return np.asarray(drawn - np.linalg.solve(centre.T, middle).T)
 
 
 def _mean_interval(
     counts: NDArray[np.int64],
     table: NDArray[np.int64],
     wanted: Array,
-    values: Array,
+    point: Array,
+    effect: float,
     level: float,
     seed: int,
 ) -> DiscrepancyInterval:
-    bases, drawn = _bootstrap(counts, table, level, np.random.default_rng(seed))
+    errors = _bootstrap(counts, table, level, np.random.default_rng(seed), effect)
+    values = np.linalg.norm(point - wanted, axis=1)
     floors = [
-        _floor(aim[None], row.sum(keepdims=True), table)
+        _floor(aim[None], row.sum(keepdims=True), table, effect)
         for aim, row in zip(wanted, counts, strict=True)
     ]
     far = values > 2 * np.array(floors)
-    shifts = np.linalg.norm(drawn - wanted, axis=2) - np.linalg.norm(bases - wanted, axis=1)
+    shifts = np.linalg.norm(point + errors - wanted, axis=2) - values
     signed = shifts[:, far].sum(axis=1)
-    unsigned = np.linalg.norm(drawn - bases, axis=2)[:, ~far].sum(axis=1)
+    unsigned = np.linalg.norm(errors, axis=2)[:, ~far].sum(axis=1)
     mean = float(values.mean())
     if far.all() and len(values) == 1:
-        low, high = np.quantile(
-            np.linalg.norm(drawn[:, 0] - wanted[0], axis=1), [(1 - level) / 2, (1 + level) / 2]
-        )
+        low, high = mean + np.quantile(signed, [(1 - level) / 2, (1 + level) / 2])
         return clipped_interval(mean, low, high, wanted, "percentile")
     radius = float(np.quantile(np.abs(signed) + unsigned, level)) / len(values)
     method: IntervalMethod = "mixed"
@@ -383,14 +396,16 @@ def _mean_interval(
     return clipped_interval(mean, mean - radius, mean + radius, wanted, method)
 
 
-def _floor(wanted: Array, sizes: NDArray[np.int64], table: NDArray[np.int64]) -> float:
+def _floor(
+    wanted: Array, sizes: NDArray[np.int64], table: NDArray[np.int64], effect: float = 1.0
+) -> float:
     """95 % quantile of the mean over prompts of |error| at a fair generator."""
     inverse = np.linalg.inv(_rates(table))
     smoothed = table + 0.5
     centre = smoothed / smoothed.sum(axis=1, keepdims=True)
     if len(wanted) == 1:
         errors = wanted[0] ** 2 / table.sum(axis=1)
-        covariance = _multinomial(wanted[0] @ _rates(table)) / int(sizes[0]) + sum(
+        covariance = effect / int(sizes[0]) * _multinomial(wanted[0] @ _rates(table)) + sum(
             weight * _multinomial(row) for weight, row in zip(errors, centre, strict=True)
         )
         return gaussian_floor(inverse.T @ covariance @ inverse)
@@ -405,7 +420,7 @@ def _floor(wanted: Array, sizes: NDArray[np.int64], table: NDArray[np.int64]) ->
     )
     total = np.zeros(_FLOOR_DRAWS)
     for aim, size in zip(wanted, sizes, strict=True):
-        error = _normal(aim @ _rates(table), int(size), _FLOOR_DRAWS, rng)
+        error = np.sqrt(effect) * _normal(aim @ _rates(table), int(size), _FLOOR_DRAWS, rng)
         error = error - np.einsum("i,dij->dj", aim, shared)
         total += np.linalg.norm(error @ inverse, axis=1)
     return float(np.quantile(total / len(wanted), FLOOR_LEVEL))

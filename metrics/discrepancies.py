@@ -382,7 +382,7 @@ def _resampled_family(
     """Ends of every member from the resamples that `discrepancy_interval` draws."""
     base, drawn = resample(counts, level, np.random.default_rng(seed))
     largest = _members(np.eye(wanted.size), wanted)
-    ends = {}
+    ends: dict[str, tuple[float, float]] = {}
     if method == "percentile":
         around = _members(drawn, wanted)
         for name in _MEMBERS:

@@ -273,7 +273,7 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def frechet_interval(
-    x: ArrayLike, y: ArrayLike, *, blocks: int = 20, level: float = 0.95, seed: int
+    x: ArrayLike, y: ArrayLike | FrechetMoments, *, blocks: int = 20, level: float = 0.95, seed: int
 ) -> FrechetInterval:
     """Fréchet distance with a delete-one-block jackknife interval.
 
@@ -286,7 +286,7 @@ def frechet_interval(
 
     Args:
         x: Generated features, (N, D) floats, N >= blocks and N >= 4.
-        y: Reference features, (M, D) floats, M >= 2.
+        y: Reference features, (M, D) floats, M >= 2, or their moments, weighted or not.
         blocks: Number of random blocks of `x`, of equal size up to one row, 2 or more.
         level: Confidence level in (0, 1).
         seed: Seed of the split into blocks, in [0, 2³²).
@@ -299,9 +299,12 @@ def frechet_interval(
 
     Source: Busing et al. 1999, doi 10.1023/A:1008800423698 (delete-m jackknife); metric card A4.
     """
-    generated, features = check_pair(x, y)
+    if isinstance(y, FrechetMoments):
+        generated, reference = check_features(x, "generated features"), y
+    else:
+        generated, features = check_pair(x, y)
+        reference = FrechetMoments.of(features)
     parts = split(len(generated), blocks, np.random.default_rng(check_seed(seed)))
-    reference = FrechetMoments.of(features)
     value = reference.distance(FrechetMoments.of(generated))
     left_out = np.array([reference.distance(rest) for rest in _without(generated, parts)])
     half = student(level, blocks - 1) * float(np.sqrt(jackknife_variance(left_out)))

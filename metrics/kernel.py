@@ -13,13 +13,26 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fairbench.errors import ContractError
-from fairbench.metrics._features import Array, check_pair, check_seed, chunks, unit_rows
+from fairbench.metrics._features import (
+    Array,
+    check_cells,
+    check_pair,
+    check_seed,
+    chunks,
+    unit_rows,
+)
 from fairbench.metrics._jackknife import jackknife_variance, split, student
 
-__all__ = ["KernelDistance", "gaussian_kernel_distance", "kernel_distance"]
+__all__ = [
+    "KernelDistance",
+    "gaussian_kernel_distance",
+    "kernel_distance",
+    "stratified_kernel_distance",
+]
 
 _BLOCKS = 20
 _SUBSETS = 100
+_LEAST_STRATUM = 4
 
 # Kernel values of rows of one set with all rows of the other, (b, D), (n, D) -> (b, n).
 Kernel = Callable[[Array, Array], Array]
@@ -145,6 +158,133 @@ def gaussian_kernel_distance(
         kernel,
         _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed),
     )
+
+
+def stratified_kernel_distance(
+    x: ArrayLike,
+    y: ArrayLike,
+    strata: ArrayLike,
+    shares: ArrayLike,
+    *,
+    level: float = 0.95,
+    seed: int,
+) -> KernelDistance:
+    """Unbiased squared MMD of the cubic kernel to a mixture of strata of the reference.
+
+    The reference is the mixture that has the wanted share of each stratum, whatever the counts
+    are; so one balanced set of images serves as a reference of any proportions.
+
+    Args:
+        x: Generated features, (N, D) floats, N >= 4.
+        y: Reference features, (M, D) floats.
+        strata: Stratum of each reference image, (M,) integers in [0, K).
+        shares: Share of each stratum in the mixture, (K,), in [0, 1], sum 1. Each stratum with
+            a share above 0 needs 4 images or more; the others aren't used.
+        level: Confidence level in (0, 1).
+        seed: Seed of the blocks, in [0, 2³²).
+
+    Returns:
+        Value and interval, a delete-one-block jackknife of both sets as in `kernel_distance`,
+        blocks of the reference being spread over its strata; lower is better, negative values
+        stay.
+
+    Raises:
+        ContractError: If a set or a wanted stratum is too small, has NaN or infinity, the two D
+            differ, or strata or shares are out of range.
+
+    Source: Bińkowski et al. 2018, arXiv 1801.01401, for the kernel; within a stratum distinct
+        images are paired, between strata all, as for any stratified sample.
+    """
+    generated, reference = check_pair(x, y)
+    wanted = np.asarray(shares, dtype=np.float64)
+    if wanted.ndim != 1 or not np.isfinite(wanted).all() or wanted.min(initial=0) < 0:
+        raise ContractError(f"shares must be a vector of numbers in [0, 1]; seen {shares!r}")
+    if abs(wanted.sum() - 1) > 1e-6:
+        raise ContractError(f"shares must sum to 1; seen {wanted.sum():g}")
+    found = check_cells(strata, wanted.size, "strata")
+    if len(found) != len(reference):
+        raise ContractError(f"expected {len(reference)} strata, one an image; seen {len(found)}")
+    used = np.flatnonzero(wanted > 0)
+    sizes = np.bincount(found, minlength=wanted.size)[used]
+    if sizes.min() < _LEAST_STRATUM or len(generated) < _LEAST_STRATUM:
+        raise ContractError(
+            f"every wanted stratum, and the generated set, needs {_LEAST_STRATUM} images; seen "
+            f"{dict(zip(used.tolist(), sizes.tolist(), strict=True))} and {len(generated)}"
+        )
+    rng = np.random.default_rng(check_seed(seed))
+    blocks = min(_BLOCKS, len(generated), int(sizes.min()) // 2)
+    left = np.zeros((blocks, len(generated)))
+    for row, part in zip(left, split(len(generated), blocks, rng), strict=True):
+        row[part] = 1
+    # Rows in the order stratum, block.
+    right = np.zeros((used.size, blocks, len(reference)))
+    for member, stratum in zip(right, used, strict=True):
+        rows = np.flatnonzero(found == stratum)
+        for row, part in zip(member, split(len(rows), blocks, rng), strict=True):
+            row[rows[part]] = 1
+    right = right.reshape(used.size * blocks, -1)
+    a, b = (side.astype(np.float64, copy=False) for side in (generated, reference))
+    sums = _MixtureSums(
+        _pair_sums(a, left, _cubic),
+        _pair_sums(b, right, _cubic),
+        _cross_sums(a, b, left, right, _cubic),
+        left.sum(axis=1),
+        right.sum(axis=1).reshape(used.size, blocks),
+        wanted[used] / wanted[used].sum(),
+    )
+    half = student(level, blocks - 1) * float(np.sqrt(sums.variance()))
+    value = sums.value()
+    return KernelDistance(value, value - half, value + half, None)
+
+
+@dataclass(frozen=True)
+class _MixtureSums:
+    """Kernel sums between G blocks of x and C strata of G blocks of y.
+
+    `xx` is (G, G), `yy` (C G, C G), `xy` (G, C G); sizes are (G,) and (C, G), shares (C,).
+    """
+
+    xx: Array
+    yy: Array
+    xy: Array
+    x_sizes: Array
+    y_sizes: Array
+    shares: Array
+
+    def value(self) -> float:
+        n, sizes = self.x_sizes.sum(), self.y_sizes.sum(axis=1)
+        within_x = self.xx.sum() / (n * (n - 1))
+        return float(within_x + self._within_y(-1, sizes) - 2 * self._across(-1, -1, n, sizes))
+
+    def variance(self) -> float:
+        """Jackknife variance over both samples."""
+        n, sizes = self.x_sizes.sum(), self.y_sizes.sum(axis=1)
+        blocks = range(len(self.x_sizes))
+        n_left = n - self.x_sizes
+        without_x = _within_without(self.xx, n_left)
+        without_x -= 2 * np.array([self._across(g, -1, n_left[g], sizes) for g in blocks])
+        left = [sizes - self.y_sizes[:, g] for g in blocks]
+        without_y = np.array(
+            [self._within_y(g, left[g]) - 2 * self._across(-1, g, n, left[g]) for g in blocks]
+        )
+        return jackknife_variance(without_x) + jackknife_variance(without_y)
+
+    def _within_y(self, gone: int, sizes: Array) -> float:
+        """Mean kernel of two draws from the mixture, block `gone` left out; -1 for none."""
+        strata, blocks = self.y_sizes.shape
+        kept = np.arange(blocks) != gone
+        table = self.yy.reshape(strata, blocks, strata, blocks)
+        pairs = np.outer(sizes, sizes)
+        np.fill_diagonal(pairs, sizes * (sizes - 1))  # an image is never paired with itself
+        means = table[:, kept][:, :, :, kept].sum(axis=(1, 3)) / pairs
+        return float(self.shares @ means @ self.shares)
+
+    def _across(self, gone_x: int, gone_y: int, n: float, sizes: Array) -> float:
+        """Mean kernel of a generated image and a draw from the mixture."""
+        strata, blocks = self.y_sizes.shape
+        table = self.xy.reshape(-1, strata, blocks)
+        table = table[np.arange(len(table)) != gone_x][:, :, np.arange(blocks) != gone_y]
+        return float(table.sum(axis=(0, 2)) / (n * sizes) @ self.shares)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class NeighbourScores:
             equal distributions; higher is better, but over 1 only says that images are typical.
         coverage: Share of reference balls that hold a generated row, in [0, 1]; higher is better.
         expected_coverage: What coverage is on average for equal distributions at these N and M.
+        density_error: Standard error of density over generated rows, the balls held fixed.
         k: Neighbours of the radii.
     """
 
@@ -41,6 +42,7 @@ class NeighbourScores:
     density: float
     coverage: float
     expected_coverage: float
+    density_error: float
     k: int
 
 
@@ -76,23 +78,24 @@ def precision_recall_density_coverage(
     fakes, reals = _Screened.pair(fake, real)
     fake_radii, real_radii = _squared_radii(fakes, k), _squared_radii(reals, k)
     precise, recalled = np.zeros(len(fake), dtype=bool), np.zeros(len(real), dtype=bool)
-    covered, inside = np.zeros(len(real), dtype=bool), 0
+    covered, balls = np.zeros(len(real), dtype=bool), np.zeros(len(fake))
     for part in chunks(len(fake), len(real)):
         chosen = np.arange(part.start, part.stop)
         square, margin = fakes.squared_distances(chosen, reals)
         near, touching = _compare((fakes, reals), chosen, square, margin, real_radii[None, :])
         precise[part] = touching.any(axis=1)
         covered |= near.any(axis=0)
-        inside += int(near.sum())
+        balls[part] = near.sum(axis=1)
         own = fake_radii[part][:, None]
         _, touching = _compare((fakes, reals), chosen, square, margin, own)
         recalled |= touching.any(axis=0)
     return NeighbourScores(
         precision=float(precise.mean()),
         recall=float(recalled.mean()),
-        density=inside / (k * len(fake)),
+        density=float(balls.mean()) / k,
         coverage=float(covered.mean()),
         expected_coverage=expected_coverage(len(fake), len(real), k=k),
+        density_error=float(balls.std(ddof=1)) / (k * float(np.sqrt(len(fake)))),
         k=k,
     )
 

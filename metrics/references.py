@@ -321,6 +321,7 @@ def _mean(found: list[NeighbourScores]) -> NeighbourScores:
         density=float(np.mean([f.density for f in found])),
         coverage=float(np.mean([f.coverage for f in found])),
         expected_coverage=found[0].expected_coverage,
+        density_error=float(np.mean([f.density_error for f in found])),
         k=found[0].k,
     )
 
