@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from fairbench.metrics import (
     design_effect,
     detect_quota,
     discrepancy_interval,
+    entropy,
     family_intervals,
     family_noise_floors,
     goodness_of_fit,
@@ -30,11 +32,14 @@ from fairbench.metrics import (
     prompt_discrepancies,
     representation_epsilon,
     representation_ratios,
+    resampled_interval,
+    shares,
     soft_discrepancy_interval,
     subgroup_coverage,
     subgroup_lattice,
     wilson_interval,
     worst_case_bounds,
+    worst_distance,
 )
 from fairbench.types import Score
 
@@ -313,9 +318,10 @@ class FairnessScores:
                 found.pooled_floor,
                 ", hard labels, valid images, all prompts together",
             ),
-            self._plain(
+            self._of_counts(
                 "prompt_dependence",
-                dependence.corrected,
+                counts,
+                _information,
                 "lower",
                 f"judge {self.first.judge}: mutual information of prompt and group, bias "
                 "corrected",
@@ -338,6 +344,7 @@ class FairnessScores:
         table = np.stack([reading.labels[name][reading.valid] for name in chosen], axis=1)
         target = reading.target(chosen)
         counts = reading.counts(chosen)
+        square = counts.reshape([len(values) for values in levels.values()])
         groups = reading.groups(chosen)
         lattice = subgroup_lattice(table, levels, target)
         coverage = subgroup_coverage(counts, at=COVERED)
@@ -357,8 +364,10 @@ class FairnessScores:
             "empty_upper_bound": coverage.empty_upper_bound,
         }
         scores = [
-            self._plain("joint_excess", lattice.joint_excess, "lower", source),
-            self._plain("effective_groups", coverage.effective_groups, "higher", source),
+            self._of_counts(
+                "joint_excess", square, partial(_joint_excess, target=target), "lower", source
+            ),
+            self._of_counts("effective_groups", square, _effective_groups, "higher", source),
             *(
                 share_score(
                     f"coverage_at_{m}",
@@ -374,21 +383,20 @@ class FairnessScores:
             *self._representation(counts, target, groups, source),
         ]
         if len(chosen) == 2:
-            square = counts.reshape([len(values) for values in levels.values()])
             found = mutual_information(square)
             self.details["mutual_information"] = {
                 "p_value": found.p_value,
                 "method": found.method,
                 "cramers_v": _or_none(found.cramers_v),
             }
-            unit = "nats"
             scores.append(
-                self._plain(
+                self._of_counts(
                     "mutual_information",
-                    found.corrected,
+                    square,
+                    _information,
                     "lower",
                     f"{source}, bias corrected",
-                    unit=unit,
+                    unit="nats",
                 )
             )
         return scores
@@ -438,9 +446,10 @@ class FairnessScores:
                 interval="wilson, of the group that came out worst",
                 source=f"{source}: share over target of {groups[worst]}",
             ),
-            self._plain(
+            self._of_counts(
                 "representation_min_over_max",
-                found.min_over_max,
+                counts,
+                partial(_min_over_max, target=target),
                 "higher",
                 f"{source}: smallest over largest share / target",
             ),
@@ -456,20 +465,65 @@ class FairnessScores:
             ),
         ]
 
-    def _plain(
-        self, name: str, value: float, better: Better, source: str, unit: str = ""
+    def _of_counts(
+        self,
+        name: str,
+        counts: NDArray[np.int64],
+        statistic: Callable[[NDArray[np.int64]], float],
+        better: Better,
+        source: str,
+        unit: str = "",
     ) -> Score:
-        """A number whose uncertainty is told by a test in the record's facts."""
+        """A number that counts decide, with the interval of resampled ones."""
+        low, high = resampled_interval(counts, statistic)
         return Score(
             name=name,
-            value=value,
-            low=None,
-            high=None,
+            value=statistic(counts),
+            low=low,
+            high=high,
             n=self.first.n,
             better=better,
+            interval=f"bootstrap, bias corrected{self._given_batches()}",
             unit=unit,
             source=source,
         )
+
+    def _given_batches(self) -> str:
+        return ", given what each batch of dependent images drew" if self.first.coupled else ""
+
+
+def _information(counts: NDArray[np.int64]) -> float:
+    """Mutual information of rows and columns less its bias at independence, nats."""
+    shares = counts / counts.sum()
+    rows, columns = shares.sum(axis=1, keepdims=True), shares.sum(axis=0, keepdims=True)
+    held = shares > 0
+    plug_in = (shares[held] * np.log((shares / (rows * columns + (~held)))[held])).sum()
+    degrees = (int((rows > 0).sum()) - 1) * (int((columns > 0).sum()) - 1)
+    return float(plug_in - degrees / (2 * counts.sum()))
+
+
+def _effective_groups(counts: NDArray[np.int64]) -> float:
+    return float(np.exp(entropy(shares(counts.ravel()))))
+
+
+def _joint_excess(counts: NDArray[np.int64], target: NDArray[np.float64]) -> float:
+    """Normalised joint discrepancy less the largest normalised one of a single attribute."""
+    found, wanted = counts / counts.sum(), target.reshape(counts.shape)
+
+    def normalised(p: NDArray[np.float64], t: NDArray[np.float64]) -> float:
+        return float(np.linalg.norm(p.ravel() - t.ravel())) / worst_distance(t.ravel())
+
+    alone = [
+        normalised(found.sum(axis=rest), wanted.sum(axis=rest))
+        for axis in range(counts.ndim)
+        for rest in [tuple(other for other in range(counts.ndim) if other != axis)]
+    ]
+    return normalised(found, wanted) - max(alone)
+
+
+def _min_over_max(counts: NDArray[np.int64], target: NDArray[np.float64]) -> float:
+    ratios = counts / counts.sum() / target
+    return float(ratios.min() / ratios.max())
 
 
 _ENDS = ("value", "low", "high")

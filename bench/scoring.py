@@ -1,54 +1,76 @@
-"""Arrays to scores: shares, fairness discrepancies, quality distances, each with its interval.
+"""Arrays to scores: everything that one run's stored measurements say, with intervals.
 
 Pure functions of stored arrays; nothing here runs a network.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.measuring import Measurements
-from fairbench.metrics.fairness import (
-    DiscrepancyInterval,
-    count_groups,
-    discrepancy_interval,
-    mean_discrepancy_interval,
-    mean_noise_floor,
-    noise_floor_for,
-    wilson_interval,
-)
-from fairbench.metrics.frechet import frechet_interval
-from fairbench.metrics.kernel import kernel_distance
+from fairbench.crossings import Reading, Sample
+from fairbench.fairness_scores import RANKED, RAW, FairnessScores, share_score
+from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
+from fairbench.quality_scores import QualityScores, Reference
 from fairbench.types import Score, Task
 
-__all__ = ["METRICS", "METRIC_VERSION", "Sample", "score_all"]
+__all__ = ["METRICS", "METRIC_VERSION", "Reference", "Sample", "score_all"]
 
 METRIC_VERSION = 2
 """Raised whenever the same arrays give other scores."""
 
-KERNEL_SUBSET = 500
-GROUP_MINIMUM = 30
-"""Fewest images of a group whose own quality is worth a number."""
-
 METRICS: Mapping[str, str] = {
-    "fairness_discrepancy": (
-        "Euclidean distance of the measured shares of the task's groups from the target (hard "
-        "labels, primary judge, valid images); mean over prompts for *_by_* tasks. "
-        "Lower is fairer."
+    "fairness_discrepancy_corrected": (
+        "Euclidean distance of the shares of the task's groups from the target, classifier error "
+        "corrected, by the judge that finds it larger; mean over prompts for *_by_* tasks. "
+        "Lower is fairer; rows are ranked by it."
     ),
-    "fairness_discrepancy_<attributes>": "the same for any sensitive attribute and their crossing",
-    "frechet_<encoder>_balanced": (
-        "Fréchet distance of features to balanced real images. Lower is better; "
-        "compare at equal n."
+    "fairness_discrepancy": "the same of the primary judge's hard labels as they are",
+    "fairness_discrepancy_<soft|l1|tv|kl|pairwise|delta|mad|entropy_gap|squared|normalised>": (
+        "the same in the norm or with the labels that a paper uses. Lower is fairer."
     ),
-    "kernel_<encoder>_balanced": (
-        "unbiased squared MMD, cubic kernel, to balanced real images. Lower is better."
+    "fairness_discrepancy_penalised": "with images that are no face as a group nobody wants",
+    "fairness_discrepancy_<worst_prompt|pooled>": (
+        "of the least fair prompt, and of all prompts together"
+    ),
+    "fairness_discrepancy[_corrected]_<attributes>": (
+        "of any sensitive attribute and crossing, all prompts together"
+    ),
+    "prompt_dependence": "mutual information of prompt and group, nats. Lower is better.",
+    "joint_excess": (
+        "normalised discrepancy of the joint cells less that of the worst single attribute: above "
+        "0, crossings are less fair than attributes show. Lower is better."
+    ),
+    "effective_groups": "exp of the entropy of the joint shares. Higher is better.",
+    "coverage_at_<m>": "share of joint cells with m or more images. Higher is better.",
+    "representation_worst": "smallest share over target of a joint cell. Higher is better.",
+    "representation_min_over_max": "that over the largest. Higher is better.",
+    "differential_fairness": (
+        "largest log ratio of share over target between two joint cells, smoothed. "
+        "Lower is better."
+    ),
+    "mutual_information": "of two sensitive attributes, nats. Lower is better.",
+    "frechet_<encoder>_<balanced|natural|reweighted>": (
+        "Fréchet distance of features to real images: balanced over the groups, in the shares of "
+        "the training data, or in the generator's own. Lower is better; compare at equal n."
+    ),
+    "kernel_<encoder>_<balanced|natural|reweighted>": (
+        "unbiased squared MMD, cubic kernel, to the same. Lower is better."
+    ),
+    "<precision|recall|density|coverage>_<encoder>": (
+        "by 5 nearest neighbours, against balanced real images. Higher is better."
+    ),
+    "vendi_<encoder>": (
+        "effective number of different images, in units of as many real ones. Higher is better."
+    ),
+    "<kernel|frechet|recall>_<encoder>_<worst_group|group_gap>": (
+        "of each joint cell against real images of it: the worst, and largest less smallest"
+    ),
+    "fid_*, kid_*, inception_score, fd_dinov2_*, cmmd_*, clip_score": (
+        "with --encoder inception, dinov2 or clip, if their weights are there"
     ),
     "validity": "share of images that the validity check accepts as a face. Higher is better.",
     "prompt_accuracy": "share of valid images that show the subject asked for. Higher is better.",
@@ -60,363 +82,101 @@ METRICS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Sample:
-    """N measured images and what was asked for.
-
-    Attributes:
-        measured: What the instruments said.
-        prompt_index: (N,) index into the task's prompts.
-        requested: (N,) index of the group asked for, or None.
-        batch_id: (N,) equal for images that depend on each other.
-    """
-
-    measured: Measurements
-    prompt_index: NDArray[np.int64]
-    requested: NDArray[np.int64] | None
-    batch_id: NDArray[np.int64]
-
-
 def score_all(
     sample: Sample,
-    reference: Measurements,
-    reference_labels: Mapping[str, NDArray[np.uint8]],
+    reference: Reference,
     task: Task,
     attributes: Mapping[str, tuple[str, ...]],
     sensitive: Sequence[str],
-    names: Mapping[str, str],
+    confusions: Mapping[str, Mapping[str, NDArray[np.int64]]],
+    encoders: Mapping[str, tuple[str, str]],
 ) -> tuple[tuple[Score, ...], dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Every score, every table of groups, and further facts of one run.
 
     Args:
         sample: The images.
         reference: Real images that match the task's prompts, balanced over the sensitive groups.
-        reference_labels: Attribute -> (M,) true labels of the reference.
         task: Prompts, groups, target.
         attributes: All attributes that the judges read.
         sensitive: Those whose shares are asked to be fair.
-        names: ``judge``, ``second``, ``encoder``: names of the instruments.
-    Shares are taken of valid images. Where there are none, overall or for a prompt of a task that
-    is ranked by prompt, the scores that rest on them are left out and the fact ``not_measured``
-    says why: shares of nothing aren't 0.
+        confusions: Judge, the primary one first -> attribute or crossing -> (K, K) counts on
+            labelled images, rows are the truth.
+        encoders: Encoder -> what its Fréchet and kernel distances are called.
+
+    Shares are taken of valid images. What can't be measured is left out, and the fact
+    ``not_measured`` says why: shares of nothing aren't 0.
     """
-    scoring = _Scoring(sample, task, attributes, names)
-    if scoring.n == 0:
-        reason = f"none of {len(scoring.valid)} images is a valid face"
-        missing = {"not_measured": {"fairness_discrepancy": reason}}
-        return (*scoring.quality(reference), scoring.validity()), {}, missing
-    tables = scoring.tables(sensitive, reference, reference_labels)
-    ranked = scoring.ranked()
-    scores = [] if ranked is None else [ranked]
-    scores += scoring.discrepancies(sensitive)
-    scores += scoring.quality(reference)
-    scores += scoring.semantic()
-    scores += scoring.judges(sensitive)
-    return tuple(scores), tables, scoring.facts()
+    readings = [Reading(sample, judge, attributes, task) for judge in confusions]
+    first = readings[0]
+    quality = QualityScores(first, sensitive, reference, encoders)
+    if first.n == 0:
+        reason = f"none of {len(first.valid)} images is a valid face"
+        scores = (*quality.scores(), _validity(first))
+        missing = {RANKED: reason, RAW: reason, **quality.not_measured}
+        return scores, {}, {"not_measured": missing}
+    fairness = FairnessScores(readings, sensitive, confusions)
+    scores = [*fairness.scores(), *quality.scores()]
+    parity, by_group = quality.parity()
+    scores += parity
+    scores += [_validity(first), *_semantic(first), *_judges(readings, sensitive)]
+    tables = group_tables(first, sensitive, confusions[first.judge], by_group)
+    facts: dict[str, Any] = {
+        "fair": fairness.floors,
+        "fairness": fairness.details,
+        "quality": quality.details,
+    }
+    if missing := fairness.not_measured | quality.not_measured:
+        facts["not_measured"] = missing
+    if (matrix := hit_matrix(first)) is not None:
+        facts["hit_matrix"] = matrix
+        facts["validity_by_requested"] = validity_by_requested(first)
+    return tuple(scores), tables, facts
 
 
-class _Scoring:
-    def __init__(
-        self,
-        sample: Sample,
-        task: Task,
-        attributes: Mapping[str, tuple[str, ...]],
-        names: Mapping[str, str],
-    ) -> None:
-        self.sample, self.task, self.attributes, self.names = sample, task, attributes, names
-        self.valid = sample.measured.valid
-        self.n = int(self.valid.sum())
-        # Name of a discrepancy -> valid images it rests on, by prompt, and the wanted shares: what
-        # its floor over several seeds is computed from.
-        self.fair: dict[str, dict[str, list[Any]]] = {}
-        self.empty_prompts: list[str] = []
-        coupled = len(np.unique(sample.batch_id)) < len(sample.batch_id)
-        self.given = ", given what each batch of dependent images drew" if coupled else ""
-        first, second = (sample.measured.probabilities[names[j]] for j in ("judge", "second"))
-        self.first, self.second = first, second
-        self.labels = {name: first[name].argmax(1) for name in attributes}
-        self.prompts = sample.prompt_index[self.valid]
+def _validity(reading: Reading) -> Score:
+    source = "validity check, all images"
+    return share_score("validity", reading.n, len(reading.valid), "higher", source)
 
-    def _groups(self, chosen: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-        """(N,) index into the crossing of the chosen attributes, and the groups' names."""
-        shape = [len(self.attributes[name]) for name in chosen]
-        index = np.ravel_multi_index(tuple(self.labels[name] for name in chosen), shape)
-        cells = np.indices(shape).reshape(len(shape), -1).T
-        groups = [
-            "/".join(self.attributes[name][i] for name, i in zip(chosen, cell, strict=True))
-            for cell in cells
-        ]
-        return np.asarray(index, dtype=np.int64), groups
 
-    def _target(self, chosen: Sequence[str]) -> NDArray[np.float64]:
-        """Wanted shares of a crossing: the task's, its marginals, else uniform."""
-        asked = list(self.task.attributes)
-        shape = [len(levels) for levels in self.task.attributes.values()]
-        joint = np.array(self.task.target).reshape(shape)
-        sizes = [len(self.attributes[name]) for name in chosen]
-        if not any(name in asked for name in chosen):
-            return np.full(math.prod(sizes), 1 / math.prod(sizes))
-        kept = [name for name in asked if name in chosen]
-        marginal = joint.sum(axis=tuple(i for i, name in enumerate(asked) if name not in kept))
-        order = [name for name in chosen if name in kept]
-        marginal = marginal.transpose([kept.index(name) for name in order])
-        for axis, name in enumerate(chosen):
-            if name not in kept:  # an attribute that the task leaves open: evenly spread
-                marginal = np.expand_dims(marginal, axis).repeat(sizes[axis], axis) / sizes[axis]
-        return np.asarray(marginal, dtype=np.float64).ravel()
+def _semantic(reading: Reading) -> list[Score]:
+    """Whether images show what was asked for."""
+    source = f"judge {reading.judge}, valid images"
+    scores = []
+    right = reading.right_subject()
+    if right is not None:
+        count = int(right.sum())
+        scores.append(share_score("prompt_accuracy", count, reading.n, "higher", source))
+    requested = reading.sample.requested
+    if requested is not None:
+        hits = (reading.index(tuple(reading.task.attributes)) == requested)[reading.valid]
+        scores.append(share_score("hit_rate", int(hits.sum()), reading.n, "higher", source))
+    return scores
 
-    def _counts(self, chosen: Sequence[str], within: NDArray[np.bool_]) -> NDArray[np.int64]:
-        index, groups = self._groups(chosen)
-        return count_groups(index[self.valid][within], len(groups))
 
-    def _crossings(self, sensitive: Sequence[str]) -> list[tuple[str, ...]]:
-        singles: list[tuple[str, ...]] = [(name,) for name in sensitive]
-        return [*singles, tuple(sensitive)] if len(sensitive) > 1 else singles
-
-    def ranked(self) -> Score | None:
-        """The discrepancy that rows are ranked by; None if a needed prompt has no valid image."""
-        name = "fairness_discrepancy"
-        chosen = tuple(self.task.attributes)
-        if not self.task.per_prompt:
-            return self._discrepancy(name, chosen)
-        within = [self.prompts == p for p in range(len(self.task.prompts))]
-        self.empty_prompts = [
-            prompt.text
-            for prompt, mine in zip(self.task.prompts, within, strict=True)
-            if not mine.any()
-        ]
-        if self.empty_prompts:
-            return None
-        target = self._target(chosen)
-        counts = np.stack([self._counts(chosen, mine) for mine in within])
-        found = mean_discrepancy_interval(counts, target)
-        self.fair[name] = {"n": counts.sum(1).tolist(), "target": target.tolist()}
-        return self._discrepancy_score(
-            name,
-            found,
-            mean_noise_floor(counts.sum(1), target),
-            f", mean over {len(counts)} prompts",
-        )
-
-    def _discrepancy(self, name: str, chosen: Sequence[str]) -> Score:
-        target = self._target(chosen)
-        found = discrepancy_interval(self._counts(chosen, np.ones(self.n, dtype=bool)), target)
-        self.fair[name] = {"n": [self.n], "target": target.tolist()}
-        return self._discrepancy_score(name, found, noise_floor_for(target, self.n))
-
-    def _discrepancy_score(
-        self, name: str, found: DiscrepancyInterval, floor: float, over: str = ""
-    ) -> Score:
-        return Score(
-            name=name,
-            value=found.value,
-            low=found.low,
-            high=found.high,
-            n=self.n,
-            better="lower",
-            interval=f"{found.method}{self.given}",
-            floor=floor,
-            source=f"judge {self.names['judge']}, hard labels, valid images{over}",
-        )
-
-    def discrepancies(self, sensitive: Sequence[str]) -> list[Score]:
-        return [
-            self._discrepancy(f"fairness_discrepancy_{'_'.join(chosen)}", chosen)
-            for chosen in self._crossings(sensitive)
-        ]
-
-    def quality(self, reference: Measurements) -> list[Score]:
-        x, y = self.sample.measured.features, reference.features
-        encoder = self.names["encoder"]
-        source = f"encoder {encoder}, {len(y)} balanced real images"
-        frechet = frechet_interval(x, y, seed=0)
-        size = min(KERNEL_SUBSET, len(x), len(y))
-        kernel = kernel_distance(x, y, subset_size=size, seed=0)
-        return [
+def _judges(readings: Sequence[Reading], sensitive: Sequence[str]) -> list[Score]:
+    """How sure the primary judge is, and how often the others read an image differently."""
+    first, n = readings[0], readings[0].n
+    scores = []
+    for name in sensitive:
+        confidence = first.probabilities[name][first.valid].max(1).astype(np.float64)
+        half = 1.96 * confidence.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+        mean = float(confidence.mean())
+        scores.append(
             Score(
-                name=f"frechet_{encoder}_balanced",
-                value=frechet.value,
-                low=frechet.low,
-                high=frechet.high,
-                n=len(x),
-                better="lower",
-                interval="jackknife, 20 blocks",
-                source=source,
-            ),
-            Score(
-                name=f"kernel_{encoder}_balanced",
-                value=kernel.value,
-                low=kernel.low,
-                high=kernel.high,
-                n=len(x),
-                better="lower",
-                interval="jackknife, 20 blocks",
-                source=f"{source}, 100 subsets of {size}",
-            ),
-        ]
-
-    def validity(self) -> Score:
-        source = "validity check, all images"
-        return _share("validity", self.n, len(self.valid), "higher", source)
-
-    def semantic(self) -> list[Score]:
-        judge = f"judge {self.names['judge']}"
-        scores = [self.validity()]
-        right = self._right_subject()
-        if right is not None:
-            source = f"{judge}, valid images"
-            scores.append(_share("prompt_accuracy", right.sum(), self.n, "higher", source))
-        if self.sample.requested is not None:
-            index, _ = self._groups(tuple(self.task.attributes))
-            hits = (index == self.sample.requested)[self.valid]
-            scores.append(
-                _share("hit_rate", hits.sum(), self.n, "higher", f"{judge}, valid images")
+                name=f"judge_confidence_{name}",
+                value=mean,
+                low=mean - float(half),
+                high=min(1.0, mean + float(half)),
+                n=n,
+                better="neither",
+                interval="normal",
+                unit="probability",
+                source=f"judge {first.judge}, valid images",
             )
-        return scores
-
-    def _right_subject(self) -> NDArray[np.bool_] | None:
-        """(n,) whether each valid image shows what its prompt asks for; None without prompts."""
-        if not any(prompt.stratum for prompt in self.task.prompts):
-            return None
-        right = np.ones(self.n, dtype=bool)
-        for p, prompt in enumerate(self.task.prompts):
-            for name, level in prompt.stratum.items():
-                wanted = self.attributes[name].index(level)
-                right &= (self.prompts != p) | (self.labels[name][self.valid] == wanted)
-        return right
-
-    def judges(self, sensitive: Sequence[str]) -> list[Score]:
-        scores = []
-        for name in sensitive:
-            confidence = self.first[name][self.valid].max(1).astype(np.float64)
-            half = 1.96 * confidence.std(ddof=1) / np.sqrt(self.n) if self.n > 1 else 0.0
-            mean = float(confidence.mean())
-            scores.append(
-                Score(
-                    name=f"judge_confidence_{name}",
-                    value=mean,
-                    low=mean - float(half),
-                    high=min(1.0, mean + float(half)),
-                    n=self.n,
-                    better="neither",
-                    interval="normal",
-                    unit="probability",
-                    source=f"judge {self.names['judge']}, valid images",
-                )
-            )
-        for name in sensitive:
-            differ = (self.labels[name] != self.second[name].argmax(1))[self.valid]
-            source = f"judges {self.names['judge']} and {self.names['second']}, valid images"
-            share = _share(f"judge_disagreement_{name}", differ.sum(), self.n, "neither", source)
-            scores.append(share)
-        return scores
-
-    def tables(
-        self,
-        sensitive: Sequence[str],
-        reference: Measurements,
-        reference_labels: Mapping[str, NDArray[np.uint8]],
-    ) -> dict[str, list[dict[str, Any]]]:
-        everything = np.ones(self.n, dtype=bool)
-        tables = {}
-        for chosen in self._crossings(sensitive):
-            rows = self._table(chosen, everything, self._target(chosen))
-            self._add_quality(rows, chosen, reference, reference_labels)
-            tables["/".join(chosen)] = rows
-        for name in self.attributes:
-            if name not in sensitive:
-                tables[name] = self._table((name,), everything, None)
-        if len(self.task.prompts) > 1:
-            for p, prompt in enumerate(self.task.prompts):
-                mine = self.prompts == p
-                for chosen in self._crossings(sensitive) if mine.any() else ():
-                    rows = self._table(chosen, mine, self._target(chosen))
-                    tables[f"{'/'.join(chosen)}|{prompt.subject}"] = rows
-        return tables
-
-    def _table(
-        self,
-        chosen: Sequence[str],
-        within: NDArray[np.bool_],
-        target: NDArray[np.float64] | None,
-    ) -> list[dict[str, Any]]:
-        counts = self._counts(chosen, within)
-        low, high = map(np.asarray, wilson_interval(counts, np.full(counts.shape, counts.sum())))
-        _, groups = self._groups(chosen)
-        n = int(counts.sum())
-        return [
-            {
-                "group": group,
-                "count": int(counts[k]),
-                "n": n,
-                "share": counts[k] / n,
-                "low": float(low[k]),
-                "high": float(high[k]),
-                "target": None if target is None else float(target[k]),
-            }
-            for k, group in enumerate(groups)
-        ]
-
-    def _add_quality(
-        self,
-        rows: list[dict[str, Any]],
-        chosen: Sequence[str],
-        reference: Measurements,
-        reference_labels: Mapping[str, NDArray[np.uint8]],
-    ) -> None:
-        """Kernel distance of each measured group to the same real group, where n allows one.
-
-        The kernel distance is unbiased, so that groups of unequal n can be compared.
-        """
-        index, _ = self._groups(chosen)
-        shape = [len(self.attributes[name]) for name in chosen]
-        real = np.ravel_multi_index(tuple(reference_labels[name] for name in chosen), shape)
-        right = self._right_subject()
-        for k, row in enumerate(rows):
-            mine = index == k
-            x = self.sample.measured.features[self.valid & mine]
-            y = reference.features[real == k]
-            size = min(len(x), len(y))
-            row["kernel"] = None
-            if size >= GROUP_MINIMUM:
-                found = kernel_distance(x, y, subsets=20, subset_size=size, seed=0)
-                ends = {"low": found.low, "high": found.high, "n": len(x)}
-                row["kernel"] = {"value": found.value, **ends}
-            if right is not None:
-                among = right[mine[self.valid]]
-                row["prompt_accuracy"] = None
-                if len(among):
-                    low, high = wilson_interval(int(among.sum()), len(among))
-                    ends = {"low": low, "high": high, "n": len(among)}
-                    row["prompt_accuracy"] = {"value": float(among.mean()), **ends}
-
-    def facts(self) -> dict[str, Any]:
-        """What the floors rest on, what isn't measured, and the hit matrix.
-
-        The hit matrix holds counts of valid images: rows requested, columns measured groups.
-        """
-        facts: dict[str, Any] = {"fair": self.fair}
-        if self.empty_prompts:
-            reason = f"no valid face for {', '.join(map(repr, self.empty_prompts))}"
-            facts["not_measured"] = {"fairness_discrepancy": reason}
-        if self.sample.requested is not None:
-            index, groups = self._groups(tuple(self.task.attributes))
-            pairs = self.sample.requested[self.valid] * len(groups) + index[self.valid]
-            matrix = np.bincount(pairs, minlength=len(groups) ** 2).reshape(len(groups), -1)
-            facts["hit_matrix"] = {"groups": groups, "counts": matrix.tolist()}
-        return facts
-
-
-def _share(name: str, count: Any, n: int, better: Any, source: str) -> Score:
-    low, high = wilson_interval(int(count), n)
-    return Score(
-        name=name,
-        value=int(count) / n,
-        low=low,
-        high=high,
-        n=n,
-        better=better,
-        interval="wilson",
-        unit="share",
-        source=source,
-    )
+        )
+    for name in sensitive:
+        labels = np.stack([reading.labels[name][reading.valid] for reading in readings])
+        differ = int((labels != labels[0]).any(axis=0).sum())
+        source = f"judges {' and '.join(r.judge for r in readings)}, valid images"
+        scores.append(share_score(f"judge_disagreement_{name}", differ, n, "neither", source))
+    return scores
