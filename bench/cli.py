@@ -285,11 +285,12 @@ def doctor(
             table = Table(box=None, pad_edge=False)
             for title in ("", "what", "found", "what to do"):
                 table.add_column(title, overflow="fold")
-            marks = {True: "[green]ok[/]", False: "[red]missing[/]"}
             for finding in findings:
-                table.add_row(marks[finding.ok], finding.what, finding.found, finding.remedy)
+                missing = "[yellow]optional[/]" if finding.optional else "[red]missing[/]"
+                mark = "[green]ok[/]" if finding.ok else missing
+                table.add_row(mark, finding.what, finding.found, finding.remedy)
             _console().print(table)
-        if not all(finding.ok for finding in findings):
+        if not all(finding.ok or finding.optional for finding in findings):
             raise typer.Exit(2)
 
 
