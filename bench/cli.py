@@ -151,10 +151,12 @@ def run(
 
 @app.command()
 def evaluate(
-    image_dir: Annotated[Path, typer.Argument(help="Folder of images.")],
+    image_dir: Annotated[Path, typer.Argument(help="Folder, .zip, .tar or .npz of images.")],
     dataset: Annotated[str, typer.Option(help="Data set to compare with.")] = "cartoonfaces",
     task: Annotated[str | None, typer.Option(help="Default: the data set's first.")] = None,
-    name: Annotated[str | None, typer.Option(help="Row name; default: the folder's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Row name; default: that of the images.")
+    ] = None,
     target: Annotated[str, typer.Option(help='uniform or "female=0.5,male=0.5".')] = "uniform",
     num_images: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     device: Device = "auto",
@@ -172,7 +174,7 @@ def evaluate(
                 image_dir,
                 dataset=dataset,
                 task=task,
-                name=name or image_dir.resolve().name,
+                name=name or _name_of(image_dir.resolve()),
                 target=target,
                 num_images=num_images,
                 device=device,
@@ -184,6 +186,10 @@ def evaluate(
             _print_json(_as_json(outcome.record))
         else:
             _print_outcome(outcome, None)
+
+
+def _name_of(images: Path) -> str:
+    return images.stem if images.is_file() else images.name
 
 
 @app.command()
@@ -285,11 +291,12 @@ def doctor(
             table = Table(box=None, pad_edge=False)
             for title in ("", "what", "found", "what to do"):
                 table.add_column(title, overflow="fold")
-            marks = {True: "[green]ok[/]", False: "[red]missing[/]"}
             for finding in findings:
-                table.add_row(marks[finding.ok], finding.what, finding.found, finding.remedy)
+                missing = "[yellow]optional[/]" if finding.optional else "[red]missing[/]"
+                mark = "[green]ok[/]" if finding.ok else missing
+                table.add_row(mark, finding.what, finding.found, finding.remedy)
             _console().print(table)
-        if not all(finding.ok for finding in findings):
+        if not all(finding.ok or finding.optional for finding in findings):
             raise typer.Exit(2)
 
 

@@ -13,6 +13,7 @@ from fairbench.cache import cache_folder
 from fairbench.datasets import DATASETS
 from fairbench.errors import FairbenchError
 from fairbench.provenance import DISTRIBUTION, PACKAGES, package_versions
+from fairbench.weights import weight_states
 
 __all__ = ["Finding", "examine"]
 
@@ -40,25 +41,28 @@ class Finding:
         ok: Whether it is as it should be.
         found: What was seen, and where.
         remedy: What to do if it isn't ok.
+        optional: Whether fairbench works without it; then it isn't ok, but no fault either.
     """
 
     what: str
     ok: bool
     found: str
     remedy: str = ""
+    optional: bool = False
 
 
 def examine(*, verify: bool) -> list[Finding]:
     """Look at Python, packages, devices, folders and every file that fairbench ships.
 
     Args:
-        verify: Also load the data and the networks, which checks their hashes.
+        verify: Also load the data and the networks and hash every weight file that is there.
     """
     findings = [Finding("python", True, platform.python_version())]
     findings += _packages()
     findings += _devices()
     findings.append(_cache())
     findings += _files()
+    findings += _weights(verify=verify)
     if verify:
         findings += _verified()
     return findings
@@ -121,6 +125,16 @@ def _file(path: Path) -> Finding:
     ok = path.is_file()
     found = f"{path}, {path.stat().st_size / 2**20:.2f} MiB" if ok else f"not at {path}"
     return Finding(f"file {path.parent.name}/{path.name}", ok, found, _unless(ok, REINSTALL))
+
+
+def _weights(*, verify: bool) -> Iterator[Finding]:
+    """Files of other projects: without one only the metrics that need it can't be computed."""
+    for state in weight_states(verify=verify):
+        missing = state.path is None
+        found = f"{state.found}; needed for {state.spec.purpose}" if missing else state.found
+        # A damaged file is a fault: it would be loaded.
+        ok = not missing and not state.damaged
+        yield Finding(f"external {state.spec.name}", ok, found, state.remedy, optional=missing)
 
 
 def _verified() -> Iterator[Finding]:

@@ -43,7 +43,7 @@ def evaluate(
     """Measure images made elsewhere.
 
     Args:
-        folder: Holds the images.
+        folder: Holds the images: a folder, a ``.zip``, a ``.tar`` or an ``.npz``.
         dataset: What they are measured against.
         task: The question; None for the data set's first.
         name: What the row is called.
@@ -57,7 +57,7 @@ def evaluate(
         FairbenchError: If the input is wrong.
     """
     from fairbench.devices import begin_run, peak_memory_mib, resolve_device
-    from fairbench.images import read_folder
+    from fairbench.images import read_images
     from fairbench.provenance import environment
 
     report = reporter or Reporter()
@@ -80,7 +80,7 @@ def evaluate(
     where = resolve_device(device)
     begin_run(where)
     started = time.monotonic()
-    read = read_folder(folder, size=chosen.image_size, limit=num_images, progress=report.progress)
+    read = read_images(folder, size=chosen.image_size, limit=num_images, progress=report.progress)
     _enough(folder, len(read.images), num_images)
     for note in read.notes:
         report.note(note)

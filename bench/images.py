@@ -1,35 +1,32 @@
-"""Images made elsewhere: a folder of files -> one uint8 array of the size that is measured.
+"""Images made elsewhere -> one uint8 array of the size that is measured.
 
-Two passes: the first reads headers only, so that a mixture of sizes or an oversized file is
-refused before anything is decoded; the second decodes one file at a time.
+They come as files in a folder, a ``.zip`` or a ``.tar``, or as one array in an ``.npz``. Files are
+read in two passes: the first reads headers only, so that a mixture of sizes or an oversized file
+is refused before anything is decoded; the second decodes one file at a time.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fairbench.arrayfiles import open_arrays
 from fairbench.errors import InputError
+from fairbench.sources import Entry, list_images
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "ImageFolder", "read_folder"]
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Endings, in any case, of the files that are read; every other file is passed over."""
+__all__ = ["MAX_PIXELS", "ImageSet", "read_images"]
 
 MAX_PIXELS = 64_000_000
-"""Pixels of the largest file that is decoded; Pillow itself begins to warn at 89 million."""
+"""Pixels of the largest image that is read; Pillow itself begins to warn at 89 million."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -51,53 +48,86 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """What `read_folder` found.
+class ImageSet:
+    """What `read_images` found.
 
     Attributes:
         images: (N, size, size, 3) uint8, in the order of `names`.
-        names: Paths relative to the folder, with ``/`` on every platform.
-        source_size: Width and height in pixels of the files, after their EXIF orientation.
+        names: Paths within the folder or archive, with ``/`` on every platform; for an array the
+            number of each image, from 0.
+        source_size: Width and height in pixels of the images, after their EXIF orientation.
         notes: What was passed over, converted, cropped or resized; one line each.
+        unread: Names of the images beyond the limit.
     """
 
     images: NDArray[np.uint8]
     names: tuple[str, ...]
     source_size: tuple[int, int]
     notes: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
 
-def read_folder(
+def read_images(
     path: Path, *, size: int, limit: int | None = None, progress: Progress | None = None
-) -> ImageFolder:
-    """Read the images in a folder and in the folders below it.
+) -> ImageSet:
+    """Read the images of a folder and the folders below it, of an archive, or of an array.
 
     The order is natural (``2.png`` before ``10.png``) and the same on every platform. Hidden
-    files are skipped, links to folders aren't followed. Transparent pixels are laid on white.
-    Files of another size are cropped to their central square and resized as clean-fid does it.
+    files are skipped, links to folders aren't followed, links in archives are refused.
+    Transparent pixels are laid on white. Images of another size are cropped to their central
+    square and resized as clean-fid does it. Beside the result no more than one image is held.
 
     Args:
-        path: The folder.
+        path: A folder, a ``.zip``, an uncompressed ``.tar`` such as webdataset's, or an ``.npz``
+            with one (N, H, W, 3) uint8 array named ``arr_0`` or ``images``.
         size: Pixels a side of the images returned.
-        limit: Read only the first so many; fewer are returned where the folder has fewer.
-        progress: ``progress(what, done, total)``; called once a file in each pass.
+        limit: Read only the first so many; fewer are returned where there are fewer.
+        progress: ``progress(what, done, total)``; called once an image in each pass.
 
     Raises:
-        InputError: If the folder is missing or has no images, or if a file that is to be read
-            is a broken link, damaged, animated, too large or of another size than the rest.
+        InputError: If there is nothing to read, if an image that is to be read is a broken link,
+            damaged, animated, too large or of another size than the rest, or if an archive holds
+            names that lead out of it.
     """
     if size < 1 or (limit is not None and limit < 1):
         raise InputError(f"image size and limit must be 1 or more; seen {size} and {limit}")
     report = progress or _silent
-    found, notes = _find_images(path)
-    names = sorted(found, key=_natural)[:limit]
-    if len(names) < len(found):
-        notes.append(f"read the first {len(names)} of {_count(len(found))}")
-    files = {name: found[name] for name in names}
-    _check_headers(files, report)
-    images, source_size, changes = _decode_all(files, size, report)
-    notes += _change_notes(changes) + _resize_notes(source_size, size, len(names))
-    return ImageFolder(images, tuple(names), source_size, tuple(notes))
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return _read_arrays(path, size, limit, report)
+    with list_images(path) as listing:
+        names = list(listing.entries)
+        files = dict(islice(listing.entries.items(), limit))
+        _check_headers(files, report)
+        images, source_size, changes = _decode_all(files, size, report)
+    notes = (
+        *listing.notes,
+        *_limit_notes(len(files), len(names)),
+        *_change_notes(changes),
+        *_resize_notes(source_size, size, len(files)),
+    )
+    return ImageSet(images, tuple(files), source_size, notes, tuple(names[len(files) :]))
+
+
+def _read_arrays(path: Path, size: int, limit: int | None, progress: Progress) -> ImageSet:
+    with open_arrays(path) as stored:
+        source_size = stored.width, stored.height
+        if stored.width * stored.height > MAX_PIXELS:
+            raise InputError(
+                f"{path}: expected images of at most {MAX_PIXELS / 1e6:g} megapixels, seen "
+                f"{stored.width}x{stored.height}; save smaller ones"
+            )
+        n = min(stored.count, limit or stored.count)
+        images = np.empty((n, size, size, 3), np.uint8)
+        for index, pixels in enumerate(islice(stored.frames, n)):
+            images[index] = _to_square(Image.fromarray(pixels), size)
+            progress("reading images", index + 1, n)
+    notes = (
+        *stored.notes,
+        *_limit_notes(n, stored.count),
+        *_resize_notes(source_size, size, n),
+    )
+    names = tuple(map(str, range(stored.count)))
+    return ImageSet(images, names[:n], source_size, notes, names[n:])
 
 
 def _silent(what: str, done: int, total: int) -> None:
@@ -108,89 +138,16 @@ def _count(n: int) -> str:
     return f"{n} image" if n == 1 else f"{n} images"
 
 
-# --- which files ---------------------------------------------------------------------------
-
-
-def _find_images(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Relative name -> file of every image below `root`, and notes on what was passed over."""
-    if not root.exists():
-        raise InputError(f"{root}: no such folder; give the folder that holds the images")
-    if not root.is_dir():
-        raise InputError(f"{root}: expected a folder of images, seen a file; give its folder")
-    found: dict[str, Path] = {}
-    others: Counter[str] = Counter()
-    links: list[str] = []
-    for file in _walk(root, links):
-        if file.suffix.lower() in SUFFIXES:
-            found[file.relative_to(root).as_posix()] = file
-        else:
-            others[file.suffix.lower() or "no suffix"] += 1
-    notes = []
-    if others:
-        kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items()))
-        notes.append(f"passed over files that aren't images by their suffix: {kinds}")
-    if links:
-        notes.append(f"did not follow links to folders: {', '.join(sorted(links))}")
-    if not found:
-        seen = "; ".join(notes) or "it is empty"
-        raise InputError(
-            f"{root}: no images in this folder ({seen}); expected files that end in "
-            f"{' '.join(SUFFIXES)}"
-        )
-    return found, notes
-
-
-def _walk(root: Path, links: list[str]) -> Iterator[Path]:
-    """Yield every visible file below `root`; names of links to folders are added to `links`."""
-    for folder, subfolders, files in os.walk(root, onerror=_refuse_folder):
-        for name in subfolders:
-            if not name.startswith(".") and (link := Path(folder, name)).is_symlink():
-                links.append(link.relative_to(root).as_posix())
-        # os.walk goes down whatever is left in this list, except links.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in files:
-            if name.startswith("."):
-                continue
-            file = Path(folder, name)
-            if file.is_symlink() and not file.exists():
-                raise InputError(
-                    f"{file}: broken link to {file.readlink()}; mend it or take it out"
-                )
-            # Opening a pipe would wait forever.
-            if not file.is_file():
-                raise InputError(f"{file}: expected a plain file; take it out of the folder")
-            yield file
-
-
-def _refuse_folder(error: OSError) -> NoReturn:
-    raise InputError(
-        f"{error.filename}: can't list this folder ({error.strerror}); make it readable or take "
-        "it out"
-    ) from error
-
-
-def _natural(name: str) -> tuple[list[list[str | int]], str]:
-    """Sort key of a relative path: folder by folder, runs of digits by their value."""
-    # macOS hands out decomposed letters; without NFC its order would be another.
-    parts = unicodedata.normalize("NFC", name).split("/")
-    # Splitting at a captured group alternates text and digits, so like is compared with like.
-    key = [
-        [int(piece) if index % 2 else piece for index, piece in enumerate(pieces)]
-        for pieces in (re.split("([0-9]+)", part) for part in parts)
-    ]
-    return key, name
-
-
 # --- one file ------------------------------------------------------------------------------
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: Entry) -> Iterator[Image.Image]:
     """Open an image lazily; whatever goes wrong with its bytes becomes an `InputError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
+            with file.open() as stream, Image.open(stream, formats=FORMATS) as image:
                 yield image
     except InputError:
         raise
@@ -199,26 +156,27 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     # Damaged bytes make decoders raise nearly anything: SyntaxError, struct.error, IndexError.
     except Exception as error:
         raise InputError(
-            f"{file}: expected a complete image, seen {_reason(file, error)}; make this file "
-            "anew or take it out of the folder"
+            f"{file.where}: expected a complete image, seen {_reason(file, error)}; make this "
+            f"file anew or take it out of the {file.home}"
         ) from error
 
 
-def _reason(file: Path, error: Exception) -> str:
+def _reason(file: Entry, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         # Pillow's own text repeats the path, or the address of a stream, and says no more.
-        return "bytes of no known image format" if file.stat().st_size else "an empty file"
+        with file.open() as stream:
+            return "bytes of no known image format" if stream.read(1) else "an empty file"
     return f"one that can't be read ({' '.join(str(error).split()) or type(error).__name__})"
 
 
-def _too_large(file: Path, seen: str) -> InputError:
+def _too_large(file: Entry, seen: str) -> InputError:
     return InputError(
-        f"{file}: expected at most {MAX_PIXELS / 1e6:g} megapixels, seen {seen}; make this file "
-        "smaller or take it out of the folder"
+        f"{file.where}: expected at most {MAX_PIXELS / 1e6:g} megapixels, seen {seen}; make this "
+        f"file smaller or take it out of the {file.home}"
     )
 
 
-def _check_headers(files: Mapping[str, Path], progress: Progress) -> None:
+def _check_headers(files: Mapping[str, Entry], progress: Progress) -> None:
     """Refuse, without decoding, files that can't be measured or that differ in size."""
     sizes: dict[str, tuple[int, int]] = {}
     for done, (name, file) in enumerate(files.items(), 1):
@@ -233,7 +191,7 @@ def _check_headers(files: Mapping[str, Path], progress: Progress) -> None:
         raise _mixed_sizes(sizes)
 
 
-def _check_header(file: Path, image: Image.Image) -> None:
+def _check_header(file: Entry, image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise _too_large(file, f"{width * height / 1e6:.1f} ({width}x{height})")
@@ -241,19 +199,19 @@ def _check_header(file: Path, image: Image.Image) -> None:
     # A phone's MPO is a JPEG whose later frames are previews or depth maps of the first.
     if frames > 1 and image.format != "MPO":
         raise InputError(
-            f"{file}: expected one image a file, seen {frames} frames (animated, or several "
+            f"{file.where}: expected one image a file, seen {frames} frames (animated, or several "
             "pages); save the frame that you mean as a file of its own"
         )
     if image.mode == "F":
         raise InputError(
-            f"{file}: expected 8-bit or 16-bit pixels, seen floats, whose range isn't known; "
-            "save it as an 8-bit PNG"
+            f"{file.where}: expected 8-bit or 16-bit pixels, seen floats, whose range isn't "
+            "known; save it as an 8-bit PNG"
         )
     key = image.info.get("transparency")
     # Pillow reduces 16-bit colours to 8 bits, yet not the colour that stands for "transparent".
     if key is not None and (image.mode[0] == "I" or (isinstance(key, tuple) and max(key) > 255)):
         raise InputError(
-            f"{file}: expected transparency as an alpha channel, seen a transparent 16-bit "
+            f"{file.where}: expected transparency as an alpha channel, seen a transparent 16-bit "
             "colour; save it as an 8-bit PNG"
         )
 
@@ -276,7 +234,7 @@ def _mixed_sizes(sizes: Mapping[str, tuple[int, int]]) -> InputError:
 
 
 def _decode_all(
-    files: Mapping[str, Path], size: int, progress: Progress
+    files: Mapping[str, Entry], size: int, progress: Progress
 ) -> tuple[NDArray[np.uint8], tuple[int, int], Counter[str]]:
     """Decode, crop and resize every file.
 
@@ -306,7 +264,7 @@ def _upright(image: Image.Image, changes: Counter[str]) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _to_rgb(file: Path, image: Image.Image, changes: Counter[str]) -> Image.Image:
+def _to_rgb(file: Entry, image: Image.Image, changes: Counter[str]) -> Image.Image:
     """Convert any pixel layout to RGB, on white, and count in `changes` what was done."""
     if image.mode.startswith("I"):
         changes["16-bit grey"] += 1
@@ -323,13 +281,13 @@ def _to_rgb(file: Path, image: Image.Image, changes: Counter[str]) -> Image.Imag
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _grey_16_to_rgb(file: Path, image: Image.Image) -> Image.Image:
+def _grey_16_to_rgb(file: Entry, image: Image.Image) -> Image.Image:
     """Scale 0…65535 to 0…255; Pillow's own conversion clips everything above 255 to white."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise InputError(
-            f"{file}: expected pixels of 0…65535, seen {values.min()}…{values.max()}; save it as "
-            "an 8-bit PNG"
+            f"{file.where}: expected pixels of 0…65535, seen {values.min()}…{values.max()}; save "
+            "it as an 8-bit PNG"
         )
     return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
 
@@ -356,6 +314,10 @@ def _to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 # --- what to tell --------------------------------------------------------------------------
+
+
+def _limit_notes(n: int, total: int) -> list[str]:
+    return [f"read the first {n} of {_count(total)}"] if n < total else []
 
 
 def _change_notes(changes: Counter[str]) -> list[str]:

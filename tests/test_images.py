@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import struct
+import tarfile
+import tracemalloc
 import warnings
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fairbench import images
+from fairbench import arrayfiles, images, sources
 from fairbench.errors import InputError
-from fairbench.images import read_folder
+from fairbench.images import read_images
+from fairbench.sources import natural
 
 RNG = np.random.default_rng(0)
 
@@ -30,7 +36,7 @@ def save(path, array, **options):
 
 def only(folder, size=4, **options):
     """Pixels of the one image in a folder, and the notes."""
-    read = read_folder(folder, size=size, **options)
+    read = read_images(folder, size=size, **options)
     assert read.images.shape == (1, size, size, 3)
     assert read.images.dtype == np.uint8
     return read.images[0], read.notes
@@ -39,7 +45,7 @@ def only(folder, size=4, **options):
 def refused(folder, *texts, size=4, **options):
     """Check that a folder is refused with one line that has all the texts."""
     with pytest.raises(InputError) as caught:
-        read_folder(folder, size=size, **options)
+        read_images(folder, size=size, **options)
     message = str(caught.value)
     assert "\n" not in message
     for text in texts:
@@ -55,7 +61,7 @@ def test_files_come_in_natural_order_folder_by_folder(tmp_path):
     names += ["a9/x.png", "a9/02.png", "a9/2.png"]
     for value, name in enumerate(names):
         save(tmp_path / name, np.full((4, 4, 3), value, np.uint8))
-    read = read_folder(tmp_path, size=4)
+    read = read_images(tmp_path, size=4)
     assert read.names == (
         *("1.PNG", "2.png", "10.png", "a9/02.png", "a9/2.png", "a9/x.png", "a10/x.png"),
         *("b/2.png", "b/10.png", "b-c/1.png"),
@@ -68,7 +74,7 @@ def test_files_come_in_natural_order_folder_by_folder(tmp_path):
 def test_composed_and_decomposed_letters_sort_alike():
     names = ["f.png", "e\u0301a.png", "\u00e9b.png", "e\u0301c.png"]
     shuffled = [names[index] for index in (2, 3, 1, 0)]
-    assert sorted(shuffled, key=images._natural) == names
+    assert sorted(shuffled, key=natural) == names
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_hidden_and_other_files_are_passed_over(tmp_path):
     for name in (".hidden.png", "._a.png", "labels.csv", "x.txt", "y.TXT", "README"):
         (tmp_path / name).write_text("no image")
     save(tmp_path / ".cache" / "b.png", noise(5))
-    read = read_folder(tmp_path, size=4)
+    read = read_images(tmp_path, size=4)
     assert read.names == ("a.png",)
     assert read.notes == (
         "passed over files that aren't images by their suffix: 1 .csv, 2 .txt, 1 no suffix",
@@ -113,11 +119,11 @@ def test_limit_takes_the_first_in_order_and_looks_at_no_other(tmp_path):
     for index in (1, 2, 10):
         save(tmp_path / f"{index}.png", noise(4))
     (tmp_path / "11.png").write_bytes(b"broken")
-    read = read_folder(tmp_path, size=4, limit=2)
+    read = read_images(tmp_path, size=4, limit=2)
     assert read.names == ("1.png", "2.png")
     assert read.notes == ("read the first 2 of 4 images",)
     (tmp_path / "11.png").unlink()
-    assert len(read_folder(tmp_path, size=4, limit=9).images) == 3
+    assert len(read_images(tmp_path, size=4, limit=9).images) == 3
 
 
 @pytest.mark.parametrize(("size", "limit"), [(0, None), (4, 0), (4, -1)])
@@ -129,18 +135,18 @@ def test_progress_is_reported_for_both_passes(tmp_path):
     for index in range(3):
         save(tmp_path / f"{index}.png", noise(4))
     seen = []
-    read_folder(tmp_path, size=4, progress=lambda *args: seen.append(args))
+    read_images(tmp_path, size=4, progress=lambda *args: seen.append(args))
     assert seen == [
         (what, done, 3) for what in ("checking images", "reading images") for done in (1, 2, 3)
     ]
 
 
 def test_missing_folder(tmp_path):
-    refused(tmp_path / "none", "no such folder", "none")
+    refused(tmp_path / "none", "no such folder or file", "none")
 
 
 def test_a_file_in_place_of_a_folder(tmp_path):
-    refused(save(tmp_path / "a.png", noise(4)), "seen a file", "a.png")
+    refused(save(tmp_path / "a.png", noise(4)), "seen a file that is none", "a.png", ".npz")
 
 
 def test_empty_folder(tmp_path):
@@ -178,7 +184,7 @@ def test_links_to_folders_are_not_followed(tmp_path):
     save(elsewhere / "b.png", noise(5))
     (folder / "loop").symlink_to(folder, target_is_directory=True)
     (folder / "away").symlink_to(elsewhere, target_is_directory=True)
-    read = read_folder(folder, size=4)
+    read = read_images(folder, size=4)
     assert read.names == ("a.png",)
     assert read.notes == ("did not follow links to folders: away, loop",)
 
@@ -186,7 +192,7 @@ def test_links_to_folders_are_not_followed(tmp_path):
 def test_the_folder_itself_may_be_a_link(tmp_path):
     save(tmp_path / "real" / "a.png", noise(4))
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
-    assert read_folder(tmp_path / "link", size=4).names == ("a.png",)
+    assert read_images(tmp_path / "link", size=4).names == ("a.png",)
 
 
 def test_links_to_files_are_read(tmp_path):
@@ -391,7 +397,7 @@ def test_cmyk(tmp_path, suffix):
     for name, ink in colours.items():
         options = {"quality": 100} if suffix == ".jpg" else {}
         save(tmp_path / f"{name}{suffix}", Image.new("CMYK", (4, 4), ink), **options)
-    read = read_folder(tmp_path, size=4)
+    read = read_images(tmp_path, size=4)
     expected = np.array([(0, 0, 0), (0, 255, 255), (255, 255, 0)])[:, None, None]
     assert np.abs(read.images.astype(int) - expected).max() <= 3
     assert read.notes == ("converted 3 images from CMYK to RGB",)
@@ -447,7 +453,7 @@ def test_conversions_are_counted(tmp_path):
     for index in range(3):
         save(tmp_path / f"{index}.png", noise(4, channels=1))
     save(tmp_path / "3.png", noise(4))
-    assert read_folder(tmp_path, size=4).notes == ("converted 3 images from grey to RGB",)
+    assert read_images(tmp_path, size=4).notes == ("converted 3 images from grey to RGB",)
 
 
 # --- orientation ---------------------------------------------------------------------------
@@ -496,7 +502,7 @@ def test_size_is_that_after_orientation(tmp_path):
     exif[0x0112] = 6
     save(tmp_path / "a.jpg", noise(8, 16))
     save(tmp_path / "b.jpg", noise(16, 8), exif=exif)
-    read = read_folder(tmp_path, size=8)
+    read = read_images(tmp_path, size=8)
     assert read.source_size == (16, 8)
     assert read.notes == (
         "turned 1 image by the EXIF orientation",
@@ -539,7 +545,7 @@ def test_resizing_keeps_flat_colours_and_the_mean(tmp_path):
 def test_oblong_images_are_cut_to_the_central_square(tmp_path, height, width):
     pixels = noise(height, width)
     save(tmp_path / "a.png", pixels)
-    read = read_folder(tmp_path, size=4)
+    read = read_images(tmp_path, size=4)
     top, left = (height - 4) // 2, (width - 4) // 2
     np.testing.assert_array_equal(read.images[0], pixels[top : top + 4, left : left + 4])
     assert read.source_size == (width, height)
@@ -576,3 +582,306 @@ def test_portrait_and_landscape_are_two_sizes(tmp_path):
     save(tmp_path / "a.png", noise(4, 8))
     save(tmp_path / "b.png", noise(8, 4))
     refused(tmp_path, "8x4 (1 image, such as a.png) and 4x8 (1 image, such as b.png)")
+
+
+# --- archives ------------------------------------------------------------------------------
+
+
+def encoded(array, kind="PNG"):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, format=kind)
+    return stream.getvalue()
+
+
+def zipped(path, files, compression=zipfile.ZIP_DEFLATED):
+    """A .zip of name -> bytes, or of prepared members."""
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # zipfile warns of a name that comes twice
+        for name, content in files:
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if member.isreg():
+                member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+PACKERS = {".zip": zipped, ".tar": tarred}
+
+
+@pytest.fixture(params=PACKERS)
+def pack(request, tmp_path):
+    """Pack (name, bytes) pairs into an archive of either kind."""
+    return lambda files, name="set": PACKERS[request.param](
+        tmp_path / f"{name}{request.param}", files
+    )
+
+
+def test_an_archive_is_read_as_its_folder_would_be(tmp_path, pack):
+    pixels = {name: noise(6, 4) for name in ("10.png", "2.png", "b/1.jpg", "./c/3.bmp", "A.PNG")}
+    files = [
+        (name, encoded(array, {"jpg": "JPEG", "bmp": "BMP"}.get(name[-3:], "PNG")))
+        for name, array in pixels.items()
+    ]
+    others = ["a.json", "b.json", "README", ".hidden.png", "__MACOSX/._2.png", ".git/x.png"]
+    for name, content in files:
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(content)
+    for name in others[:3]:
+        (tmp_path / "folder" / name).write_bytes(b"no image")
+    archive = pack([*files, *((name, b"no image") for name in others)])
+    read, expected = (read_images(path, size=4) for path in (archive, tmp_path / "folder"))
+    assert read.names == expected.names == ("2.png", "10.png", "A.PNG", "b/1.jpg", "c/3.bmp")
+    np.testing.assert_array_equal(read.images, expected.images)
+    assert read.source_size == expected.source_size == (4, 6)
+    assert read.notes == expected.notes
+    assert len(read.notes) == 2
+
+
+def test_the_order_in_an_archive_does_not_matter(pack):
+    files = [(f"{index}.png", encoded(noise(4))) for index in (3, 1, 2, 10)]
+    first, second = (
+        read_images(pack(some, name), size=4) for name, some in (("a", files), ("b", files[::-1]))
+    )
+    assert first.names == second.names == ("1.png", "2.png", "3.png", "10.png")
+    np.testing.assert_array_equal(first.images, second.images)
+
+
+def test_the_limit_of_an_archive(pack):
+    files = [(f"{index}.png", encoded(noise(4))) for index in range(3)]
+    read = read_images(pack([*files, ("9.png", b"broken")]), size=4, limit=2)
+    assert read.names == ("0.png", "1.png")
+    assert read.unread == ("2.png", "9.png")
+    assert read.notes == ("read the first 2 of 4 images",)
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.png", "/a.png", "x/../../a.png", "x\\..\\a.png", "C:a.png"]
+)
+def test_names_that_lead_out_of_an_archive_are_refused(pack, name):
+    archive = pack([("ok.png", encoded(noise(4))), (name, encoded(noise(4)))])
+    refused(archive, str(archive), "leads out of the archive", "make the archive anew")
+
+
+def test_a_name_with_a_line_end_makes_no_second_line(pack):
+    refused(pack([("../a\nb.png", b"")]), "leads out")
+
+
+def test_a_name_that_comes_twice_is_refused(pack):
+    content = encoded(noise(4))
+    refused(pack([("a.png", content), ("./a.png", content)]), "'./a.png'", "that name twice")
+
+
+def test_a_damaged_image_in_an_archive_is_named(pack):
+    content = encoded(noise(64))
+    for broken, text in ((b"", "an empty file"), (b"x", "no known"), (content[:999], "")):
+        archive = pack([("a.png", content), ("b/c.png", broken)])
+        refused(
+            archive,
+            f"{archive}: b/c.png: expected a complete",
+            text,
+            "out of the archive",
+            size=64,
+        )
+
+
+def test_mixed_sizes_in_an_archive(pack):
+    archive = pack([("a.png", encoded(noise(4))), ("b.png", encoded(noise(8)))])
+    refused(archive, "4x4 (1 image, such as a.png) and 8x8 (1 image, such as b.png)")
+
+
+def test_an_archive_without_images(pack):
+    refused(pack([("a.txt", b"")]), "no images in this archive", "1 .txt")
+    refused(pack([]), "it is empty")
+
+
+def test_large_files_in_an_archive_are_refused_unread(pack, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2**20)
+    refused(pack([("a.png", bytes(3 * 2**20))]), "'a.png'", "seen 3 MiB, expected at most 1")
+
+
+def test_oversized_pictures_in_an_archive_are_refused_by_their_header(pack):
+    bomb = png(noise(1, 4), size=(40_000, 40_000))
+    refused(pack([("a.png", bomb)]), "a.png: expected at most 64 megapixels")
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.6, 0.95])
+def test_truncated_archives_are_refused(tmp_path, suffix, share):
+    files = [(f"{index}.png", encoded(noise(64))) for index in range(3)]
+    path = PACKERS[suffix](tmp_path / f"a{suffix}", files)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(path, f"a{suffix}: expected a complete", "make it anew", size=64)
+
+
+def test_a_tar_cut_between_two_files_is_refused(tmp_path):
+    files = [(f"{index}.png", encoded(noise(8))) for index in range(3)]
+    path = tarred(tmp_path / "a.tar", files)
+    with tarfile.open(path) as archive:
+        offset = archive.getmembers()[2].offset
+    content = path.read_bytes()
+    path.write_bytes(content[:offset])
+    refused(path, "it ends early")
+
+
+def test_a_compressed_tar_is_refused(tmp_path):
+    path = tarred(tmp_path / "a.tar", [("a.png", encoded(noise(4)))])
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    refused(path, "expected a complete tar (uncompressed) archive")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (tarfile.SYMTYPE, "a link"),
+        (tarfile.LNKTYPE, "a link"),
+        (tarfile.FIFOTYPE, "a device or pipe"),
+        (tarfile.CHRTYPE, "a device or pipe"),
+    ],
+)
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind, text):
+    member = tarfile.TarInfo("b.png")
+    member.type, member.linkname = kind, "a.png"
+    refused(tarred(tmp_path / "a.tar", [("a.png", encoded(noise(4))), (member, b"")]), text)
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    member = zipfile.ZipInfo("b.png")
+    member.external_attr = 0o120777 << 16
+    refused(zipped(tmp_path / "a.zip", [(member, b"/etc/passwd")]), "'b.png'", "a link")
+
+
+def test_encrypted_files_in_a_zip_are_refused(tmp_path):
+    path = zipped(tmp_path / "a.zip", [("a.png", encoded(noise(4)))])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    refused(path, "'a.png'", "encrypted")
+
+
+def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
+    pixels = encoded(noise(64), "BMP")
+    path = zipped(tmp_path / "a.zip", [("a.bmp", pixels)], zipfile.ZIP_STORED)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refused(path, "a.bmp: expected a complete image", "CRC", size=64)
+
+
+@pytest.mark.parametrize("name", ["a.rar", "a.tar.gz", "a.csv"])
+def test_other_files_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    refused(tmp_path / name, "expected a folder, .zip, .tar or .npz")
+
+
+def test_a_missing_archive(tmp_path):
+    refused(tmp_path / "a.zip", "no such folder or file")
+    refused(tmp_path / "a.npz", "no such folder or file")
+
+
+# --- arrays --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["arr_0", "images"])
+@pytest.mark.parametrize("save_arrays", [np.savez, np.savez_compressed])
+def test_an_array_is_read_image_by_image(tmp_path, name, save_arrays):
+    pixels = RNG.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
+    save_arrays(tmp_path / "a.npz", **{name: pixels, "arr_1": np.arange(12)})
+    read = read_images(tmp_path / "a.npz", size=4)
+    np.testing.assert_array_equal(read.images, pixels)
+    assert read.names == tuple(map(str, range(12)))
+    assert read.source_size == (4, 4)
+    assert read.notes == ("passed over other arrays: arr_1",)
+    read = read_images(tmp_path / "a.npz", size=4, limit=5)
+    np.testing.assert_array_equal(read.images, pixels[:5])
+    assert read.unread == ("5", "6", "7", "8", "9", "10", "11")
+    assert read.notes[1] == "read the first 5 of 12 images"
+
+
+def test_an_array_is_resized_as_files_are(tmp_path):
+    pixels = RNG.integers(0, 256, (2, 20, 31, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", pixels)
+    for index, image in enumerate(pixels):
+        save(tmp_path / "folder" / f"{index}.png", image)
+    array, folder = (read_images(tmp_path / name, size=8) for name in ("a.npz", "folder"))
+    np.testing.assert_array_equal(array.images, folder.images)
+    assert array.source_size == folder.source_size == (31, 20)
+    assert array.notes == folder.notes
+
+
+UINT8 = np.zeros((2, 4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"pixels": UINT8}, "expected one array named arr_0 or images, seen 'pixels'"),
+        ({}, "seen none"),
+        ({"arr_0": UINT8, "images": UINT8}, "seen 'arr_0', 'images'"),
+        ({"images": UINT8 / 255}, "seen (2, 4, 4, 3) float64; save pixels of 0…255 as uint8"),
+        ({"images": UINT8.transpose(0, 3, 1, 2).copy()}, "put the channels last"),
+        ({"images": UINT8[0]}, "seen (4, 4, 3) uint8"),
+        ({"images": UINT8[..., 0]}, "save RGB images"),
+        ({"images": UINT8[..., :2]}, "save RGB images"),
+        ({"images": np.asfortranarray(UINT8)}, "Fortran's order"),
+        ({"images": UINT8[:0]}, "there is no image in it"),
+        ({"images": np.array([UINT8, None], object)}, "pickled objects are never loaded"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, arrays, text):
+    np.savez(tmp_path / "a.npz", **arrays)
+    refused(tmp_path / "a.npz", str(tmp_path / "a.npz"), text)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
+def test_truncated_arrays_are_refused(tmp_path, share):
+    np.savez(tmp_path / "a.npz", RNG.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
+    content = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(content[: int(share * len(content))])
+    refused(tmp_path / "a.npz", "expected a complete .npz", "make it anew")
+
+
+def test_a_flipped_byte_in_an_array_is_noticed(tmp_path):
+    np.savez(tmp_path / "a.npz", RNG.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    refused(tmp_path / "a.npz", "expected a complete .npz", "CRC", size=8)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4, 3), (10**9, 64, 64, 3), (1, 4, 4, 3)])
+def test_a_header_that_lies_about_the_shape_asks_for_no_memory(tmp_path, shape):
+    header = io.BytesIO()
+    described = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    zipped(tmp_path / "a.npz", [("arr_0.npy", header.getvalue() + UINT8.tobytes())])
+    refused(tmp_path / "a.npz", "at most 1,000,000" if shape[0] > 9 else "can't be read")
+
+
+def test_large_pictures_in_an_array_are_refused(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", UINT8)
+    monkeypatch.setattr(images, "MAX_PIXELS", 15)
+    refused(tmp_path / "a.npz", "seen 4x4")
+    monkeypatch.setattr(images, "MAX_PIXELS", 16)
+    monkeypatch.setattr(arrayfiles, "MAX_IMAGES", 1)
+    refused(tmp_path / "a.npz", "at most 1 images")
+
+
+def test_one_image_is_held_at_a_time(tmp_path):
+    pixels = np.zeros((60, 256, 256, 3), np.uint8)
+    np.savez_compressed(tmp_path / "a.npz", pixels)
+    tarred(tmp_path / "a.tar", [(f"{i}.bmp", encoded(pixels[0], "BMP")) for i in range(60)])
+    for name in ("a.npz", "a.tar"):
+        read_images(tmp_path / name, size=8, limit=1)
+        tracemalloc.start()
+        read_images(tmp_path / name, size=8)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 4 * pixels[0].nbytes, name
