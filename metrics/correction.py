@@ -43,7 +43,7 @@ Reason = Literal["ill_conditioned"]
 
 MAX_CONDITION = 10.0
 MIN_DIAGONAL = 0.5
-_FLOOR_DRAWS = 40_000
+_FLOOR_DRAWS = 20_000
 _FLOOR_SEED = 20_242  # any constant: the same question must always give the same floor
 _GAP = 1e-13  # of the mean log likelihood
 _MAX_ROUNDS = 2000

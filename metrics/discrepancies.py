@@ -26,6 +26,7 @@ from fairbench.metrics.fairness import (
     DiscrepancyInterval,
     IntervalMethod,
     discrepancy_interval,
+    maximum_radius,
     resample,
     worst_distance,
 )
@@ -259,9 +260,10 @@ def family_intervals(
 
     `l2`, `normalised` and `squared` are `discrepancy_interval`'s. For K = 2 the others map
     Wilson's interval of the first share, since each grows with the distance from the target on
-    either side. For K > 2 `l1`, `tv`, `pairwise`, `delta` and `mad` are norms of p - t, so the
-    triangle inequality holds for each; the square roots of `kl` and `entropy_gap` are treated as
-    norms, which they are to second order.
+    either side. For K > 2 the sums of sizes `l1`, `tv`, `mad` and `pairwise` take each term clearly
+    off 0 with its sign and bound the others by the triangle inequality; `delta` bounds the terms
+    that may be the largest. The square roots of `kl` and `entropy_gap` are treated as norms, which
+    they are to second order, up to twice the noise floor; beyond it percentiles.
 
     Args:
         counts: Images of each declared group, (K,) whole numbers, zeros included.
@@ -282,23 +284,22 @@ def family_intervals(
     found = shares_of(numbers)
     base = discrepancy_interval(numbers, wanted, level=level, seed=seed)
     if wanted.size == 2:
-        others = _wilson_family(numbers, wanted, level)
+        ends = _wilson_family(numbers, wanted, level)
     else:
-        others = _resampled_family(numbers, wanted, level, seed, base.method)
-    values = discrepancy_family(found, wanted)
+        ends = _resampled_family(numbers, wanted, level, seed, base.method)
     worst = worst_distance(wanted)
-    ends = {
-        **others,
-        "l2": (base.low, base.high),
-        "normalised": (base.low / worst, base.high / worst),
-        "squared": (base.low**2, base.high**2),
-    }
+    ends["l2"] = (base.low, base.high, base.method)
+    ends["normalised"] = (base.low / worst, base.high / worst, base.method)
+    ends["squared"] = (base.low**2, base.high**2, base.method)
+    values = _members(found[None], wanted)
+    largest = _members(np.eye(wanted.size), wanted)
     intervals = {}
     for name in _MEMBERS:
-        value = float(getattr(values, name))
-        low, high = ends[name]
+        value = float(values[name][0])
+        low, high, method = ends[name]
+        high = min(high, float(largest[name].max()))
         intervals[column_of(name)] = DiscrepancyInterval(
-            value, min(low, value), max(high, value), base.method
+            value, min(max(low, 0.0), value), max(high, value), method
         )
     return intervals
 
@@ -332,7 +333,7 @@ def column_of(member: str) -> str:
     return "fairness_discrepancy" if member == "l2" else f"fairness_discrepancy_{member}"
 
 
-def _members(found: Array, wanted: Array) -> dict[str, Array]:
+def _members(found: Array, wanted: Array) -> dict[Member, Array]:
     """All members of rows of shares, (R, K) -> name -> (R,)."""
     gaps = found - wanted
     sizes = np.abs(gaps)
@@ -365,45 +366,75 @@ def _divergence(found: Array, wanted: Array) -> Array:
 
 def _wilson_family(
     counts: NDArray[np.int64], wanted: Array, level: float
-) -> dict[str, tuple[float, float]]:
+) -> dict[Member, tuple[float, float, IntervalMethod]]:
     low, high = wilson_interval(int(counts[0]), int(counts.sum()), level=level)
     ends = np.array([[low, 1 - low], [high, 1 - high]])
     values = _members(ends, wanted)
     covered = low <= wanted[0] <= high
     return {
-        name: (0.0 if covered else float(values[name].min()), float(values[name].max()))
+        name: (0.0 if covered else float(values[name].min()), float(values[name].max()), "wilson")
         for name in _MEMBERS
     }
 
 
 def _resampled_family(
-    counts: NDArray[np.int64], wanted: Array, level: float, seed: int, method: IntervalMethod
-) -> dict[str, tuple[float, float]]:
-    """Ends of every member from the resamples that `discrepancy_interval` draws."""
-    base, drawn = resample(counts, level, np.random.default_rng(seed))
-    largest = _members(np.eye(wanted.size), wanted)
-    ends: dict[str, tuple[float, float]] = {}
-    if method == "percentile":
-        around = _members(drawn, wanted)
-        for name in _MEMBERS:
-            # An infinite divergence can't be interpolated.
-            low, high = np.quantile(
-                around[name], [(1 - level) / 2, (1 + level) / 2], method="nearest"
-            )
-            ends[name] = (float(low), float(high))
-        return ends
-    found = _members(shares_of(counts)[None], wanted)
-    errors = _members(drawn, base)
-    # The scale of an error is the target's, not the sample's.
-    errors["delta"] = np.abs(drawn - base).max(axis=1) / (1 - wanted.min())
-    errors["entropy_gap"] = errors["kl"] * _entropy_scale(wanted)
-    for name in _MEMBERS:
-        power = 0.5 if name in ("kl", "entropy_gap") else 1.0
-        value = float(found[name][0]) ** power
-        radius = float(np.quantile(errors[name] ** power, level))
-        low, high = max(0.0, value - radius), value + radius
-        ends[name] = (low ** (1 / power), min(high ** (1 / power), float(largest[name].max())))
+    counts: NDArray[np.int64], wanted: Array, level: float, seed: int, base: IntervalMethod
+) -> dict[Member, tuple[float, float, IntervalMethod]]:
+    """Ends of the other members from the resamples that `discrepancy_interval` draws."""
+    centre, drawn = resample(counts, level, np.random.default_rng(seed))
+    gaps, errors = shares_of(counts) - wanted, drawn - centre
+    first, second = np.triu_indices(wanted.size, 1)
+    pair_gaps, pair_errors = gaps[first] - gaps[second], errors[:, first] - errors[:, second]
+    l1, l1_radius, l1_method = _sum_of_sizes(gaps, errors, level)
+    pairwise, pairwise_radius, pairwise_method = _sum_of_sizes(pair_gaps, pair_errors, level)
+    largest = np.abs(gaps).max()
+    delta_radius = maximum_radius(np.abs(gaps), errors, level)
+    ends: dict[Member, tuple[float, float, IntervalMethod]] = {}
+    for name, value, radius, scale, method in (
+        ("l1", l1, l1_radius, 1.0, l1_method),
+        ("tv", l1, l1_radius, 2.0, l1_method),
+        ("mad", l1, l1_radius, float(wanted.size), l1_method),
+        ("pairwise", pairwise, pairwise_radius, float(first.size), pairwise_method),
+        ("delta", largest, delta_radius, float(1 - wanted.min()), "triangle"),
+    ):
+        ends[name] = ((value - radius) / scale, (value + radius) / scale, method)
+    low, high = _divergence_ends(counts, wanted, centre, drawn, level, base)
+    scale = _entropy_scale(wanted)
+    ends["kl"] = (low, high, base)
+    ends["entropy_gap"] = (low * scale, high * scale, base)
     return ends
+
+
+def _sum_of_sizes(gaps: Array, errors: Array, level: float) -> tuple[float, float, IntervalMethod]:
+    """Σ |gap| with the radius of its interval.
+
+    A gap clearly off 0 errs with its sign, and such errors cancel; |gap| of one near 0 can only
+    err upwards. One percentile bootstrap over both covered in as few as 31 % of trials.
+    """
+    far = np.abs(gaps) > 3 * errors.std(axis=0)
+    signed = errors[:, far] @ np.sign(gaps[far])
+    unsigned = np.abs(errors[:, ~far]).sum(axis=1)
+    radius = float(np.quantile(np.abs(signed) + unsigned, level))
+    return float(np.abs(gaps).sum()), radius, "mixed" if far.any() else "triangle"
+
+
+def _divergence_ends(
+    counts: NDArray[np.int64],
+    wanted: Array,
+    centre: Array,
+    drawn: Array,
+    level: float,
+    base: IntervalMethod,
+) -> tuple[float, float]:
+    if base == "percentile":
+        # An infinite divergence can't be interpolated.
+        low, high = np.quantile(
+            _divergence(drawn, wanted), [(1 - level) / 2, (1 + level) / 2], method="nearest"
+        )
+        return float(low), float(high)
+    root = float(np.sqrt(_divergence(shares_of(counts)[None], wanted)[0]))
+    radius = float(np.sqrt(np.quantile(_divergence(drawn, centre), level)))
+    return max(0.0, root - radius) ** 2, (root + radius) ** 2
 
 
 def _entropy_scale(wanted: Array) -> float:

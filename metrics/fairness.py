@@ -43,6 +43,7 @@ __all__ = [
     "discrepancy_interval",
     "discrepancy_of_shares",
     "fairness_discrepancy",
+    "maximum_radius",
     "mean_discrepancy_interval",
     "mean_noise_floor",
     "noise_floor",
@@ -68,8 +69,8 @@ class DiscrepancyInterval:
     Attributes:
         value: The discrepancy, in [0, sqrt(2)]; lower is better.
         low, high: Ends of the interval; low <= value <= high.
-        method: How the ends were found. `"mixed"`: some prompts by `"triangle"`, the others by
-            `"percentile"`.
+        method: How the ends were found. `"mixed"`: some prompts or terms by `"triangle"`, the
+            others with the sign of their errors.
     """
 
     value: float
@@ -377,6 +378,23 @@ def resample(
 def _is_far(value: float, target: Array, n: int) -> bool:
     """Whether a discrepancy is far enough from 0 for its error to be nearly symmetric."""
     return value > 2 * noise_floor_for(target, n)
+
+
+def maximum_radius(sizes: Array, errors: Array, level: float) -> float:
+    """Radius of an interval of the largest of several sizes.
+
+    Args:
+        sizes: Measured sizes, (M,), 0 or more.
+        errors: Errors of what they are the sizes of, (R, M).
+        level: Confidence level in (0, 1).
+
+    Returns:
+        The `level` quantile of the largest error among the sizes that may be the largest in
+        truth: those within twice the radius that counts all of them.
+    """
+    every = float(np.quantile(np.abs(errors).max(axis=1), level))
+    near = sizes >= sizes.max() - 2 * every
+    return float(np.quantile(np.abs(errors[:, near]).max(axis=1), level))
 
 
 def clipped_interval(
