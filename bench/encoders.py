@@ -1,4 +1,4 @@
-"""Public networks that map images to features: Inception-v3, DINOv2, CLIP; and their store.
+"""Public networks that map images to features: Inception-v3, DINOv2, CLIP.
 
 Every network sees batches of one shape, the last filled up with blanks, and its input is prepared
 on the CPU, so that an image's features depend on neither its neighbours nor the device beyond
@@ -7,7 +7,6 @@ rounding. What was computed once is kept under a key of everything that it depen
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairbench.cache import load_arrays, save_arrays
 from fairbench.config import Progress, silent
 from fairbench.devices import resolve_device
 from fairbench.errors import AssetError, ContractError, InputError, unknown_name
-from fairbench.measuring import image_sha256
+from fairbench.store import ImageList, Reader, check_images, load_reading, save_reading
 from fairbench.weights import find_weights, verify_weights
 
 if TYPE_CHECKING:
@@ -41,24 +39,16 @@ __all__ = [
     "Encoder",
     "EncoderSpec",
     "Features",
-    "ImageList",
     "InceptionEncoder",
-    "Reader",
     "Runner",
     "clean_resize",
     "features",
     "find_features",
     "load_encoder",
-    "load_reading",
-    "reading_key",
-    "save_reading",
 ]
 
 BATCH = 32
 """Images a network sees at once, always."""
-
-LAYOUT = 1
-"""Raised whenever the stored arrays have other names or meanings."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Number formats of the networks; features are float32 in any case."""
@@ -84,26 +74,6 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.features)
-
-
-class Reader(Protocol):
-    """What a stored result depends on beside the images."""
-
-    @property
-    def name(self) -> str:
-        """What a column or a message calls it."""
-
-    @property
-    def weights_sha256(self) -> str:
-        """Of its weight files."""
-
-    @property
-    def preprocessing(self) -> str:
-        """What is done to an image before the network sees it."""
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the network."""
 
 
 class Encoder(Reader, Protocol):
@@ -194,16 +164,6 @@ class Runner:
             dtype=torch.float16 if self.dtype == "float16" else torch.bfloat16,
             enabled=self.dtype != "float32",
         )
-
-
-def check_images(images: NDArray[np.uint8]) -> None:
-    """Raise a `ContractError` unless these are (N, H, W, 3) uint8 images, N >= 1."""
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ContractError(
-            f"images must be (N, H, W, 3) uint8; seen {images.shape} {images.dtype}"
-        )
-    if 0 in images.shape:
-        raise ContractError(f"images must hold at least one pixel each; seen {images.shape}")
 
 
 def _channels_first(images: NDArray[Any]) -> Tensor:
@@ -674,89 +634,7 @@ def load_encoder(
     return encoder
 
 
-# --- the store -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """Which images, in which order.
-
-    Attributes:
-        sha256: Of each image's raw RGB bytes, in hex.
-        height: Pixels.
-        width: Pixels.
-    """
-
-    sha256: tuple[str, ...]
-    height: int
-    width: int
-
-    def __len__(self) -> int:
-        return len(self.sha256)
-
-    @classmethod
-    def of(cls, images: NDArray[np.uint8]) -> ImageList:
-        """The list of (N, H, W, 3) uint8 images.
-
-        Raises:
-            ContractError: If they are of another shape or type, or there are none.
-        """
-        check_images(images)
-        return cls(tuple(image_sha256(images)), images.shape[1], images.shape[2])
-
-
-def reading_key(images: ImageList, reader: Reader) -> str:
-    """sha256 of everything that a reader's result on these images depends on, in hex.
-
-    That is: every image and its place, the reader's name, weights, preprocessing and number
-    format, and the meaning of the stored arrays. Not the device, nor the batch size: they round
-    differently in the last digits.
-    """
-    content = [
-        f"layout {LAYOUT}",
-        f"reader {reader.name}",
-        f"weights {reader.weights_sha256}",
-        f"preprocessing {reader.preprocessing}",
-        f"dtype {reader.dtype}",
-        # The hash of an image doesn't say where its rows end.
-        f"size {images.height}x{images.width}",
-        *images.sha256,
-    ]
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()
-
-
-def load_reading(
-    images: ImageList, reader: Reader, cache: Path, types: Mapping[str, type[np.generic]]
-) -> dict[str, NDArray[Any]] | None:
-    """What a reader's stored result holds; None if it is missing or damaged.
-
-    Args:
-        images: What was read.
-        reader: By what.
-        cache: Folder of cached arrays.
-        types: Array -> its type; each has one row an image.
-    """
-    key = reading_key(images, reader)
-    arrays = load_arrays(_reading_path(key, reader, cache))
-    # A file under a wrong name, or half of one, must not pass for the right one.
-    if arrays is None or str(arrays.pop("key", "")) != key or {*arrays} != {*types}:
-        return None
-    for name, array in arrays.items():
-        if array.dtype != types[name] or not array.ndim or len(array) != len(images):
-            return None
-    return arrays
-
-
-def save_reading(
-    images: ImageList, reader: Reader, cache: Path, arrays: Mapping[str, NDArray[Any]]
-) -> None:
-    """Keep a reader's result on these images; each array has one row an image."""
-    key = reading_key(images, reader)
-    save_arrays(_reading_path(key, reader, cache), {**arrays, "key": np.array(key)})
-
-
-def _reading_path(key: str, reader: Reader, cache: Path) -> Path:
-    return cache / "features" / reader.name / f"{key[:32]}.npz"
+# --- the store of features ---------------------------------------------------------------
 
 
 def find_features(images: ImageList, encoder: Encoder, cache: Path) -> Features | None:

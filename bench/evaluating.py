@@ -12,17 +12,13 @@ from fairbench.config import MINIMUM_IMAGES, check_writable, parse_target
 from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import InputError
 from fairbench.generation import Reporter
-from fairbench.measuring import image_sha256, load_instruments, measure
-from fairbench.pipeline import (
-    Outcome,
-    instrument_names,
-    measuring_config,
-    now,
-    reference_measurements,
-)
+from fairbench.measuring import load_instruments, measure
+from fairbench.pipeline import Outcome, measuring_config, now
 from fairbench.records import SCHEMA, Record, find_record, record_path, run_key, write_record
+from fairbench.reference import confusions_of, encoder_columns, make_reference
 from fairbench.registry import method_names
 from fairbench.scoring import Sample, score_all
+from fairbench.store import image_sha256
 
 __all__ = ["evaluate"]
 
@@ -102,17 +98,18 @@ def evaluate(
     cache = cache_folder()
     started = time.monotonic()
     measured = measure(read.images, instruments, cache, report.progress)
-    reference, labels = reference_measurements(question, instruments, cache, report.progress)
+    sensitive = chosen.sensitive
+    reference = make_reference(question, sensitive, instruments, cache, report.progress)
     count = len(read.images)
     sample = Sample(measured, np.zeros(count, dtype=np.int64), None, np.arange(count))
     scores, tables, facts = score_all(
         sample,
         reference,
-        labels,
         question,
         chosen.attributes,
-        chosen.sensitive,
-        instrument_names(instruments),
+        sensitive,
+        confusions_of(instruments),
+        encoder_columns(instruments),
     )
     record = Record(
         schema=SCHEMA,

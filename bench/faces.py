@@ -19,18 +19,9 @@ from torch import Tensor
 
 from fairbench.config import Progress, silent
 from fairbench.devices import resolve_device
-from fairbench.encoders import (
-    BATCH,
-    Features,
-    ImageList,
-    Runner,
-    check_images,
-    features,
-    load_reading,
-    load_state,
-    save_reading,
-)
+from fairbench.encoders import BATCH, Features, Runner, features, load_state
 from fairbench.errors import AssetError, ContractError, unknown_name
+from fairbench.store import ImageList, check_images, load_reading, save_reading
 from fairbench.weights import find_weights, verify_weights
 
 if TYPE_CHECKING:

@@ -193,9 +193,21 @@ def scale(images: Tensor) -> Tensor:
 
 
 class _FixedBatch:
-    """A network in inference mode that is fed 64 images at a time, whatever was asked for."""
+    """A network in inference mode that is fed 64 images at a time, whatever was asked for.
 
-    def __init__(self, module: nn.Module, card: Mapping[str, Any], device: str) -> None:
+    Attributes:
+        name: What messages and columns call it.
+        preprocessing: What is done to an image before the network sees it.
+        dtype: Number format of the network.
+    """
+
+    preprocessing = f"{SIDE} x {SIDE} as it is, x / 127.5 - 1"
+    dtype = "float32"
+
+    def __init__(
+        self, name: str, module: nn.Module, card: Mapping[str, Any], device: str
+    ) -> None:
+        self.name = name
         self.card = card
         self.weights_sha256: str = card["weights"]["sha256"]
         self.device = torch.device(device)
@@ -233,8 +245,7 @@ class Judge(_FixedBatch):
     """
 
     def __init__(self, name: str, module: nn.Module, card: Mapping[str, Any], device: str) -> None:
-        super().__init__(module, card, device)
-        self.name = name
+        super().__init__(name, module, card, device)
         self.attributes = ATTRIBUTES
         self.confusion: Mapping[str, NDArray[np.int64]] = MappingProxyType(
             {
@@ -274,8 +285,7 @@ class Encoder(_FixedBatch):
     def __init__(
         self, name: str, module: FaceEncoder, card: Mapping[str, Any], device: str
     ) -> None:
-        super().__init__(module, card, device)
-        self.name = name
+        super().__init__(name, module, card, device)
         self.dimension = module.dimension
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -293,7 +303,7 @@ class ValidityCheck(_FixedBatch):
     """
 
     def __init__(self, module: nn.Module, card: Mapping[str, Any], device: str) -> None:
-        super().__init__(module, card, device)
+        super().__init__("validity", module, card, device)
         self.threshold = float(card["threshold"])
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,28 +1,28 @@
-"""Images to arrays: every network that judges an image sees it once; results are cached."""
+"""Images to arrays: every network sees an image once; what it said is kept in the store."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.cache import load_arrays, save_arrays
 from fairbench.config import Progress
 from fairbench.errors import ContractError
+from fairbench.store import ImageList, Reader, load_reading, save_reading
 
 if TYPE_CHECKING:
+    from fairbench.encoders import ClipEncoder, DinoEncoder, InceptionEncoder
     from fairbench.judges import Encoder, Judge, ValidityCheck
 
-__all__ = ["Instruments", "Measurements", "image_sha256", "load_instruments", "measure"]
+    PublicEncoder = InceptionEncoder | DinoEncoder | ClipEncoder
+
+__all__ = ["Instruments", "Measurements", "load_instruments", "measure"]
 
 CHUNK = 512
-LAYOUT = 1
-"""Raised whenever the stored arrays have other names or meanings."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,19 @@ class Measurements:
     """What the instruments said about N images.
 
     Attributes:
-        features: (N, D) float32.
+        features: Encoder -> (N, D) float32.
         probabilities: Judge -> attribute -> (N, K) float32.
         valid: (N,) bool, whether the image is a proper face.
+        logits: Encoder -> (N, C) float32, of those that are classifiers too.
+        alignment: Encoder -> (N,) float32, 100 x the cosine of image and prompt, of those that
+            read texts too.
     """
 
-    features: NDArray[np.float32]
+    features: Mapping[str, NDArray[np.float32]]
     probabilities: Mapping[str, Mapping[str, NDArray[np.float32]]]
     valid: NDArray[np.bool_]
+    logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    alignment: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -45,11 +50,19 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Instruments:
-    """The networks that measure a data set's images; no method sees them."""
+    """The networks that measure a data set's images; no method sees them.
+
+    Attributes:
+        judges: The primary one and the second opinion.
+        encoder: The data set's own.
+        validity: Tells faces from anything else.
+        public: Encoders beside the data set's own, as asked for.
+    """
 
     judges: tuple[Judge, Judge]
     encoder: Encoder
     validity: ValidityCheck
+    public: tuple[PublicEncoder, ...] = ()
 
     def hashes(self) -> dict[str, str]:
         """Instrument -> sha256 of its weights."""
@@ -57,23 +70,39 @@ class Instruments:
             **{f"judge_{judge.name}": judge.weights_sha256 for judge in self.judges},
             f"encoder_{self.encoder.name}": self.encoder.weights_sha256,
             "validity": self.validity.weights_sha256,
+            **{f"encoder_{one.name}": one.weights_sha256 for one in self.public},
         }
 
 
-def load_instruments(device: str) -> Instruments:
-    """The instruments of CartoonFaces on a device."""
+def load_instruments(
+    device: str, encoders: Sequence[str] = (), *, allow_download: bool = False
+) -> Instruments:
+    """The instruments of CartoonFaces on a device.
+
+    Args:
+        device: As ``--device``.
+        encoders: Public ones to use beside, by name.
+        allow_download: Get their weights from upstream if they are nowhere.
+
+    Raises:
+        InputError: If there is no such encoder.
+        AssetError: If weights are missing or damaged.
+    """
     from fairbench.judges import load_encoder, load_judge, load_validity
 
+    public: tuple[PublicEncoder, ...] = ()
+    if encoders:
+        from fairbench.encoders import load_encoder as load_public
+
+        public = tuple(
+            load_public(name, device=device, allow_download=allow_download) for name in encoders
+        )
     return Instruments(
         (load_judge("primary", device), load_judge("second", device)),
         load_encoder("cartoonfaces", device),
         load_validity(device),
+        public,
     )
-
-
-def image_sha256(images: NDArray[np.uint8]) -> list[str]:
-    """Hex digest of each image's raw RGB bytes, (N, H, W, 3) uint8."""
-    return [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images]
 
 
 def measure(
@@ -81,48 +110,57 @@ def measure(
     instruments: Instruments,
     cache: Path,
     progress: Progress,
+    prompts: Sequence[str] | None = None,
 ) -> Measurements:
-    """Read every image once with every instrument, or take it from the cache.
-
-    The cache key hashes every image in order and every weight, so that no entry can be stale.
+    """Read every image once with every instrument, or take what it said from the store.
 
     Args:
         images: (N, H, W, 3) uint8, N >= 1.
         instruments: What to measure with.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
+        prompts: N, what the user asked for, image by image; None if there were no prompts.
+
     Raises:
         ContractError: If there are no images.
     """
     if len(images) == 0:
         raise ContractError("expected at least one image to measure, seen none")
-    weights = map(str, sorted(instruments.hashes().items()))
-    content = "\n".join([f"layout {LAYOUT}", *image_sha256(images), *weights])
-    path = cache / "measurements" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.npz"
-    arrays = load_arrays(path)
-    if arrays is None:
-        arrays = _measured(images, instruments, progress)
-        save_arrays(path, arrays)
+    listed = ImageList.of(images)
+
+    def read(
+        reader: Reader, names: Sequence[str], call: Callable[[NDArray[np.uint8]], dict[str, Any]]
+    ) -> dict[str, NDArray[np.float32]]:
+        stored = load_reading(listed, reader, cache, dict.fromkeys(names, np.float32))
+        if stored is not None:
+            return stored
+        parts = []
+        for start in range(0, len(images), CHUNK):
+            parts.append(call(images[start : start + CHUNK]))
+            progress(f"measuring: {reader.name}", min(start + CHUNK, len(images)), len(images))
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        save_reading(listed, reader, cache, arrays)
+        return arrays
+
+    encoder, validity = instruments.encoder, instruments.validity
     probabilities = {
-        judge.name: {name: arrays[f"{judge.name}|{name}"] for name in judge.attributes}
-        for judge in instruments.judges
+        judge.name: read(judge, tuple(judge.attributes), judge) for judge in instruments.judges
     }
-    valid = arrays["validity"] >= instruments.validity.threshold
-    return Measurements(arrays["features"], probabilities, valid)
+    own = read(encoder, ("features",), lambda chunk: {"features": encoder(chunk)})
+    faces = read(validity, ("validity",), lambda chunk: {"validity": validity(chunk)})
+    features = {encoder.name: own["features"]}
+    logits: dict[str, NDArray[np.float32]] = {}
+    alignment: dict[str, NDArray[np.float32]] = {}
+    if instruments.public:
+        from fairbench.encoders import ClipEncoder
+        from fairbench.encoders import features as features_of
 
-
-def _measured(
-    images: NDArray[np.uint8],
-    instruments: Instruments,
-    progress: Progress,
-) -> dict[str, NDArray[np.float32]]:
-    parts: dict[str, list[NDArray[np.float32]]] = {}
-    for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK]
-        parts.setdefault("features", []).append(instruments.encoder(chunk))
-        parts.setdefault("validity", []).append(instruments.validity(chunk))
-        for judge in instruments.judges:
-            for name, probs in judge(chunk).items():
-                parts.setdefault(f"{judge.name}|{name}", []).append(probs)
-        progress("measuring images", min(start + CHUNK, len(images)), len(images))
-    return {name: np.concatenate(chunks) for name, chunks in parts.items()}
+        for public in instruments.public:
+            found = features_of(images, public, cache, progress)
+            features[public.name] = found.features
+            if found.logits is not None:
+                logits[public.name] = found.logits
+            if prompts is not None and isinstance(public, ClipEncoder):
+                alignment[public.name] = public.alignment(found, prompts)
+    valid = faces["validity"] >= validity.threshold
+    return Measurements(features, probabilities, valid, logits, alignment)

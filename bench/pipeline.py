@@ -14,19 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench import cartoonfaces
 from fairbench.cache import cache_folder
 from fairbench.config import Progress, RunConfig, check_writable, parse_target
 from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import AssetError, InputError
 from fairbench.generation import Plan, Reporter, generate
-from fairbench.measuring import (
-    Instruments,
-    Measurements,
-    image_sha256,
-    load_instruments,
-    measure,
-)
+from fairbench.measuring import Instruments, Measurements, load_instruments, measure
 from fairbench.pictures import sample_grid
 from fairbench.records import (
     SCHEMA,
@@ -37,8 +30,10 @@ from fairbench.records import (
     run_key,
     write_record,
 )
+from fairbench.reference import confusions_of, encoder_columns, make_reference
 from fairbench.registry import make_method
 from fairbench.scoring import METRIC_VERSION, Sample, score_all
+from fairbench.store import image_sha256
 from fairbench.types import MethodCard, Request, Task
 
 __all__ = ["Outcome", "baseline_of", "run"]
@@ -224,8 +219,16 @@ def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Report
     manifest = _manifest(plan.requests, generated.images)
     _compare_manifests(plan.config.results, blank, manifest, report)
     started = time.monotonic()
-    measured = measure(generated.images, instruments, cache, report.progress)
-    reference, labels = reference_measurements(plan.task, instruments, cache, report.progress)
+    prompts = [request.prompt.text for request in plan.requests]
+    measured = measure(
+        generated.images,
+        instruments,
+        cache,
+        report.progress,
+        prompts if plan.backbone.conditional else None,
+    )
+    sensitive = plan.dataset.sensitive
+    reference = make_reference(plan.task, sensitive, instruments, cache, report.progress)
     sample = Sample(
         measured,
         np.array([request.prompt_index for request in plan.requests]),
@@ -235,11 +238,11 @@ def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Report
     scores, tables, facts = score_all(
         sample,
         reference,
-        labels,
         plan.task,
         plan.dataset.attributes,
-        plan.dataset.sensitive,
-        instrument_names(instruments),
+        sensitive,
+        confusions_of(instruments),
+        encoder_columns(instruments),
     )
     for name, reason in facts.get("not_measured", {}).items():
         report.warn(
@@ -269,30 +272,6 @@ def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Report
     ).with_suffix(".png")
     _draw_grid(picture, record, generated.images, measured, plan, instruments)
     return record
-
-
-def instrument_names(instruments: Instruments) -> dict[str, str]:
-    first, second = instruments.judges
-    return {"judge": first.name, "second": second.name, "encoder": instruments.encoder.name}
-
-
-def reference_measurements(
-    task: Task, instruments: Instruments, cache: Path, progress: Progress
-) -> tuple[Measurements, dict[str, NDArray[np.uint8]]]:
-    """Features and true labels of the evaluation images that match the task's prompts.
-
-    The evaluation split is balanced over role, gender and race, so that any choice of roles is
-    balanced over gender and race.
-    """
-    split = cartoonfaces.load_split("evaluation")
-    chosen = np.zeros(len(split), dtype=bool)
-    for prompt in task.prompts:
-        matching = np.ones(len(split), dtype=bool)
-        for name, level in prompt.stratum.items():
-            matching &= split.labels[name] == cartoonfaces.ATTRIBUTES[name].index(level)
-        chosen |= matching
-    part = split.take(chosen)
-    return measure(part.images, instruments, cache, progress), dict(part.labels)
 
 
 def _manifest(

@@ -17,16 +17,14 @@ from fairbench.encoders import (
     ClipEncoder,
     DinoEncoder,
     Features,
-    ImageList,
     InceptionEncoder,
     Runner,
     clean_resize,
     features,
     find_features,
     load_encoder,
-    load_reading,
-    reading_key,
 )
+from fairbench.store import ImageList, load_reading, reading_key
 from fairbench.errors import AssetError, ContractError, InputError
 from fairbench.weights import WEIGHTS
 

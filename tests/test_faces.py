@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from fairbench import cartoonfaces, faces
-from fairbench.encoders import ImageList, reading_key
 from fairbench.errors import AssetError, ContractError, InputError
 from fairbench.faces import (
     FaceDetector,
@@ -20,6 +19,7 @@ from fairbench.faces import (
     load_detector,
     load_identity_encoder,
 )
+from fairbench.store import ImageList, reading_key
 
 RNG = np.random.default_rng(0)
 
