@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fairbench.errors import ContractError
 from fairbench.metrics._features import (
@@ -213,78 +213,58 @@ def stratified_kernel_distance(
         )
     rng = np.random.default_rng(check_seed(seed))
     blocks = min(_BLOCKS, len(generated), int(sizes.min()) // 2)
-    left = np.zeros((blocks, len(generated)))
-    for row, part in zip(left, split(len(generated), blocks, rng), strict=True):
-        row[part] = 1
-    # Rows in the order stratum, block.
-    right = np.zeros((used.size, blocks, len(reference)))
-    for member, stratum in zip(right, used, strict=True):
-        rows = np.flatnonzero(found == stratum)
-        for row, part in zip(member, split(len(rows), blocks, rng), strict=True):
-            row[rows[part]] = 1
-    right = right.reshape(used.size * blocks, -1)
     a, b = (side.astype(np.float64, copy=False) for side in (generated, reference))
-    sums = _MixtureSums(
-        _pair_sums(a, left, _cubic),
-        _pair_sums(b, right, _cubic),
-        _cross_sums(a, b, left, right, _cubic),
-        left.sum(axis=1),
-        right.sum(axis=1).reshape(used.size, blocks),
-        wanted[used] / wanted[used].sum(),
-    )
-    half = student(level, blocks - 1) * float(np.sqrt(sums.variance()))
-    value = sums.value()
+    # Row 0 holds the weights of all images, row g + 1 those without block g.
+    of_x = np.full((blocks + 1, len(a)), 1 / len(a))
+    for row, part in zip(of_x[1:], split(len(a), blocks, rng), strict=True):
+        row[:] = 1 / (len(a) - len(part))
+        row[part] = 0
+    of_y, within_y = np.zeros((blocks + 1, len(b))), np.zeros(blocks + 1)
+    for stratum, share in zip(used, wanted[used] / wanted.sum(), strict=True):
+        rows = np.flatnonzero(found == stratum)
+        kept = np.ones((blocks + 1, len(rows)))
+        for row, part in zip(kept[1:], split(len(rows), blocks, rng), strict=True):
+            row[part] = 0
+        counts = kept.sum(axis=1)
+        of_y[:, rows] = share * kept / counts[:, None]
+        # An image is never paired with itself, so the mean is over fewer pairs than weights say.
+        own = _cubic(b[rows], b[rows])
+        of_pairs = np.einsum("gi,gi->g", kept @ own, kept)
+        of_distinct = of_pairs - kept @ np.diagonal(own)
+        within_y += share**2 * (of_distinct / (counts * (counts - 1)) - of_pairs / counts**2)
+    whole = np.zeros(blocks + 1, dtype=int)
+    left_out = np.arange(blocks + 1)
+    within_y += _forms(b, b, of_y, of_y, left_out, left_out)
+    n = (of_x > 0).sum(axis=1)
+    within_x = _forms(a, a, of_x, of_x, left_out, left_out) * n / (n - 1)
+    within_x -= _diagonal(a, of_x) * n / (n - 1)
+    without_x = within_x - 2 * _forms(a, b, of_x, of_y, left_out, whole)
+    without_y = within_y - 2 * _forms(a, b, of_x, of_y, whole, left_out)
+    value = float(without_x[0] + within_y[0])
+    variance = jackknife_variance(without_x[1:]) + jackknife_variance(without_y[1:])
+    half = student(level, blocks - 1) * float(np.sqrt(variance))
     return KernelDistance(value, value - half, value + half, None)
 
 
-@dataclass(frozen=True)
-class _MixtureSums:
-    """Kernel sums between G blocks of x and C strata of G blocks of y.
+def _forms(
+    x: Array,
+    y: Array,
+    left: Array,
+    right: Array,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+) -> Array:
+    """Weighted kernel sums left[r] K right[c] for pairs of weight vectors, (pairs,)."""
+    gathered: Array = np.zeros((len(left), len(y)))
+    for part in chunks(len(x), max(y.shape)):
+        gathered += left[:, part] @ _cubic(x[part], y)
+    return np.asarray(np.einsum("gi,gi->g", gathered[rows], right[columns]))
 
-    `xx` is (G, G), `yy` (C G, C G), `xy` (G, C G); sizes are (G,) and (C, G), shares (C,).
-    """
 
-    xx: Array
-    yy: Array
-    xy: Array
-    x_sizes: Array
-    y_sizes: Array
-    shares: Array
-
-    def value(self) -> float:
-        n, sizes = self.x_sizes.sum(), self.y_sizes.sum(axis=1)
-        within_x = self.xx.sum() / (n * (n - 1))
-        return float(within_x + self._within_y(-1, sizes) - 2 * self._across(-1, -1, n, sizes))
-
-    def variance(self) -> float:
-        """Jackknife variance over both samples."""
-        n, sizes = self.x_sizes.sum(), self.y_sizes.sum(axis=1)
-        blocks = range(len(self.x_sizes))
-        n_left = n - self.x_sizes
-        without_x = _within_without(self.xx, n_left)
-        without_x -= 2 * np.array([self._across(g, -1, n_left[g], sizes) for g in blocks])
-        left = [sizes - self.y_sizes[:, g] for g in blocks]
-        without_y = np.array(
-            [self._within_y(g, left[g]) - 2 * self._across(-1, g, n, left[g]) for g in blocks]
-        )
-        return jackknife_variance(without_x) + jackknife_variance(without_y)
-
-    def _within_y(self, gone: int, sizes: Array) -> float:
-        """Mean kernel of two draws from the mixture, block `gone` left out; -1 for none."""
-        strata, blocks = self.y_sizes.shape
-        kept = np.arange(blocks) != gone
-        table = self.yy.reshape(strata, blocks, strata, blocks)
-        pairs = np.outer(sizes, sizes)
-        np.fill_diagonal(pairs, sizes * (sizes - 1))  # an image is never paired with itself
-        means = table[:, kept][:, :, :, kept].sum(axis=(1, 3)) / pairs
-        return float(self.shares @ means @ self.shares)
-
-    def _across(self, gone_x: int, gone_y: int, n: float, sizes: Array) -> float:
-        """Mean kernel of a generated image and a draw from the mixture."""
-        strata, blocks = self.y_sizes.shape
-        table = self.xy.reshape(-1, strata, blocks)
-        table = table[np.arange(len(table)) != gone_x][:, :, np.arange(blocks) != gone_y]
-        return float(table.sum(axis=(0, 2)) / (n * sizes) @ self.shares)
+def _diagonal(x: Array, weights: Array) -> Array:
+    """Part of a set's weighted kernel sum that pairs each row with itself, (G,)."""
+    own = ((x**2).mean(axis=1) + 1) ** 3
+    return np.asarray(weights**2 @ own)
 
 
 @dataclass(frozen=True)
