@@ -221,10 +221,12 @@ class _Collector:
             raise self.refusal(
                 name, f"{size / 2**20:.0f} MiB, expected at most {MAX_FILE_BYTES // 2**20}"
             )
-        self.entries[name] = Entry(f"{self.path}: {name}", "archive", lambda: io.BytesIO(read()))
+        # Line ends would break up a message.
+        shown = name if name.isprintable() else repr(name)
+        where = f"{self.path}: {shown}"
+        self.entries[name] = Entry(where, "archive", lambda: io.BytesIO(read()))
 
     def refusal(self, name: str, seen: str) -> InputError:
-        # A name may hold anything, line ends too.
         return InputError(
             f"{self.path}: {name!r}: expected a plain file inside the archive, seen {seen}; make "
             "the archive anew without it"

@@ -671,6 +671,7 @@ def test_names_that_lead_out_of_an_archive_are_refused(pack, name):
 
 def test_a_name_with_a_line_end_makes_no_second_line(pack):
     refused(pack([("../a\nb.png", b"")]), "leads out")
+    refused(pack([("a\nb.png", b"")]), "an empty file")
 
 
 def test_a_name_that_comes_twice_is_refused(pack):
