@@ -186,7 +186,7 @@ class TestBadInput:
             with pytest.raises(ContractError):
                 precision_recall_density_coverage(*pair, k=3)
 
-    @pytest.mark.parametrize("k", [0, -1])
+    @pytest.mark.parametrize("k", [0, -1, 2.5, None])
     def test_k(self, k):
         with pytest.raises(ContractError, match="k must"):
             precision_recall_density_coverage(normal(9, 3, 0), normal(9, 3, 1), k=k)
