@@ -143,7 +143,8 @@ def gaussian_kernel_distance(
         ContractError: As `kernel_distance`, or if a row is all zeros or sigma isn't positive.
 
     Source: Jayasumana et al. 2024, arXiv 2401.09603. Agrees with torch-fidelity 0.4.0's
-        `kid_kernel="rbf"` on normalised embeddings. Deviation: kernel − 1 is summed, which
+        `kid_kernel="rbf"` on normalised embeddings. Deviations: the released code keeps each
+        row's kernel with itself, a bias that falls with N; and kernel − 1 is summed here, which
         changes no distance but keeps digits, since σ = 10 leaves all kernels within 2 % of 1.
     """
     if not (np.isfinite(sigma) and sigma > 0):

@@ -143,7 +143,9 @@ class _Screened:
         cls, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]
     ) -> tuple[_Screened, _Screened]:
         centre = y.mean(axis=0, dtype=np.float64)
-        scale = max(float(np.abs(z - centre).max()) for z in (x, y)) or 1.0
+        largest = max(float(np.abs(z - centre).max()) for z in (x, y)) or 1.0
+        # A power of two, since any other division would round, and break ties between distances.
+        scale = float(np.ldexp(1.0, min(int(np.frexp(largest)[1]), 1023)))
         return cls._of(x, centre, scale), cls._of(y, centre, scale)
 
     @classmethod
