@@ -14,9 +14,12 @@ from fairbench.errors import ContractError
 __all__ = [
     "Array",
     "check_cells",
+    "check_count",
     "check_features",
+    "check_numbers",
     "check_pair",
     "check_seed",
+    "check_weights",
     "chunks",
     "unit_rows",
 ]
@@ -24,6 +27,50 @@ __all__ = [
 Array = NDArray[np.float64]
 
 _CHUNK_VALUES = 8_000_000  # of one temporary: 64 MB as float64
+
+
+def check_numbers(values: ArrayLike, name: str) -> NDArray[Any]:
+    """An array of real numbers, or the message that says what it is instead.
+
+    Raises:
+        ContractError: If values are ragged, complex, or no numbers at all.
+    """
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError):
+        raise ContractError(f"{name} must be an array; its rows differ in length") from None
+    if found.dtype.kind not in "fiub":
+        raise ContractError(f"{name} must be real numbers; seen dtype {found.dtype}")
+    return found
+
+
+def check_count(value: int, name: str, *, least: int) -> int:
+    """An integer of at least `least`.
+
+    Raises:
+        ContractError: If it's smaller or no integer.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ContractError(f"{name} must be an integer; seen {value!r}") from None
+    if number < least:
+        raise ContractError(f"{name} must be {least} or more; seen {number}")
+    return number
+
+
+def check_weights(weights: ArrayLike, n: int) -> Array:
+    """Weights of n rows, (n,) float64, not negative, scaled to sum 1.
+
+    Raises:
+        ContractError: If they aren't n finite numbers, one is negative, or all are 0.
+    """
+    w = check_numbers(weights, "weights").astype(np.float64)
+    if w.shape != (n,):
+        raise ContractError(f"weights must have shape ({n},); seen {w.shape}")
+    if not np.isfinite(w).all() or w.min() < 0 or w.sum() <= 0:
+        raise ContractError("weights must be finite, not negative and not all 0")
+    return np.asarray(w / w.sum())
 
 
 def check_features(values: ArrayLike, name: str, *, rows: int = 2) -> NDArray[np.floating[Any]]:
@@ -40,9 +87,7 @@ def check_features(values: ArrayLike, name: str, *, rows: int = 2) -> NDArray[np
     Raises:
         ContractError: If N or D is too small, or a value isn't a finite real number.
     """
-    features = np.asarray(values)
-    if features.dtype.kind not in "fiub":
-        raise ContractError(f"{name} must be real numbers; seen dtype {features.dtype}")
+    features = check_numbers(values, name)
     if features.ndim != 2 or len(features) < rows or features.shape[1] == 0:
         raise ContractError(
             f"{name} must have shape (N, D) with N >= {rows}; seen {features.shape}"
@@ -73,14 +118,13 @@ def check_cells(cells: ArrayLike, num_cells: int, name: str) -> NDArray[np.int64
     Raises:
         ContractError: If there are none, or one isn't declared.
     """
-    found = np.asarray(cells)
+    check_count(num_cells, "num_cells", least=1)
+    found = check_numbers(cells, name)
     if found.ndim != 1 or found.size == 0 or found.dtype.kind not in "iu":
         raise ContractError(
             f"{name} must be a non-empty vector of integers; "
             f"seen shape {found.shape}, dtype {found.dtype}"
         )
-    if num_cells < 1:
-        raise ContractError(f"num_cells must be 1 or more; seen {num_cells}")
     if found.min() < 0 or found.max() >= num_cells:
         raise ContractError(
             f"{name} must lie in 0…{num_cells - 1}; seen {found.min()}…{found.max()}"
@@ -94,12 +138,9 @@ def check_seed(seed: int) -> int:
     Raises:
         ContractError: If it's no integer in [0, 2³²).
     """
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        raise ContractError(f"seed must be an integer; seen {seed!r}") from None
-    if not 0 <= number < 2**32:
-        raise ContractError(f"seed must lie in [0, 2^32); seen {number}")
+    number = check_count(seed, "seed", least=0)
+    if number >= 2**32:
+        raise ContractError(f"seed must be below 2^32; seen {number}")
     return number
 
 

@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairbench.errors import ContractError
-from fairbench.metrics._features import Array, check_features, check_pair, check_seed, chunks
+from fairbench.metrics._features import (
+    Array,
+    check_count,
+    check_features,
+    check_numbers,
+    check_seed,
+    check_weights,
+    chunks,
+)
 from fairbench.metrics._jackknife import jackknife_variance, split, student
 
 __all__ = [
@@ -116,7 +124,7 @@ class FrechetMoments:
             if n <= d:
                 return cls(mean, n, float(n), (_wide(x) - mean) / np.sqrt(n - 1), None)
             return cls(mean, n, float(n), None, _scatter(x, mean, np.full(n, 1 / (n - 1))))
-        w = _check_weights(weights, n)
+        w = check_weights(weights, n)
         effective = 1 / float(w @ w)
         if effective < 2 * d:
             raise ContractError(
@@ -249,15 +257,16 @@ def frechet_from_moments(
     return reference.distance(FrechetMoments.of_moments(mu1, sigma1))
 
 
-def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
+def frechet_distance(x: ArrayLike, y: ArrayLike | FrechetMoments) -> float:
     """Fréchet distance between normal distributions fitted to two sets of features.
 
     Biased upwards, by about D / N + D (D + 1) / (4 N) a side for normal features: compare at equal
-    N only. For many distances from one reference make its `FrechetMoments` once.
+    N only.
 
     Args:
         x: Generated features, (N, D) floats, N >= 2.
-        y: Reference features, (M, D) floats, M >= 2.
+        y: Reference features, (M, D) floats, M >= 2, or their moments: make those once for many
+            distances from one reference, or to give it weights.
 
     Returns:
         The distance, 0 or more; lower is better. Covariances have 1 / (n - 1), float64.
@@ -268,12 +277,17 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     Source: Heusel et al. 2017, arXiv 1706.08500, eq. 6; agrees with torch-fidelity 0.4.0.
         Up to N or M = D the equal nuclear norm of the two centred sets' product is used instead.
     """
-    generated, reference = check_pair(x, y)
-    return FrechetMoments.of(reference).distance(FrechetMoments.of(generated))
+    generated = check_features(x, "generated features")
+    return _moments_of(y).distance(generated)
 
 
 def frechet_interval(
-    x: ArrayLike, y: ArrayLike | FrechetMoments, *, blocks: int = 20, level: float = 0.95, seed: int
+    x: ArrayLike,
+    y: ArrayLike | FrechetMoments,
+    *,
+    blocks: int = 20,
+    level: float = 0.95,
+    seed: int,
 ) -> FrechetInterval:
     """Fréchet distance with a delete-one-block jackknife interval.
 
@@ -286,7 +300,8 @@ def frechet_interval(
 
     Args:
         x: Generated features, (N, D) floats, N >= blocks and N >= 4.
-        y: Reference features, (M, D) floats, M >= 2, or their moments, weighted or not.
+        y: Reference features, (M, D) floats, M >= 2, or their moments: make those once for many
+            distances from one reference, or to give it weights.
         blocks: Number of random blocks of `x`, of equal size up to one row, 2 or more.
         level: Confidence level in (0, 1).
         seed: Seed of the split into blocks, in [0, 2³²).
@@ -299,19 +314,16 @@ def frechet_interval(
 
     Source: Busing et al. 1999, doi 10.1023/A:1008800423698 (delete-m jackknife); metric card A4.
     """
-    if isinstance(y, FrechetMoments):
-        generated, reference = check_features(x, "generated features"), y
-    else:
-        generated, features = check_pair(x, y)
-        reference = FrechetMoments.of(features)
+    generated, reference = check_features(x, "generated features"), _moments_of(y)
+    check_count(blocks, "blocks", least=2)
     parts = split(len(generated), blocks, np.random.default_rng(check_seed(seed)))
-    value = reference.distance(FrechetMoments.of(generated))
+    value = reference.distance(generated)
     left_out = np.array([reference.distance(rest) for rest in _without(generated, parts)])
     half = student(level, blocks - 1) * float(np.sqrt(jackknife_variance(left_out)))
     return FrechetInterval(value, max(0.0, value - half), value + half)
 
 
-def frechet_infinity(x: ArrayLike, y: ArrayLike, *, seed: int) -> FrechetInfinity:
+def frechet_infinity(x: ArrayLike, y: ArrayLike | FrechetMoments, *, seed: int) -> FrechetInfinity:
     """Fréchet distance without the generated sample's size bias, by a line in 1 / N.
 
     Distances at 15 equally spaced sizes, from 5000 (below N = 10,000 from N / 2) up to all N, are
@@ -322,7 +334,8 @@ def frechet_infinity(x: ArrayLike, y: ArrayLike, *, seed: int) -> FrechetInfinit
 
     Args:
         x: Generated features, (N, D) floats, N >= 5000, in any order.
-        y: Reference features, (M, D) floats, M >= 2.
+        y: Reference features, (M, D) floats, M >= 2, or their moments: make those once for many
+            distances from one reference, or to give it weights.
         seed: Seed of the draws, in [0, 2³²).
 
     Returns:
@@ -335,7 +348,7 @@ def frechet_infinity(x: ArrayLike, y: ArrayLike, *, seed: int) -> FrechetInfinit
     Source: Chong & Forsyth 2020, arXiv 1911.07023; metric card A4. Deviation: random subsets of
         given images, not a quasi-random generator's; seeded.
     """
-    generated, features = check_pair(x, y)
+    generated, reference = check_features(x, "generated features"), _moments_of(y)
     n = len(generated)
     if n < _INFINITY_MINIMUM:
         raise ContractError(
@@ -343,7 +356,6 @@ def frechet_infinity(x: ArrayLike, y: ArrayLike, *, seed: int) -> FrechetInfinit
             "distance, which has no size bias"
         )
     rng = np.random.default_rng(check_seed(seed))
-    reference = FrechetMoments.of(features)
     smallest = _INFINITY_MINIMUM if n >= 2 * _INFINITY_MINIMUM else n // 2
     sizes = np.linspace(smallest, n, _INFINITY_SIZES).astype(int)
     distances = np.empty(len(sizes))
@@ -386,6 +398,12 @@ def _extrapolate(sizes: NDArray[np.int64], distances: Array) -> FrechetInfinity:
         sizes=tuple(int(size) for size in sizes),
         distances=tuple(float(distance) for distance in distances),
     )
+
+
+def _moments_of(reference: ArrayLike | FrechetMoments) -> FrechetMoments:
+    if isinstance(reference, FrechetMoments):
+        return reference
+    return FrechetMoments.of(check_features(reference, "reference features"))
 
 
 def _wide(x: NDArray[np.floating[Any]], rows: slice = slice(None)) -> Array:
@@ -443,17 +461,9 @@ def _not_negative(spectrum: NDArray[np.floating[Any]], scale: float) -> Array:
     return np.asarray(np.maximum(spectrum, 0), dtype=np.float64)
 
 
-def _check_weights(weights: ArrayLike, n: int) -> Array:
-    w = np.asarray(weights, dtype=np.float64)
-    if w.shape != (n,):
-        raise ContractError(f"weights must have shape ({n},); seen {w.shape}")
-    if not np.isfinite(w).all() or w.min() < 0 or w.sum() <= 0:
-        raise ContractError("weights must be finite, not negative and not all 0")
-    return np.asarray(w / w.sum())
-
-
 def _check_moments(mu: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
-    mean, cov = np.asarray(mu, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
+    mean = check_numbers(mu, "mean").astype(np.float64)
+    cov = check_numbers(sigma, "covariance").astype(np.float64)
     if mean.ndim != 1 or mean.size == 0 or cov.shape != (mean.size, mean.size):
         raise ContractError(
             f"moments must have shapes (D,) and (D, D); seen {mean.shape} and {cov.shape}"

@@ -8,8 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fairbench.errors import ContractError
-from fairbench.metrics._features import Array, check_features, check_seed
+from fairbench.metrics._features import Array, check_count, check_features, check_seed
 
 __all__ = ["InceptionScore", "inception_score"]
 
@@ -21,7 +20,7 @@ class InceptionScore:
     Attributes:
         mean: Mean over the splits, in [1, C]; higher is better. Unranked for faces, which no
             class of ImageNet is about.
-        std: Standard deviation over the splits, (Σ / splits)^½, as other packages print it.
+        std: Standard deviation over the splits, divided by their number, as others print it.
         splits: How many.
     """
 
@@ -49,8 +48,7 @@ def inception_score(logits: ArrayLike, *, splits: int = 10, seed: int) -> Incept
         torch-fidelity 0.4.0 (its default is 2020). Deviation: classes that no image of a split
         has count 0 there, also where their probability underflows.
     """
-    if splits < 1:
-        raise ContractError(f"splits must be 1 or more; seen {splits}")
+    check_count(splits, "splits", least=1)
     values = check_features(logits, "logits", rows=splits)
     order = np.random.RandomState(check_seed(seed)).permutation(len(values))
     bounds = [i * len(values) // splits for i in range(splits + 1)]

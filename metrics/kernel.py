@@ -16,8 +16,10 @@ from fairbench.errors import ContractError
 from fairbench.metrics._features import (
     Array,
     check_cells,
+    check_count,
     check_pair,
     check_seed,
+    check_weights,
     chunks,
     unit_rows,
 )
@@ -32,7 +34,7 @@ __all__ = [
 
 _BLOCKS = 20
 _SUBSETS = 100
-_LEAST_STRATUM = 4
+_MINIMUM = 4
 
 # Kernel values of rows of one set with all rows of the other, (b, D), (n, D) -> (b, n).
 Kernel = Callable[[Array, Array], Array]
@@ -59,6 +61,7 @@ def kernel_distance(
     x: ArrayLike,
     y: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     subsets: int | None = None,
     subset_size: int | None = None,
     level: float = 0.95,
@@ -80,6 +83,9 @@ def kernel_distance(
     Args:
         x: Generated features, (N, D) floats, N >= 4.
         y: Reference features, (M, D) floats, M >= 4.
+        weights: Weight of each reference row, (M,), not negative, for all pairs only: pairs count
+            by the product of their weights over its sum. That leaves a bias of the order of the
+            distance between differently weighted cells / effective M.
         subsets: How many subsets are drawn, 2 or more, without replacement within a subset. None
             means all pairs, or 100 subsets if `subset_size` is given.
         subset_size: Rows of each set in a subset, from 2 to min(N, M); needed with `subsets`.
@@ -92,19 +98,21 @@ def kernel_distance(
         grows with N, not N².
 
     Raises:
-        ContractError: If a set is too small, has NaN or infinity, the two D differ, or the
-            subsets don't fit.
+        ContractError: If a set is too small, has NaN or infinity, the two D differ, the subsets
+            don't fit, or the weights rest on a few rows.
 
     Source: Bińkowski et al. 2018, arXiv 1801.01401. With subsets it draws the same ones as
         torch-fidelity 0.4.0 does from an equal `rng_seed`, so mean and spread agree; clean-fid
         draws from NumPy's global generator and can't be followed.
     """
     generated, reference = check_pair(x, y)
+    protocol = _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed)
     return _distance(
         generated.astype(np.float64, copy=False),
         reference.astype(np.float64, copy=False),
         _cubic,
-        _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed),
+        protocol,
+        weights,
     )
 
 
@@ -112,6 +120,7 @@ def gaussian_kernel_distance(
     x: ArrayLike,
     y: ArrayLike,
     *,
+    weights: ArrayLike | None = None,
     sigma: float = 10.0,
     subsets: int | None = None,
     subset_size: int | None = None,
@@ -126,6 +135,7 @@ def gaussian_kernel_distance(
         x: Generated embeddings, (N, D) floats, N >= 4. Rows are scaled to length 1 here: some
             extractors return them as they leave the network.
         y: Reference embeddings, (M, D) floats, M >= 4, likewise.
+        weights: As in `kernel_distance`.
         sigma: Width of the kernel, positive; 10 is the paper's.
         subsets: As in `kernel_distance`.
         subset_size: As in `kernel_distance`.
@@ -139,7 +149,8 @@ def gaussian_kernel_distance(
         ContractError: As `kernel_distance`, or if a row is all zeros or sigma isn't positive.
 
     Source: Jayasumana et al. 2024, arXiv 2401.09603. Agrees with torch-fidelity 0.4.0's
-        `kid_kernel="rbf"` on normalised embeddings. Deviation: kernel − 1 is summed, which
+        `kid_kernel="rbf"` on normalised embeddings. Deviations: the released code keeps each
+        row's kernel with itself, a bias that falls with N; and kernel − 1 is summed here, which
         changes no distance but keeps digits, since σ = 10 leaves all kernels within 2 % of 1.
     """
     if not (np.isfinite(sigma) and sigma > 0):
@@ -152,11 +163,13 @@ def gaussian_kernel_distance(
         values /= sigma**2
         return np.expm1(values, out=values)
 
+    protocol = _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed)
     return _distance(
         unit_rows(generated, "generated embeddings"),
         unit_rows(reference, "reference embeddings"),
         kernel,
-        _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed),
+        protocol,
+        weights,
     )
 
 
@@ -206,9 +219,9 @@ def stratified_kernel_distance(
         raise ContractError(f"expected {len(reference)} strata, one an image; seen {len(found)}")
     used = np.flatnonzero(wanted > 0)
     sizes = np.bincount(found, minlength=wanted.size)[used]
-    if sizes.min() < _LEAST_STRATUM or len(generated) < _LEAST_STRATUM:
+    if sizes.min() < _MINIMUM or len(generated) < _MINIMUM:
         raise ContractError(
-            f"every wanted stratum, and the generated set, needs {_LEAST_STRATUM} images; seen "
+            f"every wanted stratum, and the generated set, needs {_MINIMUM} images; seen "
             f"{dict(zip(used.tolist(), sizes.tolist(), strict=True))} and {len(generated)}"
         )
     rng = np.random.default_rng(check_seed(seed))
@@ -286,13 +299,11 @@ class _Protocol:
             return cls(0, 0, blocks, level, check_seed(seed))
         if subset_size is None:
             raise ContractError("subsets need a subset_size; seen None")
-        if not 2 <= subset_size <= smaller:
+        if not 2 <= check_count(subset_size, "subset_size", least=0) <= smaller:
             raise ContractError(
                 f"subset_size must lie in 2…{smaller}, the smaller set's rows; seen {subset_size}"
             )
-        number = _SUBSETS if subsets is None else subsets
-        if number < 2:
-            raise ContractError(f"subsets must be 2 or more; seen {number}")
+        number = _SUBSETS if subsets is None else check_count(subsets, "subsets", least=2)
         return cls(number, subset_size, blocks, level, check_seed(seed))
 
     def members(self, n: int, m: int) -> tuple[Array, Array]:
@@ -312,15 +323,29 @@ class _Protocol:
         return left, right
 
 
-def _distance(x: Array, y: Array, kernel: Kernel, protocol: _Protocol) -> KernelDistance:
+def _distance(
+    x: Array, y: Array, kernel: Kernel, protocol: _Protocol, weights: ArrayLike | None
+) -> KernelDistance:
+    drawn = protocol.subsets
+    w = np.ones(len(y)) if weights is None else _check_weights(weights, len(y), drawn)
     left, right = protocol.members(len(x), len(y))
+    x_sizes, y_squares = left[drawn:].sum(axis=1), right[drawn:] @ w**2
+    right *= w
     sums = _KernelSums(
         _pair_sums(x, left, kernel),
         _pair_sums(y, right, kernel),
         _cross_sums(x, y, left, right, kernel),
     )
-    drawn = protocol.subsets
-    blocks = sums.of_blocks(drawn, left[drawn:].sum(axis=1), right[drawn:].sum(axis=1))
+    rest = slice(drawn, None)
+    blocks = _BlockSums(
+        xx=sums.xx[rest, rest],
+        yy=sums.yy[rest, rest],
+        xy=sums.xy[rest, rest],
+        x_sizes=x_sizes,
+        x_squares=x_sizes,
+        y_sizes=right[drawn:].sum(axis=1),
+        y_squares=y_squares,
+    )
     value, spread, variance = blocks.value(), None, blocks.variance()
     if drawn:
         values = sums.of_subsets(drawn, protocol.subset_size)
@@ -328,6 +353,19 @@ def _distance(x: Array, y: Array, kernel: Kernel, protocol: _Protocol) -> Kernel
         variance += spread**2 / (drawn - 1)
     half = student(protocol.level, protocol.blocks - 1) * float(np.sqrt(variance))
     return KernelDistance(value, value - half, value + half, spread)
+
+
+def _check_weights(weights: ArrayLike, n: int, subsets: int) -> Array:
+    """Weights of mean 1."""
+    if subsets:
+        raise ContractError("weights need all pairs; leave out subsets and subset_size")
+    w = check_weights(weights, n)
+    effective = 1 / float(w @ w)
+    if effective < _MINIMUM:
+        raise ContractError(
+            f"weights leave {effective:.1f} effective images; a kernel distance needs {_MINIMUM}"
+        )
+    return w * n
 
 
 @dataclass(frozen=True)
@@ -348,28 +386,30 @@ class _KernelSums:
         across = np.diagonal(self.xy)[first]
         return np.asarray(within / (size * (size - 1)) - 2 * across / size**2)
 
-    def of_blocks(self, subsets: int, x_sizes: Array, y_sizes: Array) -> _BlockSums:
-        """The sums of the disjoint blocks that follow the subsets."""
-        rest = slice(subsets, None)
-        return _BlockSums(
-            self.xx[rest, rest], self.yy[rest, rest], self.xy[rest, rest], x_sizes, y_sizes
-        )
-
 
 @dataclass(frozen=True)
 class _BlockSums:
-    """Kernel sums between G disjoint blocks that together hold every row, (G, G), and sizes."""
+    """Kernel sums between G disjoint blocks that together hold every row, (G, G).
+
+    Attributes:
+        xx, yy, xy: Sums of weight · weight · kernel.
+        x_sizes, y_sizes: Sum of the weights in each block, (G,): its rows, if they're all 1.
+        x_squares, y_squares: Sum of the squared weights, likewise.
+    """
 
     xx: Array
     yy: Array
     xy: Array
     x_sizes: Array
+    x_squares: Array
     y_sizes: Array
+    y_squares: Array
 
     def value(self) -> float:
         """Squared MMD over all pairs."""
         n, m = self.x_sizes.sum(), self.y_sizes.sum()
-        within = self.xx.sum() / (n * (n - 1)) + self.yy.sum() / (m * (m - 1))
+        within = self.xx.sum() / (n**2 - self.x_squares.sum())
+        within += self.yy.sum() / (m**2 - self.y_squares.sum())
         return float(within - 2 * self.xy.sum() / (n * m))
 
     def variance(self) -> float:
@@ -377,18 +417,22 @@ class _BlockSums:
         n, m = self.x_sizes.sum(), self.y_sizes.sum()
         across = self.xy.sum()
         # What doesn't change with the left-out block is a constant that the variance drops.
-        n_left, m_left = n - self.x_sizes, m - self.y_sizes
-        without_x = _within_without(self.xx, n_left)
-        without_x -= 2 * (across - self.xy.sum(axis=1)) / (n_left * m)
-        without_y = _within_without(self.yy, m_left)
-        without_y -= 2 * (across - self.xy.sum(axis=0)) / (n * m_left)
+        without_x = _within_without(self.xx, self.x_sizes, self.x_squares)
+        without_x -= 2 * (across - self.xy.sum(axis=1)) / ((n - self.x_sizes) * m)
+        without_y = _within_without(self.yy, self.y_sizes, self.y_squares)
+        without_y -= 2 * (across - self.xy.sum(axis=0)) / (n * (m - self.y_sizes))
         return jackknife_variance(without_x) + jackknife_variance(without_y)
 
 
-def _within_without(sums: Array, left: Array) -> Array:
+def _within_without(sums: Array, sizes: Array, squares: Array) -> Array:
     """Mean kernel between distinct rows of one sample, each block left out in turn, (G,)."""
     kept = sums.sum() - 2 * sums.sum(axis=1) + np.diagonal(sums)
-    return np.asarray(kept / (left * (left - 1)))
+    pairs = (sizes.sum() - sizes) ** 2 - (squares.sum() - squares)
+    if pairs.min() <= 1e-9 * sizes.sum() ** 2:
+        raise ContractError(
+            "weights leave next to no images outside one of the jackknife's blocks: not measurable"
+        )
+    return np.asarray(kept / pairs)
 
 
 def _cubic(rows: Array, others: Array) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairbench.errors import ContractError
-from fairbench.metrics._features import Array, check_pair, chunks
+from fairbench.metrics._features import Array, check_count, check_pair, chunks
 
 __all__ = ["NeighbourScores", "expected_coverage", "precision_recall_density_coverage"]
 
@@ -72,8 +72,7 @@ def precision_recall_density_coverage(
         prdc 0.2). Deviation: distances are screened in float32, and each that rounding could put
         on the wrong side is taken again in float64, so ties are exact in any order of rows.
     """
-    if k < 1:
-        raise ContractError(f"k must be 1 or more; seen {k}")
+    check_count(k, "k", least=1)
     fake, real = check_pair(generated, reference, rows=k + 1)
     fakes, reals = _Screened.pair(fake, real)
     fake_radii, real_radii = _squared_radii(fakes, k), _squared_radii(reals, k)
@@ -147,7 +146,9 @@ class _Screened:
         cls, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]
     ) -> tuple[_Screened, _Screened]:
         centre = y.mean(axis=0, dtype=np.float64)
-        scale = max(float(np.abs(z - centre).max()) for z in (x, y)) or 1.0
+        largest = max(float(np.abs(z - centre).max()) for z in (x, y)) or 1.0
+        # A power of two, since any other division would round, and break ties between distances.
+        scale = float(np.ldexp(1.0, min(int(np.frexp(largest)[1]), 1023)))
         return cls._of(x, centre, scale), cls._of(y, centre, scale)
 
     @classmethod

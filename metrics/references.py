@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairbench.errors import ContractError
-from fairbench.metrics._features import Array, check_cells, check_pair, check_seed
+from fairbench.metrics._features import (
+    Array,
+    check_cells,
+    check_count,
+    check_numbers,
+    check_pair,
+    check_seed,
+)
 from fairbench.metrics.frechet import frechet_distance
 from fairbench.metrics.kernel import KernelDistance, kernel_distance
 from fairbench.metrics.neighbours import NeighbourScores, precision_recall_density_coverage
@@ -161,11 +168,11 @@ def balanced_subset(
             f"a balanced reference needs an image of every declared cell; none of cells "
             f"{empty.tolist()}"
         )
-    m = int(counts.min()) if per_cell is None else per_cell
-    if not 1 <= m <= counts.min():
+    most = int(counts.min())
+    m = most if per_cell is None else check_count(per_cell, "per_cell", least=1)
+    if m > most:
         raise ContractError(
-            f"per_cell must lie in 1…{counts.min()}, the images of cell {counts.argmin()}; "
-            f"seen {m}"
+            f"per_cell must be at most {most}, the images of cell {counts.argmin()}; seen {m}"
         )
     rng = np.random.default_rng(check_seed(seed))
     chosen = [rng.choice(np.flatnonzero(found == cell), m, False) for cell in range(num_cells)]
@@ -191,7 +198,7 @@ def reference_weights(cells: ArrayLike, shares: ArrayLike) -> ReferenceWeights:
 
     Source: metric card A2.
     """
-    wanted = np.asarray(shares, dtype=np.float64)
+    wanted = check_numbers(shares, "shares").astype(np.float64)
     if wanted.ndim != 1 or wanted.size == 0:
         raise ContractError(f"shares must be a non-empty vector (K,); seen shape {wanted.shape}")
     if not np.isfinite(wanted).all() or wanted.min() < 0:
@@ -261,19 +268,18 @@ def group_quality(
             f"each image needs a cell; seen {len(x)} and {len(y)} images, "
             f"{len(mine)} and {len(theirs)} cells"
         )
-    if k < 1 or minimum <= max(k, 3):
-        raise ContractError(f"minimum must exceed 3 and k >= 1; seen {minimum}, k = {k}")
-    if common_n is not None and common_n < minimum:
-        raise ContractError(f"common_n must be {minimum} or more; seen {common_n}")
+    check_count(minimum, "minimum", least=max(4, check_count(k, "k", least=1) + 1))
+    if common_n is not None:
+        check_count(common_n, "common_n", least=minimum)
     counts = np.stack([np.bincount(c, minlength=num_cells) for c in (mine, theirs)])
     smaller = counts.min(axis=0)
     enough = smaller[smaller >= minimum]
     n = common_n if common_n is not None else int(enough.min()) if enough.size else None
-    rng = np.random.default_rng(check_seed(seed))
+    check_seed(seed)
     cells = []
     for cell in range(num_cells):
         sides = (x[mine == cell], y[theirs == cell])
-        cells.append(_measure(cell, sides, minimum=minimum, n=n, k=k, seed=seed, rng=rng))
+        cells.append(_measure(cell, sides, minimum=minimum, n=n, k=k, seed=seed))
     return _summarise(tuple(cells), n if enough.size else None)
 
 
@@ -285,7 +291,6 @@ def _measure(
     n: int | None,
     k: int,
     seed: int,
-    rng: np.random.Generator,
 ) -> CellQuality:
     x, y = sides
     if n is None or min(len(x), len(y)) < minimum:
@@ -297,6 +302,7 @@ def _measure(
         return CellQuality(
             cell, len(x), len(y), kernel, None, None, _too_few(cell, len(x), len(y), n)
         )
+    rng = np.random.default_rng([seed, cell])  # so that no cell hangs on another's images
     frechet, neighbours = [], []
     for _ in range(_DRAWS if max(len(x), len(y)) > n else 1):
         drawn = [side[rng.choice(len(side), n, replace=False)] for side in sides]

@@ -54,6 +54,9 @@ class TestFrechetFromMoments:
             ([0, 0], [[1, 0.5], [0, 1]]),
             ([0, 0], np.diag([1.0, -0.5])),
             ([0, 0, 0], np.eye(3)),
+            (["a", "b"], np.eye(2)),
+            ([0, 0], [[1, 0], [0]]),
+            ([0, 0], np.eye(2) * 1j),
         ],
     )
     def test_bad_moments(self, mu, sigma):
@@ -166,7 +169,7 @@ class TestFrechetInterval:
         found = [frechet_interval(normal(200, 8, s, shift), y, seed=s) for s in range(5000, 5300)]
         assert np.mean([f.low <= truth <= f.high for f in found]) >= 0.91
 
-    @pytest.mark.parametrize("blocks", [0, 1, 51])
+    @pytest.mark.parametrize("blocks", [0, 1, 51, 2.5])
     def test_bad_blocks(self, blocks):
         with pytest.raises(ContractError, match="blocks"):
             frechet_interval(normal(50, 3, 0), normal(50, 3, 1), blocks=blocks, seed=0)
@@ -245,6 +248,19 @@ class TestFrechetMoments:
     def test_bad_weights(self, weights):
         with pytest.raises(ContractError, match="weights"):
             FrechetMoments.of(normal(10, 3, 0), weights)
+
+    @pytest.mark.parametrize("n", [10, 60])
+    def test_moments_stand_in_for_the_reference(self, n):
+        x, y = normal(n, 16, 1, 0.3, 2.0), normal(80, 16, 2)
+        reference = FrechetMoments.of(y)
+        assert frechet_distance(x, reference) == frechet_distance(x, y)
+        found = frechet_interval(x, reference, blocks=5, seed=0)
+        assert found == frechet_interval(x, y, blocks=5, seed=0)
+
+    def test_extrapolation_from_moments(self):
+        x, y = normal(5000, 64, 1), normal(5000, 64, 2)
+        found = frechet_infinity(x, FrechetMoments.of(y), seed=0)
+        assert found == frechet_infinity(x, y, seed=0)
 
     def test_another_length(self):
         with pytest.raises(ContractError, match="same D"):

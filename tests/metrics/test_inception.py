@@ -79,6 +79,8 @@ def test_bad_logits(bad):
 def test_bad_splits_and_seed():
     with pytest.raises(ContractError, match="splits"):
         inception_score(logits(9, 3, 0), splits=0, seed=0)
+    with pytest.raises(ContractError, match="splits"):
+        inception_score(logits(9, 3, 0), splits=1.5, seed=0)
     with pytest.raises(ContractError, match="N >= 10"):
         inception_score(logits(9, 3, 0), splits=10, seed=0)
     with pytest.raises(ContractError, match="seed"):

@@ -15,6 +15,8 @@ BAD_FEATURES = [
     np.full((5, 3), np.inf),
     np.full((5, 3), 1j),
     np.full((5, 3), "1"),
+    [[1.0, 2.0, 3.0], [1.0, 2.0]],
+    None,
 ]
 
 
@@ -259,6 +261,55 @@ class TestGaussianKernelDistance:
             gaussian_kernel_distance(x, normal(9, 3, 1), seed=0)
 
 
+class TestWeights:
+    def test_equal_weights_change_nothing(self):
+        x, y = normal(60, 4, 0), normal(80, 4, 1, 0.3)
+        found = kernel_distance(x, y, weights=np.full(80, 3.0), seed=0)
+        expected = kernel_distance(x, y, seed=0)
+        assert found.value == pytest.approx(expected.value, rel=1e-9)
+        assert found.high == pytest.approx(expected.high, rel=1e-9)
+
+    def test_a_weight_of_zero_is_a_row_less(self):
+        x, y = normal(60, 4, 0), normal(80, 4, 1, 0.3)
+        found = kernel_distance(x, y, weights=np.arange(80) < 50, seed=0).value
+        assert found == pytest.approx(kernel_distance(x, y[:50], seed=0).value, rel=1e-9)
+
+    def test_is_the_definition(self):
+        x, y = normal(9, 3, 0), normal(12, 3, 1, 0.5)
+        w = np.random.default_rng(2).uniform(0.5, 2, 12)
+        xx, yy, xy = ((a @ b.T / 3 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        pairs = np.outer(w, w) * ~np.eye(12, dtype=bool)
+        expected = (
+            (xx.sum() - np.trace(xx)) / (9 * 8)
+            + (pairs * yy).sum() / pairs.sum()
+            - 2 * (xy @ w).sum() / (9 * w.sum())
+        )
+        assert kernel_distance(x, y, weights=w, seed=0).value == pytest.approx(expected, rel=1e-9)
+
+    def test_reweighting_takes_the_composition_out(self):
+        cells = np.repeat([-2.0, 2.0], [100, 900])
+        y = cells[:, None] + normal(1000, 1, 0)
+        x = np.repeat([-2.0, 2.0], 500)[:, None] + normal(1000, 1, 1)
+        weights = np.where(cells < 0, 0.5 / 100, 0.5 / 900)
+        found = kernel_distance(x, y, weights=weights, seed=0)
+        assert found.low < 0 < found.high
+        assert kernel_distance(x, y, seed=0).low > found.high
+
+    def test_weights_and_subsets(self):
+        with pytest.raises(ContractError, match="all pairs"):
+            kernel_distance(
+                normal(9, 3, 0), normal(9, 3, 1), weights=np.ones(9), subset_size=5, seed=0
+            )
+
+    @pytest.mark.parametrize(
+        "weights", [np.ones(8), np.zeros(9), np.full(9, -1.0), np.full(9, np.nan), np.eye(9)[0]]
+    )
+    def test_bad_weights(self, weights):
+        for measure in (kernel_distance, gaussian_kernel_distance):
+            with pytest.raises(ContractError, match="weights"):
+                measure(normal(9, 3, 0), normal(9, 3, 1), weights=weights, seed=0)
+
+
 class TestBadInput:
     @pytest.mark.parametrize("measure", [kernel_distance, gaussian_kernel_distance])
     @pytest.mark.parametrize("bad", BAD_FEATURES)
@@ -277,6 +328,12 @@ class TestBadInput:
     def test_three_rows_have_no_interval(self):
         with pytest.raises(ContractError, match="4 rows"):
             kernel_distance(normal(3, 3, 0), normal(9, 3, 1), seed=0)
+
+    @pytest.mark.parametrize("option", [{"subsets": 2.5}, {"subset_size": 4.5}, {"subsets": "2"}])
+    def test_numbers_that_are_no_integers(self, option):
+        options = {"subsets": 2, "subset_size": 4, **option}
+        with pytest.raises(ContractError, match="integer"):
+            kernel_distance(normal(9, 3, 0), normal(9, 3, 1), seed=0, **options)
 
     @pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None])
     def test_seed(self, seed):
