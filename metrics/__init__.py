@@ -33,9 +33,7 @@ from fairbench.metrics.differential import (
     representation_epsilon,
 )
 from fairbench.metrics.discrepancies import (
-    ROSETTA,
     DiscrepancyFamily,
-    PublishedMeasure,
     discrepancy_family,
     family_intervals,
     family_noise_floors,
@@ -86,6 +84,7 @@ from fairbench.metrics.quality import (
     frechet_interval,
     kernel_distance,
 )
+from fairbench.metrics.rosetta import ROSETTA, PublishedMeasure
 from fairbench.metrics.significance import (
     GoodnessOfFit,
     McNemar,
