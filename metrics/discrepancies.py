@@ -72,7 +72,8 @@ class DiscrepancyFamily:
         pairwise: Mean over pairs of groups of |(p_i - t_i) - (p_j - t_j)|, which for a uniform
             target is the published mean of |p_i - p_j|. Collapse gives 2/K there, not 1.
         delta: Largest |p - t| over 1 - min t, its largest possible value, in [0, 1]; the
-            published (K |p - 1/K|) / (K - 1) for a uniform target.
+            published (K |p - 1/K|) / (K - 1) for a uniform target. For another target it alone
+            can shrink when a group below its target vanishes.
         mad: Mean over groups of |p - t|, `l1` / K, in [0, 1].
         entropy_gap: `kl` over its largest possible value -ln min t, in [0, 1], which for a
             uniform target is the published 1 - H(p) / ln K. Groups with target 0 leave the
