@@ -14,6 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairbench.errors import ContractError
+from fairbench.metrics.confusion import (
+    Reason,
+    check_confusion,
+    confusion_rates,
+    judge_confusion,
+    likeliest_shares,
+)
 from fairbench.metrics.counting import (
     Array,
     check_counts,
@@ -39,14 +46,8 @@ __all__ = [
     "corrected_noise_floor",
 ]
 
-Reason = Literal["ill_conditioned"]
-
-MAX_CONDITION = 10.0
-MIN_DIAGONAL = 0.5
 _FLOOR_DRAWS = 20_000
 _FLOOR_SEED = 20_242  # any constant: the same question must always give the same floor
-_GAP = 1e-13  # of the mean log likelihood
-_MAX_ROUNDS = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +126,18 @@ def correct_shares(
         simplex; measured so, the interval of a share of 1 covers it in 1 % of trials, since
         bounded errors all point inwards.
     """
-    table = _check_confusion(confusion_counts)
+    table = check_confusion(confusion_counts)
     numbers = check_counts(counts, len(table))
     z = normal_quantile(level)
-    confusion = _rates(table)
+    confusion = confusionconfusion_rates(table)
     method: Literal["delta", "bootstrap"] = "delta" if len(table) == 2 else "bootstrap"
-    condition, reason = _judge(confusion)
+    condition, reason = judge_confusion(confusion)
     if reason is not None:
         lost = np.full(len(table), np.nan)
         return CorrectedShares(lost, lost, lost, lost, condition, method, reason)
     measured = numbers / numbers.sum()
     raw = np.linalg.solve(confusion.T, measured)
-    point = _solve(measured[None], confusion)[0]
+    point = likeliest_shares(measured[None], confusion)[0]
     if method == "delta":
         half = z * _binary_error(numbers, table, raw[0], z)
         low, high = np.clip([raw - half, raw + half], 0, 1)
@@ -184,16 +185,16 @@ def corrected_discrepancy(
 
     Source: metric card B4, B5, B7.
     """
-    table = _check_confusion(confusion_counts)
+    table = check_confusion(confusion_counts)
     z = normal_quantile(level)
     numbers, wanted = _check_rows(counts, target, len(table))
-    confusion = _rates(table)
-    condition, reason = _judge(confusion)
+    confusion = confusionconfusion_rates(table)
+    condition, reason = judge_confusion(confusion)
     if reason is not None:
         lost = float("nan")
         return CorrectedDiscrepancy(lost, lost, lost, lost, condition, None, reason)
     measured = numbers / numbers.sum(axis=1, keepdims=True)
-    point = _solve(measured, confusion)
+    point = likeliest_shares(measured, confusion)
     values = np.linalg.norm(point - wanted, axis=1)
     if not (np.isfinite(design_effect) and design_effect >= 0):
         raise ContractError(f"design_effect must be 0 or more; seen {design_effect}")
@@ -232,81 +233,13 @@ def corrected_noise_floor(
         raise ContractError(f"n_per_prompt must be a vector (P,); seen shape {sizes.shape}")
     for size in sizes:
         check_size(size)
-    table = _check_confusion(confusion_counts)
+    table = check_confusion(confusion_counts)
     wanted = check_targets(target, sizes.size)
     check_same_groups(wanted.shape[1], len(table))
-    _, reason = _judge(_rates(table))
+    _, reason = judge_confusion(confusionconfusion_rates(table))
     if reason is not None:
         raise ContractError(f"the confusion can't be undone: {reason}")
     return _floor(wanted, sizes, table)
-
-
-def _rates(table: NDArray[np.int64]) -> Array:
-    return np.asarray(table / table.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
-def _judge(confusion: Array) -> tuple[float, Reason | None]:
-    """Condition number, and why the classifier is refused if it is."""
-    condition = float(np.linalg.cond(confusion))
-    if not condition <= MAX_CONDITION or confusion.diagonal().min() < MIN_DIAGONAL:
-        return condition, "ill_conditioned"
-    return condition, None
-
-
-def _solve(measured: Array, confusion: Array) -> Array:
-    """Maximum-likelihood shares of rows, (R, K) with one confusion (K, K) -> (R, K)."""
-    raw = np.linalg.solve(confusion.T, measured.T).T
-    if measured.shape[1] == 2:
-        first = np.clip(raw[:, 0], 0, 1)
-        return np.stack([first, 1 - first], axis=1)
-    # A solution that is a set of shares reproduces the counts exactly: nothing is likelier.
-    outside = raw.min(axis=1) < 0
-    found = np.maximum(raw, 0)
-    if outside.any():
-        found[outside] = _maximise(measured[outside], confusion)
-    return np.asarray(found / found.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
-def _maximise(measured: Array, confusion: Array) -> Array:
-    """Expectation maximisation from uniform shares, sped up by squared extrapolation.
-
-    Stops where no share could raise the mean log likelihood by more than `_GAP`.
-    Source of the extrapolation: Varadhan and Roland 2008, doi 10.1111/j.1467-9469.2007.00585.x.
-    """
-    solution = np.full_like(measured, 1 / measured.shape[1])
-    active = np.arange(len(measured))
-    for _ in range(_MAX_ROUNDS):
-        start, q = solution[active], measured[active]
-        once, gain = _em_step(start, q, confusion)
-        done = gain.max(axis=1) - 1 <= _GAP
-        if done.all():
-            break
-        twice, _ = _em_step(once, q, confusion)
-        step, bend = once - start, twice - 2 * once + start
-        length = np.linalg.norm(step, axis=1) / np.maximum(np.linalg.norm(bend, axis=1), 1e-300)
-        length = np.clip(length, 1, 1e6)[:, None]
-        jump = start + 2 * length * step + length**2 * bend
-        # A jump out of the simplex is cut back to just inside it; EM can't leave an exact 0.
-        jump = np.maximum(jump, 0.1 * twice)
-        jump /= jump.sum(axis=1, keepdims=True)
-        worse = _likelihood(jump, q, confusion) < _likelihood(twice, q, confusion)
-        jump[worse] = twice[worse]
-        solution[active] = np.where(done[:, None], start, jump)
-        active = active[~done]
-    return solution
-
-
-def _em_step(current: Array, measured: Array, confusion: Array) -> tuple[Array, Array]:
-    """One step, and the derivative of the mean log likelihood by each share."""
-    expected = current @ confusion
-    weight = np.divide(measured, expected, out=np.zeros_like(measured), where=measured > 0)
-    gain = weight @ confusion.T
-    return current * gain, gain
-
-
-def _likelihood(current: Array, measured: Array, confusion: Array) -> Array:
-    logs = np.log(np.maximum(current @ confusion, 1e-300))
-    return np.asarray((measured * logs).sum(axis=1), dtype=np.float64)
 
 
 def _binary_error(
@@ -400,12 +333,12 @@ def _floor(
     wanted: Array, sizes: NDArray[np.int64], table: NDArray[np.int64], effect: float = 1.0
 ) -> float:
     """95 % quantile of the mean over prompts of |error| at a fair generator."""
-    inverse = np.linalg.inv(_rates(table))
+    inverse = np.linalg.inv(confusionconfusion_rates(table))
     smoothed = table + 0.5
     centre = smoothed / smoothed.sum(axis=1, keepdims=True)
     if len(wanted) == 1:
         errors = wanted[0] ** 2 / table.sum(axis=1)
-        covariance = effect / int(sizes[0]) * _multinomial(wanted[0] @ _rates(table)) + sum(
+        covariance = effect / int(sizes[0]) * _multinomial(wanted[0] @ confusion_rates(table)) + sum(
             weight * _multinomial(row) for weight, row in zip(errors, centre, strict=True)
         )
         return gaussian_floor(inverse.T @ covariance @ inverse)
@@ -420,7 +353,7 @@ def _floor(
     )
     total = np.zeros(_FLOOR_DRAWS)
     for aim, size in zip(wanted, sizes, strict=True):
-        error = np.sqrt(effect) * _normal(aim @ _rates(table), int(size), _FLOOR_DRAWS, rng)
+        error = np.sqrt(effect) * _normal(aim @ confusion_rates(table), int(size), _FLOOR_DRAWS, rng)
         error = error - np.einsum("i,dij->dj", aim, shared)
         total += np.linalg.norm(error @ inverse, axis=1)
     return float(np.quantile(total / len(wanted), FLOOR_LEVEL))
@@ -435,19 +368,6 @@ def _normal(probs: Array, n: int, draws: int, rng: np.random.Generator) -> Array
     """Normal errors with a multinomial's covariance, (draws, K)."""
     scaled = np.sqrt(probs) * rng.standard_normal((draws, probs.size))
     return np.asarray((scaled - probs * scaled.sum(axis=1, keepdims=True)) / np.sqrt(n))
-
-
-def _check_confusion(confusion_counts: ArrayLike) -> NDArray[np.int64]:
-    table = np.asarray(confusion_counts)
-    if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:
-        raise ContractError(f"confusion_counts must be (K, K), K >= 2; seen {table.shape}")
-    rows = np.stack([check_counts(row, len(table)) for row in table])
-    if len(rows) == 2 and _rates(rows).trace() <= 1:
-        raise ContractError(
-            "a classifier that is no better than chance can't be corrected; its two rates of "
-            f"right answers sum to {_rates(rows).trace():.3f}, more than 1 is needed"
-        )
-    return rows
 
 
 def _check_rows(

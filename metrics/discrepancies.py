@@ -1,7 +1,7 @@
-"""The discrepancy under every norm in print, and which paper prints which.
+"""The discrepancy under every norm in print.
 
 One generator is "0.20", "0.28", "0.40" or "0.08" unfair at shares (.7, .3), by the paper; the
-table `ROSETTA` says whose number is which member of `DiscrepancyFamily`.
+table of `fairbench.metrics.rosetta` says whose number is which member of the family.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from fairbench.metrics.fairness import (
 )
 
 __all__ = [
-    "ROSETTA",
     "DiscrepancyFamily",
-    "PublishedMeasure",
+    "Member",
     "discrepancy_family",
     "family_intervals",
     "family_noise_floors",
@@ -73,7 +72,8 @@ class DiscrepancyFamily:
         pairwise: Mean over pairs of groups of |(p_i - t_i) - (p_j - t_j)|, which for a uniform
             target is the published mean of |p_i - p_j|. Collapse gives 2/K there, not 1.
         delta: Largest |p - t| over 1 - min t, its largest possible value, in [0, 1]; the
-            published (K |p - 1/K|) / (K - 1) for a uniform target.
+            published (K |p - 1/K|) / (K - 1) for a uniform target. For another target it alone
+            can shrink when a group below its target vanishes.
         mad: Mean over groups of |p - t|, `l1` / K, in [0, 1].
         entropy_gap: `kl` over its largest possible value -ln min t, in [0, 1], which for a
             uniform target is the published 1 - H(p) / ln K. Groups with target 0 leave the
@@ -96,137 +96,6 @@ class DiscrepancyFamily:
         return {column_of(name): value for name, value in asdict(self).items()}
 
 
-@dataclass(frozen=True)
-class PublishedMeasure:
-    """What a paper or its code calls its bias, in terms of this family.
-
-    Attributes:
-        source: Paper or project, with its arXiv id where it has one.
-        published_name: What the source calls it.
-        member: The member that is its number; None if none is.
-        labels: `"hard"` decisions, `"soft"` probabilities.
-        aggregation: Over what the source pools or averages.
-        evidence: `"code"`: the source's code was read; `"paper"`: as the paper says it;
-            `"unverified"`: the accounts of it disagree.
-        note: What else a reader must know to compare the numbers.
-    """
-
-    source: str
-    published_name: str
-    member: Member | None
-    labels: Literal["hard", "soft"]
-    aggregation: str
-    evidence: Literal["code", "paper", "unverified"]
-    note: str = ""
-
-
-ROSETTA: tuple[PublishedMeasure, ...] = (
-    PublishedMeasure(
-        "Choi et al. 2020, arXiv 1910.12008",
-        "fairness discrepancy",
-        "l2",
-        "hard",
-        "10 sets of 10,000 images",
-        "code",
-        "also prints l1 and kl; its code takes shares over the classes seen only",
-    ),
-    PublishedMeasure(
-        "Teo et al. 2023, CLEAM",
-        "fairness discrepancy",
-        "l2",
-        "hard",
-        "batches",
-        "code",
-        "after correction for classifier error, K = 2",
-    ),
-    PublishedMeasure(
-        "Balancing Act, arXiv 2402.18206",
-        "fairness discrepancy",
-        "l2",
-        "soft",
-        "pooled, or by prompt for text-to-image",
-        "paper",
-    ),
-    PublishedMeasure(
-        "FairGen, arXiv 2412.18810",
-        "fairness discrepancy",
-        "l2",
-        "soft",
-        "mean over prompts",
-        "code",
-        "its CLIP variant leaves out the logit scale",
-    ),
-    PublishedMeasure(
-        "TIW-DSM, arXiv 2403.01189",
-        "Bias",
-        "l1",
-        "soft",
-        "50,000 images",
-        "unverified",
-        "one account says l1, another l2",
-    ),
-    PublishedMeasure(
-        "InvDiff, arXiv 2412.08480", "bias score", "pairwise", "hard", "mean over prompts", "code"
-    ),
-    PublishedMeasure(
-        "Shen et al. 2024, fine-tuning for fairness",
-        "bias",
-        "pairwise",
-        "hard",
-        "mean over prompts",
-        "code",
-        "images with a face only",
-    ),
-    PublishedMeasure(
-        "DebiasDiffusion",
-        "fairness discrepancy",
-        "squared",
-        "soft",
-        "pooled over prompts",
-        "code",
-        "age against (.75, .25)",
-    ),
-    PublishedMeasure(
-        "SelfDebias",
-        "fairness discrepancy",
-        "l2",
-        "soft",
-        "folder",
-        "code",
-        "CLIP cosines over 0.07; also prints delta",
-    ),
-    PublishedMeasure(
-        "InterpretDiffusion, VersusDebias",
-        "deviation ratio",
-        "delta",
-        "hard",
-        "mean over professions",
-        "code",
-    ),
-    PublishedMeasure("ITI-GEN", "KL divergence", "kl", "hard", "attribute", "code"),
-    PublishedMeasure("HEIM", "gender bias", "mad", "hard", "by prompt", "code", "K = 2"),
-    PublishedMeasure("DALL-Eval", "MAD", "mad", "hard", "mean over prompts", "code"),
-    PublishedMeasure(
-        "OpenBias",
-        "bias severity",
-        "entropy_gap",
-        "hard",
-        "by prompt and pooled",
-        "code",
-        "shares are smoothed first",
-    ),
-    PublishedMeasure(
-        "FAIntbench, BIGbench",
-        "bias score",
-        None,
-        "hard",
-        "weighted over attributes",
-        "code",
-        "a cosine to demographic shares; an answer without common classes scores as perfect",
-    ),
-)
-
-
 def discrepancy_family(shares: ArrayLike, target: ArrayLike) -> DiscrepancyFamily:
     """Every published distance between measured and wanted shares.
 
@@ -242,9 +111,9 @@ def discrepancy_family(shares: ArrayLike, target: ArrayLike) -> DiscrepancyFamil
     Raises:
         ContractError: If either isn't a vector of shares or the two K differ.
 
-    Source: metric card B1; papers in `ROSETTA`. Deviation: the extensions of `pairwise`, `delta`
-        and `entropy_gap` to other targets are this project's, chosen so that each is 0 only at
-        p = t.
+    Source: metric card B1; papers in `fairbench.metrics.rosetta.ROSETTA`. Deviation: the
+        extensions of `pairwise`, `delta` and `entropy_gap` to other targets are this project's,
+        chosen so that each is 0 only at p = t.
     """
     wanted = check_target(target)
     found = check_shares(shares, "shares")
@@ -260,10 +129,13 @@ def family_intervals(
 
     `l2`, `normalised` and `squared` are `discrepancy_interval`'s. For K = 2 the others map
     Wilson's interval of the first share, since each grows with the distance from the target on
-    either side. For K > 2 the sums of sizes `l1`, `tv`, `mad` and `pairwise` take each term clearly
-    off 0 with its sign and bound the others by the triangle inequality; `delta` bounds the terms
-    that may be the largest. The square roots of `kl` and `entropy_gap` are treated as norms, which
-    they are to second order, up to twice the noise floor; beyond it percentiles.
+    either side. For K > 2 the sums of sizes `l1`, `tv`, `mad` and `pairwise` take each term
+    clearly off 0 with its sign and bound the others by the triangle inequality; `delta` bounds
+    the terms that may be the largest. The square roots of `kl` and `entropy_gap` are treated as
+    norms, which they are to second order, up to twice the noise floor; beyond it percentiles.
+
+    Simulated coverage at 95 %, 150 trials a cell: 92…100 % for K = 4, 8, n = 100 and 1000, from
+    uniform shares to (.97, .01, .01, .01).
 
     Args:
         counts: Images of each declared group, (K,) whole numbers, zeros included.
@@ -387,17 +259,19 @@ def _resampled_family(
     pair_gaps, pair_errors = gaps[first] - gaps[second], errors[:, first] - errors[:, second]
     l1, l1_radius, l1_method = _sum_of_sizes(gaps, errors, level)
     pairwise, pairwise_radius, pairwise_method = _sum_of_sizes(pair_gaps, pair_errors, level)
-    largest = np.abs(gaps).max()
+    largest = float(np.abs(gaps).max())
     delta_radius = maximum_radius(np.abs(gaps), errors, level)
-    ends: dict[Member, tuple[float, float, IntervalMethod]] = {}
-    for name, value, radius, scale, method in (
+    terms: tuple[tuple[Member, float, float, float, IntervalMethod], ...] = (
         ("l1", l1, l1_radius, 1.0, l1_method),
         ("tv", l1, l1_radius, 2.0, l1_method),
         ("mad", l1, l1_radius, float(wanted.size), l1_method),
         ("pairwise", pairwise, pairwise_radius, float(first.size), pairwise_method),
         ("delta", largest, delta_radius, float(1 - wanted.min()), "triangle"),
-    ):
-        ends[name] = ((value - radius) / scale, (value + radius) / scale, method)
+    )
+    ends: dict[Member, tuple[float, float, IntervalMethod]] = {
+        name: ((value - radius) / scale, (value + radius) / scale, method)
+        for name, value, radius, scale, method in terms
+    }
     low, high = _divergence_ends(counts, wanted, centre, drawn, level, base)
     scale = _entropy_scale(wanted)
     ends["kl"] = (low, high, base)

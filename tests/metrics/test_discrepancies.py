@@ -17,7 +17,6 @@ from fairbench.metrics import (
     worst_distance,
 )
 
-NORMS = ("l2", "l1", "tv", "pairwise", "delta", "mad")
 COLUMNS = {
     "fairness_discrepancy",
     "fairness_discrepancy_normalised",
