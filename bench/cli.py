@@ -74,6 +74,13 @@ class Format(StrEnum):
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Results = Annotated[Path, typer.Option("--results", help="Folder of records.")]
+Encoders = Annotated[
+    list[str] | None,
+    typer.Option(help="Measure with this public encoder too, such as inception@clean; repeat."),
+]
+Download = Annotated[
+    bool, typer.Option("--allow-download", help="Get missing weights of --encoder.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
 
@@ -100,6 +107,8 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
     eta: Annotated[float | None, typer.Option(help="DDIM noise share in [0, 1].")] = None,
+    encoder: Encoders = None,
+    allow_download: Download = False,
     results: Results = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Compute again.")] = False,
     json_: Json = False,
@@ -124,6 +133,8 @@ def run(
                 steps=steps,
                 guidance=guidance,
                 eta=eta,
+                encoders=tuple(encoder or ()),
+                allow_download=allow_download,
                 results=results,
                 force=force,
             )
@@ -159,7 +170,17 @@ def evaluate(
     ] = None,
     target: Annotated[str, typer.Option(help='uniform or "female=0.5,male=0.5".')] = "uniform",
     num_images: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>."),
+    ] = None,
+    encoder: Encoders = None,
+    allow_download: Download = False,
     device: Device = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images that --encoder sees at once.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the intervals' resamples.")] = 0,
     results: Results = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Measure again.")] = False,
     json_: Json = False,
@@ -177,7 +198,12 @@ def evaluate(
                 name=name or _name_of(image_dir.resolve()),
                 target=target,
                 num_images=num_images,
+                labels=labels,
+                encoders=tuple(encoder or ()),
+                allow_download=allow_download,
                 device=device,
+                batch_size=batch_size,
+                seed=seed,
                 results=results,
                 force=force,
                 reporter=reporter,

@@ -39,6 +39,8 @@ class RunConfig:
         batch_size: Images in work at once; None for the backbone's network batch.
         parameters: ``key=value`` strings of the method.
         steps, guidance, eta: Of sampling; None for the backbone's defaults.
+        encoders: Public encoders to measure with beside the data set's own.
+        allow_download: Get their weights from upstream if they are nowhere.
         results: Folder of records.
         force: Compute although a record exists.
     """
@@ -57,6 +59,8 @@ class RunConfig:
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
+    encoders: tuple[str, ...] = ()
+    allow_download: bool = False
     results: Path = Path("results")
     force: bool = False
 

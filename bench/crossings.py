@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from fairbench.measuring import Measurements
 from fairbench.metrics.counting import count_groups
 from fairbench.types import Task
 
-__all__ = ["Reading", "Sample", "crossing", "crossing_groups", "target_of"]
+__all__ = ["Reading", "Sample", "crossing", "crossing_groups", "crossings", "target_of"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Sample:
 
 
 def crossing(
-    labels: Mapping[str, NDArray[np.integer]], chosen: Sequence[str], levels: Mapping[str, Sequence[str]]
+    labels: Mapping[str, NDArray[np.integer[Any]]],
+    chosen: Sequence[str],
+    levels: Mapping[str, Sequence[str]],
 ) -> NDArray[np.int64]:
     """(N,) index of each image's cell in the product of the chosen attributes, row-major."""
     shape = [len(levels[name]) for name in chosen]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fairbench.cache import cache_folder
 from fairbench.config import MINIMUM_IMAGES, check_writable, parse_target
+from fairbench.crossings import crossing
 from fairbench.datasets import Dataset, get_dataset
-from fairbench.errors import InputError
+from fairbench.errors import InputError, unknown_name
 from fairbench.generation import Reporter
+from fairbench.images import ImageSet, read_images
+from fairbench.labels import REQUESTED, Labels, read_labels
 from fairbench.measuring import load_instruments, measure
 from fairbench.pipeline import Outcome, measuring_config, now
 from fairbench.records import SCHEMA, Record, find_record, record_path, run_key, write_record
@@ -19,6 +25,7 @@ from fairbench.reference import confusions_of, encoder_columns, make_reference
 from fairbench.registry import method_names
 from fairbench.scoring import Sample, score_all
 from fairbench.store import image_sha256
+from fairbench.types import Task
 
 __all__ = ["evaluate"]
 
@@ -31,7 +38,12 @@ def evaluate(
     name: str,
     target: str = "uniform",
     num_images: int | None = None,
+    labels: Path | None = None,
+    encoders: Sequence[str] = (),
+    allow_download: bool = False,
     device: str = "auto",
+    batch_size: int | None = None,
+    seed: int = 0,
     results: Path = Path("results"),
     force: bool = False,
     reporter: Reporter | None = None,
@@ -45,7 +57,12 @@ def evaluate(
         name: What the row is called.
         target: As for a run.
         num_images: How many must be there; the first so many are taken. None: all.
+        labels: Table of prompts, requested groups and labels, as `fairbench.labels` reads it.
+        encoders: Public encoders to measure with beside the data set's own.
+        allow_download: Get their weights from upstream if they are nowhere.
         device: Where the instruments run.
+        batch_size: Images that a public encoder sees at once; None for its default.
+        seed: Of every resample behind the intervals.
         results: Folder of records.
         force: Compute although a record exists.
         reporter: Told what happens.
@@ -53,18 +70,20 @@ def evaluate(
         FairbenchError: If the input is wrong.
     """
     from fairbench.devices import begin_run, peak_memory_mib, resolve_device
-    from fairbench.images import read_images
     from fairbench.provenance import environment
 
     report = reporter or Reporter()
     chosen = get_dataset(dataset)
     question = parse_target(target, chosen.task(task, conditional=True))
-    if question.per_prompt:
+    if question.per_prompt and labels is None:
         raise InputError(
-            f"task {question.name!r} is a mean over prompts, and a folder of images doesn't say "
-            f"which prompt made which; choose one of "
+            f"task {question.name!r} is a mean over prompts, and images alone don't say which "
+            f"prompt made which; give --labels with a column prompt, or choose one of "
             f"{', '.join(t for t in chosen.tasks if '_by_' not in t)}"
         )
+    for option, value, least in (("--seed", seed, 0), ("--batch-size", batch_size, 1)):
+        if value is not None and value < least:
+            raise InputError(f"{option} must be {least} or more; seen {value}")
     check_writable(record_path(results, chosen.name, name, "key").parent, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     if num_images is not None and num_images < MINIMUM_IMAGES:
@@ -81,7 +100,10 @@ def evaluate(
     for note in read.notes:
         report.note(note)
     reading = time.monotonic() - started
-    instruments = load_instruments(str(where))
+    known = _Known.read(labels, read, question, chosen)
+    instruments = load_instruments(
+        str(where), encoders, allow_download=allow_download, batch_size=batch_size
+    )
     manifest = tuple((0, i, digest) for i, digest in enumerate(image_sha256(read.images)))
     config = {
         "evaluated": name,
@@ -90,6 +112,10 @@ def evaluate(
         "resized_from": list(read.source_size),
         **measuring_config(chosen, question, instruments),
     }
+    if known.labels is not None:
+        config["labels"] = known.labels.sha256
+    if seed:
+        config["scoring_seed"] = seed
     key = run_key(config)
     path = record_path(results, chosen.name, name, key)
     found = find_record(path)
@@ -97,11 +123,12 @@ def evaluate(
         return Outcome(found, path, True)
     cache = cache_folder()
     started = time.monotonic()
-    measured = measure(read.images, instruments, cache, report.progress)
+    prompts = None if known.labels is None else known.labels.prompts
+    measured = measure(read.images, instruments, cache, report.progress, prompts)
     sensitive = chosen.sensitive
     reference = make_reference(question, sensitive, instruments, cache, report.progress)
     count = len(read.images)
-    sample = Sample(measured, np.zeros(count, dtype=np.int64), None, np.arange(count))
+    sample = Sample(measured, known.prompt_index, known.requested, np.arange(count))
     scores, tables, facts = score_all(
         sample,
         reference,
@@ -110,7 +137,12 @@ def evaluate(
         sensitive,
         confusions_of(instruments),
         encoder_columns(instruments),
+        given={} if known.labels is None else known.labels.given,
+        seed=seed,
     )
+    for name_, reason in facts.get("not_measured", {}).items():
+        if name_.startswith("fairness_discrepancy"):
+            report.warn(f"{name_} can't be measured: {reason}")
     record = Record(
         schema=SCHEMA,
         key=key,
@@ -137,6 +169,59 @@ def evaluate(
         created=now(),
     )
     return Outcome(record, write_record(results, record), False)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a table of labels says about the images; without one they answer the only prompt."""
+
+    labels: Labels | None
+    prompt_index: NDArray[np.int64]
+    requested: NDArray[np.int64] | None
+
+    @classmethod
+    def read(cls, path: Path | None, read: ImageSet, task: Task, dataset: Dataset) -> _Known:
+        count = len(read.images)
+        if path is None:
+            return cls(None, np.zeros(count, dtype=np.int64), None)
+        labels = read_labels(path, read.names, dataset.attributes, unread=read.unread)
+        return cls(labels, _answers(path, labels, task), _requested(path, labels, task))
+
+
+def _answers(path: Path, labels: Labels, task: Task) -> NDArray[np.int64]:
+    """(N,) which prompt of the task each image was made from."""
+    if not task.per_prompt:
+        return np.zeros(len(labels), dtype=np.int64)
+    if labels.prompts is None:
+        raise InputError(
+            f"{path}: task {task.name!r} is a mean over prompts and needs a column prompt; add it"
+        )
+    places = {prompt.text: p for p, prompt in enumerate(task.prompts)}
+    for text in labels.prompts:
+        if text not in places:
+            raise InputError(f"{path}: {unknown_name('prompt', text, places)}")
+    answers = np.array([places[text] for text in labels.prompts], dtype=np.int64)
+    for text, p in places.items():
+        if not (answers == p).any():
+            raise InputError(
+                f"{path}: expected images of every prompt of task {task.name!r}, seen none of "
+                f"{text!r}; add them"
+            )
+    return answers
+
+
+def _requested(path: Path, labels: Labels, task: Task) -> NDArray[np.int64] | None:
+    """(N,) group of the task that was asked for; None if the table doesn't say."""
+    asked = [name for name in task.attributes if name in labels.requested]
+    if not asked:
+        return None
+    lacking = [f"{REQUESTED}{name}" for name in task.attributes if name not in asked]
+    if lacking:
+        raise InputError(
+            f"{path}: groups of task {task.name!r} need {', '.join(lacking)} too; add the column "
+            f"or leave {REQUESTED}{asked[0]} out"
+        )
+    return crossing(labels.requested, asked, task.attributes)
 
 
 def _check_row_name(results: Path, dataset: Dataset, name: str) -> None:

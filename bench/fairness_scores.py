@@ -62,14 +62,19 @@ class FairnessScores:
         sensitive: Attributes whose shares are asked to be fair.
         confusions: Judge -> attribute, or attributes joined by ``"/"`` -> (K, K) counts of
             labelled images, rows are the truth.
+        seed: Of every resample.
     """
 
     def __init__(
-        self, readings: Sequence[Reading], sensitive: Sequence[str], confusions: Confusions
+        self,
+        readings: Sequence[Reading],
+        sensitive: Sequence[str],
+        confusions: Confusions,
+        seed: int = 0,
     ) -> None:
         self.readings, self.first = readings, readings[0]
         self.sensitive, self.confusions = sensitive, confusions
-        self.task = self.first.task
+        self.task, self.seed = self.first.task, seed
         self.ranked = tuple(self.task.attributes)
         # What floors over several seeds are computed from.
         self.floors: dict[str, dict[str, Any]] = {}
@@ -111,8 +116,8 @@ class FairnessScores:
         ]
         if by_prompt:
             scores += self._over_prompts(counts, target)
-        quota = detect_quota(counts, target)
-        tests = [goodness_of_fit(row, target).p_value for row in counts]
+        quota = detect_quota(counts, target, seed=self.seed)
+        tests = [goodness_of_fit(row, target, seed=self.seed).p_value for row in counts]
         self.details["quota"] = asdict(quota)
         self.details["fit_p_values"] = tests
         invalid = int((~self.first.valid).sum())
@@ -136,6 +141,7 @@ class FairnessScores:
                 table,
                 reading.target(chosen),
                 design_effect=self._effect(reading, chosen),
+                seed=self.seed,
             )
         self.details.setdefault("corrected", {})[name] = {
             judge: {
@@ -192,18 +198,18 @@ class FairnessScores:
         over = ""
         if by_prompt:
             counts = reading.counts_by_prompt(chosen)
-            found = mean_discrepancy_interval(counts, target)
+            found = mean_discrepancy_interval(counts, target, seed=self.seed)
             floor = mean_noise_floor(counts.sum(1), target)
             self.floors[name] = {"n": counts.sum(1).tolist(), "target": target.tolist()}
             over = f", mean over {len(counts)} prompts"
         elif reading.coupled and len(np.unique(reading.batches)) > 1:
             labels = reading.index(chosen)[reading.valid]
-            clustered = clustered_discrepancy(labels, reading.batches, target)
+            clustered = clustered_discrepancy(labels, reading.batches, target, seed=self.seed)
             found, floor = clustered.interval, clustered.floor
             effective = max(1, round(reading.n / max(clustered.design_effect, 1e-9)))
             self.floors[name] = {"n": [effective], "target": target.tolist()}
         else:
-            found = discrepancy_interval(reading.counts(chosen), target)
+            found = discrepancy_interval(reading.counts(chosen), target, seed=self.seed)
             floor = noise_floor_for(target, reading.n)
             self.floors[name] = {"n": [reading.n], "target": target.tolist()}
         return self._discrepancy(name, found, floor, f", hard labels, valid images{over}")
@@ -225,7 +231,7 @@ class FairnessScores:
 
     def _family(self, counts: NDArray[np.int64], target: NDArray[np.float64]) -> list[Score]:
         """The other norms, each prompt's averaged; ends of the mean are the mean of the ends."""
-        each = [family_intervals(row, target) for row in counts]
+        each = [family_intervals(row, target, seed=self.seed) for row in counts]
         floors = family_noise_floors(target, self.first.n) if len(counts) == 1 else {}
         over = f", mean over {len(counts)} prompts" if len(counts) > 1 else ""
         scores = []
@@ -248,9 +254,12 @@ class FairnessScores:
         places = [np.ones(len(table), dtype=bool)]
         if by_prompt:
             places = [self.first.prompts == p for p in range(len(self.task.prompts))]
-        # A single image has no spread; doubled it has the same mean and an honest zero.
-        rows = [table[mine] for mine in places]
-        found = [soft_discrepancy_interval(r if len(r) > 1 else r.repeat(2, 0), target) for r in rows]
+        found = []
+        for mine in places:
+            rows = table[mine]
+            # A single image shows no spread; doubled it has the same mean and no interval.
+            rows = rows if len(rows) > 1 else rows.repeat(2, axis=0)
+            found.append(soft_discrepancy_interval(rows, target, seed=self.seed))
         ends = [float(np.mean([getattr(one, end) for one, _ in found])) for end in _ENDS]
         floor = found[0][1] if len(found) == 1 else None
         over = f", mean over {len(found)} prompts" if by_prompt else ""
@@ -271,7 +280,7 @@ class FairnessScores:
         for mine in places:
             counts = np.bincount(index[mine & self.first.valid], minlength=size)
             invalid = int((mine & ~self.first.valid).sum())
-            found.append(penalised_discrepancy(counts, invalid, target))
+            found.append(penalised_discrepancy(counts, invalid, target, seed=self.seed))
         ends = [float(np.mean([getattr(one, end) for one in found])) for end in _ENDS]
         over = f", mean over {len(found)} prompts" if by_prompt else ""
         return Score(
@@ -291,7 +300,7 @@ class FairnessScores:
         if counts.sum(axis=1).min() < 2:
             self.not_measured["prompt_dependence"] = "a prompt has a single valid image"
             return []
-        found = prompt_discrepancies(counts, target)
+        found = prompt_discrepancies(counts, target, seed=self.seed)
         self.details["by_prompt"] = {
             prompt.subject: {"value": value, "p_value": p_value}
             for prompt, value, p_value in zip(
@@ -383,7 +392,7 @@ class FairnessScores:
             *self._representation(counts, target, groups, source),
         ]
         if len(chosen) == 2:
-            found = mutual_information(square)
+            found = mutual_information(square, seed=self.seed)
             self.details["mutual_information"] = {
                 "p_value": found.p_value,
                 "method": found.method,
@@ -411,8 +420,8 @@ class FairnessScores:
         if target.min() <= 0:
             self.not_measured["representation_worst"] = "a group with target 0 has no ratio"
             return []
-        found = representation_ratios(counts, target, alpha=SMOOTHING)
-        epsilon = representation_epsilon(counts, target, alpha=SMOOTHING)
+        found = representation_ratios(counts, target, alpha=SMOOTHING, seed=self.seed)
+        epsilon = representation_epsilon(counts, target, alpha=SMOOTHING, seed=self.seed)
         worst = int(found.worst_group)
         low, high = wilson_interval(int(counts[worst]), int(counts.sum()))
         self.details["representation"] = {
@@ -475,7 +484,7 @@ class FairnessScores:
         unit: str = "",
     ) -> Score:
         """A number that counts decide, with the interval of resampled ones."""
-        low, high = resampled_interval(counts, statistic)
+        low, high = resampled_interval(counts, statistic, seed=self.seed)
         return Score(
             name=name,
             value=statistic(counts),

@@ -126,7 +126,7 @@ def _add_quality(rows: list[Row], encoder: str, quality: GroupQuality) -> None:
 
 
 def hit_matrix(reading: Reading) -> dict[str, Any] | None:
-    """Valid images by requested (rows) and measured group (columns); None if none was asked for."""
+    """Valid images by requested (rows) and measured group; None if no group was asked for."""
     requested = reading.sample.requested
     if requested is None:
         return None
@@ -138,7 +138,7 @@ def hit_matrix(reading: Reading) -> dict[str, Any] | None:
 
 
 def validity_by_requested(reading: Reading) -> list[Row] | None:
-    """Validity of the images of each requested group; None if none was asked for.
+    """Validity of the images of each requested group; None if no group was asked for.
 
     It can't be split by measured group: an image that is no face has none.
     """

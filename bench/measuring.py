@@ -75,7 +75,11 @@ class Instruments:
 
 
 def load_instruments(
-    device: str, encoders: Sequence[str] = (), *, allow_download: bool = False
+    device: str,
+    encoders: Sequence[str] = (),
+    *,
+    allow_download: bool = False,
+    batch_size: int | None = None,
 ) -> Instruments:
     """The instruments of CartoonFaces on a device.
 
@@ -83,6 +87,7 @@ def load_instruments(
         device: As ``--device``.
         encoders: Public ones to use beside, by name.
         allow_download: Get their weights from upstream if they are nowhere.
+        batch_size: Images that a public encoder sees at once; None for its default.
 
     Raises:
         InputError: If there is no such encoder.
@@ -92,10 +97,17 @@ def load_instruments(
 
     public: tuple[PublicEncoder, ...] = ()
     if encoders:
+        from fairbench.encoders import BATCH
         from fairbench.encoders import load_encoder as load_public
 
         public = tuple(
-            load_public(name, device=device, allow_download=allow_download) for name in encoders
+            load_public(
+                name,
+                device=device,
+                allow_download=allow_download,
+                batch_size=batch_size or BATCH,
+            )
+            for name in dict.fromkeys(encoders)
         )
     return Instruments(
         (load_judge("primary", device), load_judge("second", device)),

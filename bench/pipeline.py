@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.cache import cache_folder
-from fairbench.config import Progress, RunConfig, check_writable, parse_target
+from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import AssetError, InputError
 from fairbench.generation import Plan, Reporter, generate
@@ -118,7 +118,9 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     from fairbench.devices import begin_run
 
     begin_run(plan.device)
-    instruments = load_instruments(str(plan.device))
+    instruments = load_instruments(
+        str(plan.device), config.encoders, allow_download=config.allow_download
+    )
     sha256 = weights_sha256(plan.backbone.folder)
     if plan.backbone.expected_sha256() not in (None, sha256):
         raise AssetError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ from fairbench.metrics import (
     GroupQuality,
     KernelDistance,
     Parity,
+    frechet_infinity,
     frechet_interval,
+    gaussian_kernel_distance,
     group_quality,
+    inception_score,
     kernel_distance,
     precision_recall_density_coverage,
     reference_weights,
@@ -33,6 +36,7 @@ KERNEL_SUBSET = 500
 NEIGHBOURS = 5
 DIVERSITY_BLOCKS = 20
 STUDENT = 2.093  # 95 %, 19 degrees of freedom
+STUDENT_9 = 2.262  # 9 degrees of freedom
 NORMAL = 1.96
 GROUP_N = 30
 """Images of each group behind its Fréchet distance and neighbours: the same for every method."""
@@ -64,6 +68,7 @@ class QualityScores:
         sensitive: Attributes whose crossing makes the groups.
         reference: Real images.
         encoders: Encoder -> what its Fréchet and kernel distances are called.
+        seed: Of every draw.
     """
 
     def __init__(
@@ -72,9 +77,10 @@ class QualityScores:
         sensitive: Sequence[str],
         reference: Reference,
         encoders: Mapping[str, tuple[str, str]],
+        seed: int = 0,
     ) -> None:
         self.reading, self.sensitive, self.reference = reading, tuple(sensitive), reference
-        self.encoders = encoders
+        self.encoders, self.seed = encoders, seed
         self.details: dict[str, Any] = {}
         self.not_measured: dict[str, str] = {}
         self.groups = crossing_groups(self.sensitive, reading.levels)
@@ -90,7 +96,8 @@ class QualityScores:
                 scores += self._mixture(name, (frechet, kernel), (x, y), strata, shares)
             scores += self._neighbours(encoder, x, y)
             scores += self._diversity(encoder, x, y)
-        return scores
+            scores += self._at_infinity(frechet, encoder, x, y)
+        return [*scores, *self._classes(), *self._texts()]
 
     def features(self, encoder: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Generated and real features."""
@@ -105,9 +112,9 @@ class QualityScores:
         y: NDArray[np.float32],
     ) -> list[Score]:
         source = f"encoder {encoder}, {len(y)} balanced real images"
-        found = frechet_interval(x, y, seed=0)
+        found = frechet_interval(x, y, seed=self.seed)
         size = min(KERNEL_SUBSET, len(x), len(y))
-        distance = kernel_distance(x, y, subset_size=size, seed=0)
+        distance = kernel_distance(x, y, subset_size=size, seed=self.seed)
         return [
             _distance(f"{frechet}_balanced", (found.value, found.low, found.high), len(x), source),
             _kernel(f"{kernel}_balanced", distance, len(x), f"{source}, 100 subsets of {size}"),
@@ -154,12 +161,12 @@ class QualityScores:
         scores = []
         try:
             moments = FrechetMoments.of(y, weights.weights)
-            found = frechet_interval(x, moments, seed=0)
+            found = frechet_interval(x, moments, seed=self.seed)
             ends = (found.value, found.low, found.high)
             scores.append(_distance(f"{frechet}_{name}", ends, len(x), source))
         except ContractError as error:
             self.not_measured[f"{frechet}_{name}"] = str(error)
-        distance = stratified_kernel_distance(x, y, strata, shares, seed=0)
+        distance = stratified_kernel_distance(x, y, strata, shares, seed=self.seed)
         scores.append(_kernel(f"{kernel}_{name}", distance, len(x), source))
         return scores
 
@@ -169,9 +176,10 @@ class QualityScores:
         """Precision, recall, density and coverage at equal n of both sides."""
         n = min(len(x), len(y))
         if n <= NEIGHBOURS:
-            self.not_measured[f"precision_{encoder}"] = f"{n} images; more than {NEIGHBOURS} needed"
+            reason = f"{n} images; more than {NEIGHBOURS} needed"
+            self.not_measured[f"precision_{encoder}"] = reason
             return []
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(self.seed)
         mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
         found = precision_recall_density_coverage(mine, real, k=NEIGHBOURS)
         source = f"encoder {encoder}, {n} balanced real images, {NEIGHBOURS} neighbours"
@@ -206,7 +214,7 @@ class QualityScores:
         if n < 2 * DIVERSITY_BLOCKS:
             self.not_measured[f"vendi_{encoder}"] = f"{n} images, {2 * DIVERSITY_BLOCKS} needed"
             return []
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(self.seed)
         mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
         value, unit = vendi_score(mine), vendi_score(real)
         parts = np.array_split(rng.permutation(n), DIVERSITY_BLOCKS)
@@ -224,6 +232,70 @@ class QualityScores:
                 source=f"encoder {encoder}, in units of {n} balanced real images",
             )
         ]
+
+    def _at_infinity(
+        self, frechet: str, encoder: str, x: NDArray[np.float32], y: NDArray[np.float32]
+    ) -> list[Score]:
+        """The balanced distance without the bias of a finite sample, where n allows it."""
+        name = f"{frechet}_infinity_balanced"
+        try:
+            found = frechet_infinity(x, y, seed=self.seed)
+        except ContractError:
+            self.not_measured[name] = "not measurable at this n"
+            return []
+        self.details[name] = {"r_squared": found.r_squared, "slope": found.slope}
+        half = NORMAL * found.standard_error
+        source = f"encoder {encoder}, {len(y)} balanced real images, extrapolated to infinite n"
+        ends = (found.value, found.value - half, found.value + half)
+        score = _distance(name, ends, len(x), source)
+        return [replace(score, interval="of the fitted line")]
+
+    def _classes(self) -> list[Score]:
+        """Inception score of encoders that classify; unranked: faces are no class of theirs."""
+        scores = []
+        for encoder, logits in self.reading.sample.measured.logits.items():
+            splits = min(10, len(logits))
+            found = inception_score(logits, splits=splits, seed=2020)
+            half = STUDENT_9 * found.std / np.sqrt(splits)
+            scores.append(
+                Score(
+                    name="inception_score" if encoder.endswith("clean") else "inception_score_tf",
+                    value=found.mean,
+                    low=max(1.0, found.mean - half),
+                    high=found.mean + half,
+                    n=len(logits),
+                    better="higher",
+                    interval=f"t over {splits} splits",
+                    source=f"encoder {encoder}",
+                )
+            )
+        return scores
+
+    def _texts(self) -> list[Score]:
+        """Of encoders that read texts: distance by their own kernel, and fit to the prompt."""
+        scores = []
+        measured = self.reading.sample.measured
+        for encoder, values in measured.alignment.items():
+            x, y = self.features(encoder)
+            column = self.encoders[encoder][0].removeprefix("frechet_")
+            source = f"encoder {encoder}, {len(y)} balanced real images"
+            distance = gaussian_kernel_distance(x, y, seed=self.seed)
+            scores.append(_kernel(f"cmmd_{column}_balanced", distance, len(x), source))
+            mean = float(values.mean(dtype=np.float64))
+            half = NORMAL * float(values.std(ddof=1, dtype=np.float64) / np.sqrt(len(values)))
+            scores.append(
+                Score(
+                    name=f"clip_score_{column}",
+                    value=mean,
+                    low=mean - half,
+                    high=mean + half,
+                    n=len(values),
+                    better="higher",
+                    interval="normal",
+                    source=f"encoder {encoder}: 100 × cosine to the user's own prompt",
+                )
+            )
+        return scores
 
     def parity(self) -> tuple[list[Score], dict[str, GroupQuality]]:
         """Quality of the groups of the sensitive crossing side by side, of valid images.
@@ -245,7 +317,7 @@ class QualityScores:
                 k=NEIGHBOURS,
                 common_n=GROUP_N,
                 minimum=GROUP_N,
-                seed=0,
+                seed=self.seed,
             )
             found[encoder] = quality
             source = f"encoder {encoder}, {' × '.join(self.sensitive)}, valid images"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.crossings import Reading, Sample
+from fairbench.audit import audit_scores
 from fairbench.fairness_scores import RANKED, RAW, FairnessScores, share_score
 from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
 from fairbench.quality_scores import QualityScores, Reference
@@ -90,6 +91,9 @@ def score_all(
     sensitive: Sequence[str],
     confusions: Mapping[str, Mapping[str, NDArray[np.int64]]],
     encoders: Mapping[str, tuple[str, str]],
+    *,
+    given: Mapping[str, NDArray[np.int64]] | None = None,
+    seed: int = 0,
 ) -> tuple[tuple[Score, ...], dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Every score, every table of groups, and further facts of one run.
 
@@ -102,29 +106,36 @@ def score_all(
         confusions: Judge, the primary one first -> attribute or crossing -> (K, K) counts on
             labelled images, rows are the truth.
         encoders: Encoder -> what its Fréchet and kernel distances are called.
+        given: Attribute -> (N,) levels that somebody else saw in the images; tells how far to
+            trust the judges on them.
+        seed: Of every resample behind the intervals.
 
     Shares are taken of valid images. What can't be measured is left out, and the fact
     ``not_measured`` says why: shares of nothing aren't 0.
     """
     readings = [Reading(sample, judge, attributes, task) for judge in confusions]
     first = readings[0]
-    quality = QualityScores(first, sensitive, reference, encoders)
+    quality = QualityScores(first, sensitive, reference, encoders, seed)
     if first.n == 0:
         reason = f"none of {len(first.valid)} images is a valid face"
         scores = (*quality.scores(), _validity(first))
         missing = {RANKED: reason, RAW: reason, **quality.not_measured}
         return scores, {}, {"not_measured": missing}
-    fairness = FairnessScores(readings, sensitive, confusions)
+    fairness = FairnessScores(readings, sensitive, confusions, seed)
     scores = [*fairness.scores(), *quality.scores()]
     parity, by_group = quality.parity()
     scores += parity
     scores += [_validity(first), *_semantic(first), *_judges(readings, sensitive)]
+    audited, audit = audit_scores(first, given or {}, seed)
+    scores += audited
     tables = group_tables(first, sensitive, confusions[first.judge], by_group)
     facts: dict[str, Any] = {
         "fair": fairness.floors,
         "fairness": fairness.details,
         "quality": quality.details,
     }
+    if audit:
+        facts["audit"] = audit
     if missing := fairness.not_measured | quality.not_measured:
         facts["not_measured"] = missing
     if (matrix := hit_matrix(first)) is not None:

@@ -34,8 +34,6 @@ from fairbench.metrics.differential import (
 )
 from fairbench.metrics.discrepancies import (
     DiscrepancyFamily,
-    PublishedMeasure,
-    ROSETTA,
     discrepancy_family,
     family_intervals,
     family_noise_floors,
@@ -118,6 +116,7 @@ from fairbench.metrics.references import (
     group_quality,
     reference_weights,
 )
+from fairbench.metrics.rosetta import ROSETTA, PublishedMeasure
 from fairbench.metrics.significance import (
     GoodnessOfFit,
     McNemar,
@@ -139,6 +138,7 @@ from fairbench.metrics.validity import (
 )
 
 __all__ = [
+    "ROSETTA",
     "BalancedSubset",
     "CellQuality",
     "ClusteredDiscrepancy",
@@ -166,7 +166,6 @@ __all__ = [
     "PromptDiscrepancies",
     "PublishedMeasure",
     "QuotaCheck",
-    "ROSETTA",
     "ReferenceWeights",
     "RepresentationRatios",
     "SubgroupCoverage",

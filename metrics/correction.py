@@ -129,7 +129,7 @@ def correct_shares(
     table = check_confusion(confusion_counts)
     numbers = check_counts(counts, len(table))
     z = normal_quantile(level)
-    confusion = confusionconfusion_rates(table)
+    confusion = confusion_rates(table)
     method: Literal["delta", "bootstrap"] = "delta" if len(table) == 2 else "bootstrap"
     condition, reason = judge_confusion(confusion)
     if reason is not None:
@@ -188,7 +188,7 @@ def corrected_discrepancy(
     table = check_confusion(confusion_counts)
     z = normal_quantile(level)
     numbers, wanted = _check_rows(counts, target, len(table))
-    confusion = confusionconfusion_rates(table)
+    confusion = confusion_rates(table)
     condition, reason = judge_confusion(confusion)
     if reason is not None:
         lost = float("nan")
@@ -236,7 +236,7 @@ def corrected_noise_floor(
     table = check_confusion(confusion_counts)
     wanted = check_targets(target, sizes.size)
     check_same_groups(wanted.shape[1], len(table))
-    _, reason = judge_confusion(confusionconfusion_rates(table))
+    _, reason = judge_confusion(confusion_rates(table))
     if reason is not None:
         raise ContractError(f"the confusion can't be undone: {reason}")
     return _floor(wanted, sizes, table)
@@ -333,14 +333,14 @@ def _floor(
     wanted: Array, sizes: NDArray[np.int64], table: NDArray[np.int64], effect: float = 1.0
 ) -> float:
     """95 % quantile of the mean over prompts of |error| at a fair generator."""
-    inverse = np.linalg.inv(confusionconfusion_rates(table))
+    inverse = np.linalg.inv(confusion_rates(table))
     smoothed = table + 0.5
     centre = smoothed / smoothed.sum(axis=1, keepdims=True)
     if len(wanted) == 1:
         errors = wanted[0] ** 2 / table.sum(axis=1)
-        covariance = effect / int(sizes[0]) * _multinomial(wanted[0] @ confusion_rates(table)) + sum(
-            weight * _multinomial(row) for weight, row in zip(errors, centre, strict=True)
-        )
+        covariance = effect / int(sizes[0]) * _multinomial(wanted[0] @ confusion_rates(table))
+        for weight, row in zip(errors, centre, strict=True):
+            covariance = covariance + weight * _multinomial(row)
         return gaussian_floor(inverse.T @ covariance @ inverse)
     rng = np.random.default_rng(_FLOOR_SEED)
     # One error of the confusion for all prompts: (draws, true group, classified group).
@@ -353,8 +353,8 @@ def _floor(
     )
     total = np.zeros(_FLOOR_DRAWS)
     for aim, size in zip(wanted, sizes, strict=True):
-        error = np.sqrt(effect) * _normal(aim @ confusion_rates(table), int(size), _FLOOR_DRAWS, rng)
-        error = error - np.einsum("i,dij->dj", aim, shared)
+        error = _normal(aim @ confusion_rates(table), int(size), _FLOOR_DRAWS, rng)
+        error = np.sqrt(effect) * error - np.einsum("i,dij->dj", aim, shared)
         total += np.linalg.norm(error @ inverse, axis=1)
     return float(np.quantile(total / len(wanted), FLOOR_LEVEL))
 
