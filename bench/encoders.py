@@ -8,6 +8,7 @@ rounding. What was computed once is kept under a key of everything that it depen
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -520,7 +521,11 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def _from_folder(architecture: Any, path: Path, kind: str) -> Any:
     """A transformers model of a local folder; nothing is downloaded and nothing left random."""
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    # Its bars and notices would mix with this program's own.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):
             config = AutoConfig.from_pretrained(path, local_files_only=True)
@@ -541,7 +546,10 @@ def _from_folder(architecture: Any, path: Path, kind: str) -> Any:
         raise
     # A damaged file may raise anything, from the JSON reader to safetensors' own errors.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        # PyTorch's own text about a file that holds code recommends to run it.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = "it holds more than tensors" if unsafe else lines[0][:200]
         raise AssetError(
             f"{path}: can't be loaded as a {kind} model ({reason}); delete it and get it anew"
         ) from error

@@ -55,6 +55,9 @@ CROP_SIDE = 160
 CROP_MARGIN = 0.25
 """Share of a face's longer side that its crop adds: 32 pixels of context around 128 of face."""
 
+BREAKS = ("shape of the mask", "non-empty list")
+"""Texts of the errors by which facenet-pytorch says that an image has no usable candidate."""
+
 IDENTITY_ENCODERS = ("facenet-vggface2", "facenet-casia-webface")
 """Identity networks, each named as its weight file is."""
 
@@ -167,7 +170,9 @@ class FaceDetector:
             boxes, probabilities = self._mtcnn.detect(enlarged)
         # A candidate that lies wholly outside the image is dropped from the pixels but not from
         # the list, and then the lengths differ; a lone one leaves nothing to concatenate.
-        except (IndexError, RuntimeError):
+        except (IndexError, RuntimeError) as error:
+            if not any(text in str(error) for text in BREAKS):
+                raise
             faces.failed[index] = True
             return
         if boxes is None:
@@ -195,13 +200,15 @@ def _enlarge(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
 
 
 def load_detector(device: str = "cpu") -> FaceDetector:
-    """Load MTCNN from facenet-pytorch's wheel.
+    """Load MTCNN from facenet-pytorch's wheel; on MPS, which lacks its resizing, it takes the CPU.
 
     Raises:
         InputError: If the device isn't there.
         AssetError: If facenet-pytorch or one of its three files is missing.
     """
     where = resolve_device(device)
+    if where.type == "mps":
+        where = torch.device("cpu")
     paths = {name: find_weights(name) for name in ("mtcnn-pnet", "mtcnn-rnet", "mtcnn-onet")}
     digests = [verify_weights(name, path) for name, path in paths.items()]
     from facenet_pytorch import MTCNN

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.errors import InputError, unknown_name
+from fairbench.errors import ContractError, InputError, unknown_name
 
 __all__ = ["REQUESTED", "Labels", "read_labels"]
 
@@ -68,9 +68,12 @@ def read_labels(
         unread: Further images, which may have a row.
 
     Raises:
+        ContractError: If there are no names.
         InputError: If the table can't be read; if a column, a level or a file is unknown; if an
             image has no row or two; if a cell is empty.
     """
+    if not names:
+        raise ContractError("expected the name of at least one image, seen none")
     table = _read(path)
     known = {"file": None, "prompt": None}
     known |= dict.fromkeys([*(REQUESTED + name for name in attributes), *attributes])

@@ -77,7 +77,8 @@ def list_images(path: Path) -> Iterator[Listing]:
     suffix = path.suffix.lower()
     if path.is_dir():
         yield _listing(path, "folder", *_folder(path))
-    elif suffix not in ARCHIVES:
+    # Opening a pipe would wait forever.
+    elif suffix not in ARCHIVES or not path.is_file():
         raise InputError(
             f"{path}: expected a folder, {', '.join(ARCHIVES)} or .npz, seen a file that is none; "
             "give the folder of the images"

@@ -215,7 +215,9 @@ def verify_weights(name: str, path: Path) -> str:
     spec = weight_file(name)
     if spec.kind != "model":
         return _checked_sha256(path, spec.sha256_prefix)
-    weights = next(path / file for file in MODEL_FILES if (path / file).is_file())
+    weights = next((path / file for file in MODEL_FILES if (path / file).is_file()), None)
+    if weights is None:
+        raise AssetError(f"{path}: expected {' or '.join(MODEL_FILES)}, seen neither; get it anew")
     lines = []
     for file in (weights, *(path / file for file in spec.files)):
         # In the cache of the Hugging Face hub a file is a link to a blob; that of a large file is

@@ -224,8 +224,10 @@ def test_evaluate_takes_a_folder(fairbench: Run, tmp_path: Path) -> None:
 
     folder = tmp_path / "real"
     folder.mkdir()
+    larger = []
     for i, image in enumerate(load_split("evaluation").images[:150]):
-        Image.fromarray(np.asarray(image)).resize((64, 64)).save(folder / f"{i}.png")
+        larger.append(Image.fromarray(np.asarray(image)).resize((64, 64)))
+        larger[i].save(folder / f"{i}.png")
 
     done = fairbench("evaluate", "real", "--task", "race", "--name", "real-faces", "--json")
 
@@ -234,6 +236,14 @@ def test_evaluate_takes_a_folder(fairbench: Run, tmp_path: Path) -> None:
     assert record["method"] == "real-faces"
     assert record["config"]["num_images"] == 150
     assert any("64" in note for note in record["facts"]["notes"])
+
+    np.savez(tmp_path / "faces.npz", np.stack([np.asarray(image) for image in larger]))
+    done = fairbench("evaluate", "faces.npz", "--task", "race", "--json")
+
+    assert done.returncode == 0, done.stderr
+    array = json.loads(done.stdout)
+    assert array["method"] == "faces"
+    assert array["config"]["images"] == record["config"]["images"]
 
 
 @pytest.mark.parametrize("kind", ["methods", "datasets", "tasks", "backbones", "metrics"])

@@ -349,6 +349,51 @@ def test_clip_score_wants_one_prompt_an_image(clip):
         clip.text_features([])
 
 
+def test_the_older_file_format_is_read_too_but_not_the_code_in_it(clip, clip_folder, tmp_path):
+    """OpenAI's releases are ``pytorch_model.bin``, with two more buffers."""
+    from safetensors.torch import load_file
+
+    state = load_file(clip_folder / "model.safetensors")
+    state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    for file in ("config.json", "vocab.json", "merges.txt"):
+        (tmp_path / file).write_bytes((clip_folder / file).read_bytes())
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    images = noise(2, 32)
+    older = ClipEncoder("clip", tmp_path, "", batch_size=4)
+    np.testing.assert_array_equal(older(images).features, clip(images).features)
+    torch.save(state | {"x": Attack()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(AssetError, match="it holds more than tensors") as caught:
+        ClipEncoder("clip", tmp_path, "")
+    assert "weights_only" not in line(caught)
+
+
+def test_loading_prints_nothing(dino_folder, clip_folder, capfd):
+    DinoEncoder("dino", dino_folder, "")
+    ClipEncoder("clip", clip_folder, "")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_formats_run_under_autocast(dino, dtype, monkeypatch):
+    """On the CPU here, where `Runner` itself refuses them."""
+    images = noise(3, 32)
+    expected = dino(images).features
+    monkeypatch.setattr(dino._runner, "dtype", dtype)
+    seen = dino(images).features
+    assert seen.dtype == np.float32
+    assert 0 < np.abs(seen - expected).max() < 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gpu_gives_the_same_features(dino, dino_folder, clip, clip_folder, dtype):
+    images = noise(5, 64)
+    for cpu, folder in ((dino, dino_folder), (clip, clip_folder)):
+        gpu = type(cpu)(cpu.name, folder, "", device="cuda", dtype=dtype, batch_size=4)
+        tolerance = 1e-4 if dtype == "float32" else 0.1
+        np.testing.assert_allclose(gpu(images).features, cpu(images).features, atol=tolerance)
+
+
 # --- what all of them refuse ---------------------------------------------------------------
 
 

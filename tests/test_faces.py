@@ -129,7 +129,13 @@ class Broken:
         return np.array([[10.0, 10, 60, 90], [0, 0, 100, 100]]), np.array([0.95, 0.8])
 
 
-@pytest.mark.parametrize("error", [IndexError("mask"), RuntimeError("expected a non-empty list")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        IndexError("The shape of the mask [1] at index 0 does not match"),
+        RuntimeError("torch.cat(): expected a non-empty list of Tensors"),
+    ],
+)
 def test_an_image_that_breaks_the_detector_is_no_face_and_spoils_no_other(error):
     images = np.zeros((3, 160, 160, 3), np.uint8)
     images[1] = 200
@@ -140,6 +146,12 @@ def test_an_image_that_breaks_the_detector_is_no_face_and_spoils_no_other(error)
     assert seen.box[1].tolist() == [10, 10, 60, 90]
     assert seen.count[1].tolist() == [2, 1, 0]
     assert seen.area[1] == pytest.approx(50 * 80 / 160**2)
+
+
+def test_other_errors_of_the_detector_are_not_taken_for_no_face():
+    broken = FaceDetector(Broken(RuntimeError("out of memory")), "")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        broken(np.zeros((1, 160, 160, 3), np.uint8))
 
 
 def test_loading_leaves_the_global_generator_alone(detector):

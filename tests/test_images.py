@@ -213,6 +213,13 @@ def test_broken_and_circular_links_are_named(tmp_path, target):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.npz"])
+def test_a_pipe_in_place_of_an_archive_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    refused(tmp_path / name, "seen a file that is none")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     refused(tmp_path, "a.png", "plain file")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fairbench.errors import InputError
+from fairbench.errors import ContractError, InputError
 from fairbench.labels import read_labels
 
 ATTRIBUTES = {"gender": ("female", "male"), "race": ("white", "black", "asian")}
@@ -209,3 +209,8 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     (tmp_path / "labels.parquet").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(tmp_path / "labels.parquet", "pip install pyarrow, or save it as .csv")
+
+
+def test_no_images_at_all(tmp_path):
+    with pytest.raises(ContractError, match="at least one image"):
+        read_labels(write(tmp_path / "labels.csv", FULL), [], ATTRIBUTES)

@@ -208,6 +208,11 @@ def test_the_hash_of_a_model_covers_every_file_that_matters(own):
         assert len(seen) == count
 
 
+def test_a_folder_without_weights_has_no_hash(own):
+    with pytest.raises(AssetError, match=r"expected model.safetensors or pytorch_model.bin"):
+        verify_weights("clip-vit-b-32", own)
+
+
 # --- downloads -----------------------------------------------------------------------------
 
 
