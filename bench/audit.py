@@ -65,8 +65,6 @@ def audit_scores(
     return scores, facts
 
 
-def _errors(
-    truth: NDArray[np.int64], read: NDArray[np.int64], size: int
-) -> NDArray[np.int64]:
+def _errors(truth: NDArray[np.int64], read: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """(K, K) counts, rows are the given labels, columns what the judge read."""
     return count_groups(truth * size + read, size**2).reshape(size, size)

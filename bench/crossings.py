@@ -158,7 +158,7 @@ class Reading:
         for name in chosen:
             more = self.probabilities[name][self.valid].astype(np.float64)
             table = (table[:, :, None] * more[:, None, :]).reshape(self.n, -1)
-        return table / table.sum(axis=1, keepdims=True)
+        return np.asarray(table / table.sum(axis=1, keepdims=True), dtype=np.float64)
 
     def right_subject(self) -> NDArray[np.bool_] | None:
         """(n,) whether each valid image shows what its prompt asks for; None without prompts."""

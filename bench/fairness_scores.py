@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -172,7 +172,8 @@ class FairnessScores:
                 high=one.high,
                 n=self.first.n,
                 better="lower",
-                interval=f"{one.method}, with the error of the confusion{self._given()}",
+                interval=f"{one.method}, with the error of the confusion"
+                + (" and of coupled batches" if self.first.coupled else ""),
                 floor=one.floor,
                 source=f"the worse of two judges ({worse}), classifier error corrected, valid "
                 f"images{over}",
@@ -181,21 +182,23 @@ class FairnessScores:
 
     def _effect(self, reading: Reading, chosen: Sequence[str]) -> float:
         """Variance of the shares over that of independent images."""
-        if not reading.coupled or len(np.unique(reading.batches)) < 2:
+        if not reading.coupled:
             return 1.0
-        size = len(reading.groups(chosen))
-        table = cluster_counts(reading.index(chosen)[reading.valid], reading.batches, size)
-        effect = design_effect(table)
+        size, labels = len(reading.groups(chosen)), reading.index(chosen)[reading.valid]
+        effects = []
+        # Within prompts: what differs between them isn't a batch's doing.
+        for prompt in np.unique(reading.prompts):
+            mine = reading.prompts == prompt
+            table = cluster_counts(labels[mine], reading.batches[mine], size)
+            effects.append(design_effect(table) if len(table) > 1 else 1.0)
+        effect = float(np.mean(effects))
         self.details.setdefault("design_effect", {})["/".join(chosen)] = effect
         return effect
-
-    def _given(self) -> str:
-        return ", batches resampled" if self.first.coupled else ""
 
     def _raw(self, name: str, chosen: Sequence[str], *, by_prompt: bool) -> Score:
         """Of hard labels of the primary judge, as papers report it."""
         reading, target = self.first, self.first.target(chosen)
-        over = ""
+        over, given = "", self._given_batches()
         if by_prompt:
             counts = reading.counts_by_prompt(chosen)
             found = mean_discrepancy_interval(counts, target, seed=self.seed)
@@ -205,17 +208,23 @@ class FairnessScores:
         elif reading.coupled and len(np.unique(reading.batches)) > 1:
             labels = reading.index(chosen)[reading.valid]
             clustered = clustered_discrepancy(labels, reading.batches, target, seed=self.seed)
-            found, floor = clustered.interval, clustered.floor
+            found, floor, given = clustered.interval, clustered.floor, ", batches resampled"
             effective = max(1, round(reading.n / max(clustered.design_effect, 1e-9)))
             self.floors[name] = {"n": [effective], "target": target.tolist()}
         else:
             found = discrepancy_interval(reading.counts(chosen), target, seed=self.seed)
             floor = noise_floor_for(target, reading.n)
             self.floors[name] = {"n": [reading.n], "target": target.tolist()}
-        return self._discrepancy(name, found, floor, f", hard labels, valid images{over}")
+        source = f", hard labels, valid images{over}"
+        return self._discrepancy(name, found, floor, source, given)
 
     def _discrepancy(
-        self, name: str, found: DiscrepancyInterval, floor: float | None, source: str
+        self,
+        name: str,
+        found: DiscrepancyInterval,
+        floor: float | None,
+        source: str,
+        given: str | None = None,
     ) -> Score:
         return Score(
             name=name,
@@ -224,7 +233,7 @@ class FairnessScores:
             high=found.high,
             n=self.first.n,
             better="lower",
-            interval=f"{found.method}{self._given()}",
+            interval=f"{found.method}{self._given_batches() if given is None else given}",
             floor=floor,
             source=f"judge {self.first.judge}{source}",
         )
@@ -237,15 +246,14 @@ class FairnessScores:
         scores = []
         for name in each[0]:
             values = [one[name] for one in each]
-            ends = [float(np.mean([getattr(v, end) for v in values])) for end in _ENDS]
             if name == RAW:
                 continue
-            if not all(map(math.isfinite, ends)):
+            mean = _mean_of(values)
+            if not math.isfinite(mean.high):
                 self.not_measured[name] = "infinite: a group that isn't wanted has images"
                 continue
-            found = DiscrepancyInterval(*ends, method=values[0].method)
             source = f", hard labels, valid images{over}"
-            scores.append(self._discrepancy(name, found, floors.get(name), source))
+            scores.append(self._discrepancy(name, mean, floors.get(name), source))
         return scores
 
     def _soft(self, by_prompt: bool) -> Score:
@@ -260,12 +268,11 @@ class FairnessScores:
             # A single image shows no spread; doubled it has the same mean and no interval.
             rows = rows if len(rows) > 1 else rows.repeat(2, axis=0)
             found.append(soft_discrepancy_interval(rows, target, seed=self.seed))
-        ends = [float(np.mean([getattr(one, end) for one, _ in found])) for end in _ENDS]
         floor = found[0][1] if len(found) == 1 else None
         over = f", mean over {len(found)} prompts" if by_prompt else ""
-        interval = DiscrepancyInterval(*ends, method=found[0][0].method)
+        mean = _mean_of([one for one, _ in found])
         return self._discrepancy(
-            f"{RAW}_soft", interval, floor, f", mean probabilities, valid images{over}"
+            f"{RAW}_soft", mean, floor, f", mean probabilities, valid images{over}"
         )
 
     def _penalised(self, by_prompt: bool) -> Score:
@@ -281,22 +288,14 @@ class FairnessScores:
             counts = np.bincount(index[mine & self.first.valid], minlength=size)
             invalid = int((mine & ~self.first.valid).sum())
             found.append(penalised_discrepancy(counts, invalid, target, seed=self.seed))
-        ends = [float(np.mean([getattr(one, end) for one in found])) for end in _ENDS]
+        mean = _mean_of(found)
         over = f", mean over {len(found)} prompts" if by_prompt else ""
-        return Score(
-            name=f"{RAW}_penalised",
-            value=ends[0],
-            low=ends[1],
-            high=ends[2],
-            n=len(prompts),
-            better="lower",
-            interval=found[0].method,
-            source=f"judge {self.first.judge}, hard labels, all images{over}",
+        score = self._discrepancy(
+            f"{RAW}_penalised", mean, None, f", hard labels, all images{over}"
         )
+        return replace(score, n=len(prompts))
 
-    def _over_prompts(
-        self, counts: NDArray[np.int64], target: NDArray[np.float64]
-    ) -> list[Score]:
+    def _over_prompts(self, counts: NDArray[np.int64], target: NDArray[np.float64]) -> list[Score]:
         if counts.sum(axis=1).min() < 2:
             self.not_measured["prompt_dependence"] = "a prompt has a single valid image"
             return []
@@ -535,7 +534,11 @@ def _min_over_max(counts: NDArray[np.int64], target: NDArray[np.float64]) -> flo
     return float(ratios.min() / ratios.max())
 
 
-_ENDS = ("value", "low", "high")
+def _mean_of(found: Sequence[DiscrepancyInterval]) -> DiscrepancyInterval:
+    """Mean value and mean ends: wider than need be, since errors of prompts cancel."""
+    low, high = (float(np.mean([getattr(one, end) for one in found])) for end in ("low", "high"))
+    value = float(np.mean([one.value for one in found]))
+    return DiscrepancyInterval(value, low, high, found[0].method)
 
 
 def _or_none(value: float) -> float | None:

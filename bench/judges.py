@@ -204,9 +204,7 @@ class _FixedBatch:
     preprocessing = f"{SIDE} x {SIDE} as it is, x / 127.5 - 1"
     dtype = "float32"
 
-    def __init__(
-        self, name: str, module: nn.Module, card: Mapping[str, Any], device: str
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, card: Mapping[str, Any], device: str) -> None:
         self.name = name
         self.card = card
         self.weights_sha256: str = card["weights"]["sha256"]

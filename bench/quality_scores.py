@@ -185,9 +185,7 @@ class QualityScores:
         source = f"encoder {encoder}, {n} balanced real images, {NEIGHBOURS} neighbours"
         self.details[f"expected_coverage_{encoder}"] = found.expected_coverage
         scores = [
-            share_score(
-                f"{name}_{encoder}", round(getattr(found, name) * n), n, "higher", source
-            )
+            share_score(f"{name}_{encoder}", round(getattr(found, name) * n), n, "higher", source)
             for name in ("precision", "recall", "coverage")
         ]
         half = NORMAL * found.density_error
@@ -329,9 +327,7 @@ class QualityScores:
                 scores += self._worst(name, column, quality, source)
         return scores, found
 
-    def _worst(
-        self, name: str, parity: Parity, quality: GroupQuality, source: str
-    ) -> list[Score]:
+    def _worst(self, name: str, parity: Parity, quality: GroupQuality, source: str) -> list[Score]:
         if parity.worst is None or parity.gap is None:
             self.not_measured[f"{name}_worst_group"] = self._named(parity.reason)
             return []
@@ -371,9 +367,7 @@ class QualityScores:
         return reason
 
 
-def _distance(
-    name: str, ends: tuple[float, float, float], n: int, source: str
-) -> Score:
+def _distance(name: str, ends: tuple[float, float, float], n: int, source: str) -> Score:
     value, low, high = ends
     return Score(
         name=name,

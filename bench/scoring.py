@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.crossings import Reading, Sample
 from fairbench.audit import audit_scores
+from fairbench.crossings import Reading, Sample
 from fairbench.fairness_scores import RANKED, RAW, FairnessScores, share_score
 from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
 from fairbench.quality_scores import QualityScores, Reference
@@ -118,9 +118,9 @@ def score_all(
     quality = QualityScores(first, sensitive, reference, encoders, seed)
     if first.n == 0:
         reason = f"none of {len(first.valid)} images is a valid face"
-        scores = (*quality.scores(), _validity(first))
-        missing = {RANKED: reason, RAW: reason, **quality.not_measured}
-        return scores, {}, {"not_measured": missing}
+        missing = {RANKED: reason, RAW: reason}
+        made = (*quality.scores(), _validity(first))
+        return made, {}, {"not_measured": missing | quality.not_measured}
     fairness = FairnessScores(readings, sensitive, confusions, seed)
     scores = [*fairness.scores(), *quality.scores()]
     parity, by_group = quality.parity()

@@ -24,8 +24,8 @@ from fairbench.encoders import (
     find_features,
     load_encoder,
 )
-from fairbench.store import ImageList, load_reading, reading_key
 from fairbench.errors import AssetError, ContractError, InputError
+from fairbench.store import ImageList, load_reading, reading_key
 from fairbench.weights import WEIGHTS
 
 RNG = np.random.default_rng(0)
