@@ -2,7 +2,8 @@
 
 A tiny but real unconditional pixel model: UNet2DModel and DDIM schedule in diffusers' folder
 format, trained on the same biased images as ``cartoonfaces-sd``. A checkpoint is written every
-minute; the same command resumes. With ``--start FOLDER`` a pipeline made before is trained further.
+minute; the same command resumes. With ``--start FOLDER`` a pipeline made before is trained
+further.
 """
 
 from __future__ import annotations
