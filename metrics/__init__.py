@@ -18,6 +18,7 @@ from fairbench.metrics.correction import (
     correct_shares,
     corrected_discrepancy,
     corrected_noise_floor,
+    worse_of_judges,
 )
 from fairbench.metrics.counting import (
     count_groups,
@@ -235,6 +236,7 @@ __all__ = [
     "validity_rate",
     "vendi_score",
     "wilson_interval",
+    "worse_of_judges",
     "worst_case_bounds",
     "worst_distance",
 ]

@@ -7,6 +7,7 @@ undone, and its own uncertainty enters every interval and floor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,7 @@ __all__ = [
     "correct_shares",
     "corrected_discrepancy",
     "corrected_noise_floor",
+    "worse_of_judges",
 ]
 
 _FLOOR_DRAWS = 20_000
@@ -206,6 +208,26 @@ def corrected_discrepancy(
     else:
         found = _mean_interval(numbers, table, wanted, point, design_effect, level, seed)
     return CorrectedDiscrepancy(found.value, found.low, found.high, floor, condition, found.method)
+
+
+def worse_of_judges(scores: Sequence[CorrectedDiscrepancy]) -> CorrectedDiscrepancy:
+    """The score that counts where several classifiers judged the same images.
+
+    Args:
+        scores: One score a classifier, at least one.
+
+    Returns:
+        The first refused one if any is, since it could be the worse; else that of largest value.
+
+    Raises:
+        ContractError: If there are none.
+
+    Source: metric card E4.1.
+    """
+    if not scores:
+        raise ContractError("need the score of one classifier or more; seen none")
+    refused = [score for score in scores if score.reason is not None]
+    return refused[0] if refused else max(scores, key=lambda score: score.value)
 
 
 def corrected_noise_floor(

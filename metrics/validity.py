@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Validity:
-    """Share of images that could be read, with its 95 % Wilson interval.
+    """Share of images that could be read, with its Wilson interval.
 
     Attributes:
         value: In [0, 1]; higher is better.

@@ -11,6 +11,7 @@ from fairbench.metrics import (
     corrected_noise_floor,
     discrepancy_of_shares,
     noise_floor,
+    worse_of_judges,
 )
 
 BINARY = np.array([[0.95, 0.05], [0.10, 0.90]])
@@ -141,6 +142,24 @@ class TestRefusals:
             corrected_discrepancy([5, 5], [[9, 1], [1, 9]], uniform(3))
         with pytest.raises(ContractError):
             corrected_discrepancy([[5, 5], [5, 5]], [[9, 1], [1, 9]], np.full((3, 2), 0.5))
+
+
+class TestWorseJudge:
+    def test_larger_value_counts(self):
+        good, poor = [[95, 5], [5, 95]], [[80, 20], [20, 80]]
+        scores = [corrected_discrepancy([60, 40], table, uniform(2)) for table in (good, poor)]
+        assert worse_of_judges(scores) == scores[1]
+        assert worse_of_judges(scores[::-1]) == scores[1]
+
+    def test_a_refused_judge_does_not_vanish(self):
+        sound = corrected_discrepancy([60, 40], [[95, 5], [5, 95]], uniform(2))
+        refused = corrected_discrepancy([60, 40], [[52, 48], [48, 52]], uniform(2))
+        for scores in ([sound, refused], [refused, sound]):
+            assert worse_of_judges(scores).reason == "ill_conditioned"
+
+    def test_nobody_judged(self):
+        with pytest.raises(ContractError):
+            worse_of_judges([])
 
 
 class TestFloor:
