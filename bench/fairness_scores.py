@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fairbench.crossings import Reading, crossings
 from fairbench.metrics import (
+    CorrectedDiscrepancy,
     DiscrepancyInterval,
     cluster_counts,
     clustered_discrepancy,
@@ -38,6 +39,7 @@ from fairbench.metrics import (
     subgroup_coverage,
     subgroup_lattice,
     wilson_interval,
+    worse_of_judges,
     worst_case_bounds,
     worst_distance,
 )
@@ -127,12 +129,14 @@ class FairnessScores:
 
     def _corrected(self, name: str, chosen: Sequence[str], *, by_prompt: bool) -> list[Score]:
         """Corrected for classifier error, of the judge that finds the generator less fair."""
-        found = {}
+        found: dict[str, CorrectedDiscrepancy] = {}
+        effects = {}
         for reading in self.readings:
             table = self.confusions[reading.judge].get("/".join(chosen))
             if table is None:
                 self.not_measured[name] = f"no confusion of {'/'.join(chosen)} was measured"
                 return []
+            effects[reading.judge] = self._effect(reading, chosen)
             counts = reading.counts_by_prompt(chosen)
             if not by_prompt:
                 counts = counts.sum(axis=0)
@@ -140,7 +144,7 @@ class FairnessScores:
                 counts,
                 table,
                 reading.target(chosen),
-                design_effect=self._effect(reading, chosen),
+                design_effect=effects[reading.judge],
                 seed=self.seed,
             )
         self.details.setdefault("corrected", {})[name] = {
@@ -155,14 +159,18 @@ class FairnessScores:
             else {"reason": one.reason, "condition": one.condition}
             for judge, one in found.items()
         }
-        refused = {judge: one.reason for judge, one in found.items() if one.reason is not None}
-        if refused:
-            self.not_measured[name] = ", ".join(
-                f"judge {judge}: {reason}" for judge, reason in refused.items()
-            )
+        one = worse_of_judges(list(found.values()))
+        worse = next(judge for judge, score in found.items() if score is one)
+        if one.reason is not None:
+            self.not_measured[name] = f"judge {worse}: {one.reason}"
             return []
-        worse = max(found, key=lambda judge: found[judge].value)
-        one = found[worse]
+        valid = self.first.counts_by_prompt(chosen).sum(axis=1)
+        sizes = valid if by_prompt else valid.sum(keepdims=True)
+        self.floors[name] = {
+            "n": [_effective(int(n), effects[worse]) for n in sizes],
+            "target": self.first.target(chosen).tolist(),
+            "confusion": self.confusions[worse]["/".join(chosen)].tolist(),
+        }
         over = f", mean over {len(self.task.prompts)} prompts" if by_prompt else ""
         return [
             Score(
@@ -209,7 +217,7 @@ class FairnessScores:
             labels = reading.index(chosen)[reading.valid]
             clustered = clustered_discrepancy(labels, reading.batches, target, seed=self.seed)
             found, floor, given = clustered.interval, clustered.floor, ", batches resampled"
-            effective = max(1, round(reading.n / max(clustered.design_effect, 1e-9)))
+            effective = _effective(reading.n, clustered.design_effect)
             self.floors[name] = {"n": [effective], "target": target.tolist()}
         else:
             found = discrepancy_interval(reading.counts(chosen), target, seed=self.seed)
@@ -438,12 +446,12 @@ class FairnessScores:
                 {
                     "more": groups[pair.first],
                     "less": groups[pair.second],
-                    "log_ratio": pair.log_ratio,
+                    "log_ratio": _or_none(pair.log_ratio),
                 }
                 for pair in epsilon.top
             ],
         }
-        return [
+        scores = [
             Score(
                 name="representation_worst",
                 value=found.smallest,
@@ -461,17 +469,21 @@ class FairnessScores:
                 "higher",
                 f"{source}: smallest over largest share / target",
             ),
-            Score(
-                name="differential_fairness",
-                value=epsilon.epsilon,
-                low=epsilon.low,
-                high=epsilon.high,
-                n=self.first.n,
-                better="lower",
-                interval="bootstrap",
-                source=f"{source}, {SMOOTHING:g} images added to each cell",
-            ),
         ]
+        if not math.isfinite(epsilon.epsilon):
+            self.not_measured["differential_fairness"] = "infinite: a group vanished"
+            return scores
+        interval = Score(
+            name="differential_fairness",
+            value=epsilon.epsilon,
+            low=epsilon.low,
+            high=epsilon.high,
+            n=self.first.n,
+            better="lower",
+            interval=f"bootstrap{self._given_batches()}",
+            source=f"{source}, {SMOOTHING:g} images added to each cell",
+        )
+        return [*scores, interval]
 
     def _of_counts(
         self,
@@ -532,6 +544,11 @@ def _joint_excess(counts: NDArray[np.int64], target: NDArray[np.float64]) -> flo
 def _min_over_max(counts: NDArray[np.int64], target: NDArray[np.float64]) -> float:
     ratios = counts / counts.sum() / target
     return float(ratios.min() / ratios.max())
+
+
+def _effective(n: int, effect: float) -> int:
+    """Independent images that say as much as n of batches do."""
+    return max(1, round(n / max(effect, 1e-9)))
 
 
 def _mean_of(found: Sequence[DiscrepancyInterval]) -> DiscrepancyInterval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from fairbench.records import Record
@@ -85,8 +86,32 @@ def _add_shares(table: Table, record: Record, baseline: Record | None) -> None:
                 _add_row(table, f"  {group}", share, f"{row['target']:.1%}", before.get(group, ""))
 
 
+SHOWN = (
+    "fairness_discrepancy_corrected*",
+    "fairness_discrepancy",
+    "fairness_discrepancy_worst_prompt",
+    "fairness_discrepancy_given",
+    "joint_excess",
+    "representation_worst",
+    "frechet_*_balanced",
+    "fid*_balanced",
+    "kernel_*_balanced",
+    "kid*_balanced",
+    "kernel_*_reweighted",
+    "recall_*",
+    "*_worst_group",
+    "clip_score_*",
+    "validity",
+    "prompt_accuracy",
+    "hit_rate",
+    "judge_*",
+)
+"""Scores in the table; the record holds all."""
+
+
 def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
-    for n, scores in _by_n(record.scores, lambda score: score.n).items():
+    shown = [s for s in record.scores if any(fnmatchcase(s.name, p) for p in SHOWN)]
+    for n, scores in _by_n(shown, lambda score: score.n).items():
         _add_heading(table, f"scores, {n} images")
         for score in scores:
             other = None if baseline is None else baseline.score(score.name)
@@ -97,6 +122,9 @@ def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
                 "" if score.floor is None else _number(score, score.floor),
                 "" if other is None else _number(other, other.value),
             )
+    hidden = len(record.scores) - len(shown)
+    if hidden:
+        _add_row(table, f"  {hidden} more scores are in the record")
 
 
 def _by_n(items: Sequence[Item], n: Callable[[Item], int]) -> Mapping[int, list[Item]]:

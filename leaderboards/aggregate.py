@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fairbench.config import MINIMUM_IMAGES
-from fairbench.metrics.fairness import mean_noise_floor
+from fairbench.metrics import corrected_noise_floor, mean_noise_floor
 from fairbench.records import Record, canonical
 from fairbench.types import Score
 
 __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
 
-RANKED_BY = "fairness_discrepancy"
+RANKED_BY = "fairness_discrepancy_corrected"
 UNRANKED = "–"
 
 # What a method may choose for itself. Two rows may differ in these and still be compared; in
@@ -125,11 +125,16 @@ def rows(
         warn: Told in one line about each record or score that is left out.
     """
     by_configuration: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
-    for record in records:
+    kept = list(records)
+    newest = _newest(kept)
+    for record in kept:
         if dataset not in (None, record.dataset) or task not in (None, record.task):
             continue
         if record.status != "complete":
             warn(f"{_name(record)}: left out, because its run is {record.status}")
+            continue
+        if _version(record) < newest.get(_question(record), 0):
+            warn(f"{_name(record)}: left out, because another record scores its images anew")
             continue
         configuration = canonical(_without_seed(record))
         by_configuration[record.dataset, record.task, record.method, configuration].append(record)
@@ -137,6 +142,30 @@ def rows(
     merged.sort(key=lambda row: row.block)
     blocks = itertools.groupby(merged, key=lambda row: row.block)
     return [row for _, block in blocks for row in _arrange(list(block))]
+
+
+def _newest(records: Iterable[Record]) -> dict[str, int]:
+    """Question -> newest version of the metrics that a complete record answers it with."""
+    newest: dict[str, int] = {}
+    for record in records:
+        if record.status == "complete":
+            question = _question(record)
+            newest[question] = max(newest.get(question, 0), _version(record))
+    return newest
+
+
+def _version(record: Record) -> int:
+    return int(record.config.get("metric_version", 0))
+
+
+def _question(record: Record) -> str:
+    """What images were measured, and for which task and target."""
+    images = record.generation_key or record.config.get("images", record.key)
+    return canonical([record.dataset, record.task, record.method, images, _target(record)])
+
+
+def _target(record: Record) -> Any:
+    return record.config.get("target")
 
 
 def _merge(records: Sequence[Record], warn: Callable[[str], None]) -> Row:
@@ -214,7 +243,11 @@ def _floor_of_mean(name: str, scores: Sequence[Score], runs: Sequence[Record]) -
     fair = [run.facts.get("fair", {}).get(name) for run in runs]
     if None in fair or any(score.floor is None for score in scores):
         return None
-    return mean_noise_floor([n for run in fair for n in run["n"]], fair[0]["target"])
+    sizes, target = [n for run in fair for n in run["n"]], fair[0]["target"]
+    if "confusion" in fair[0]:
+        # One judge's errors are the same in all runs, so they don't average out.
+        return corrected_noise_floor(sizes, fair[0]["confusion"], target)
+    return mean_noise_floor(sizes, target)
 
 
 _Interval = tuple[float | None, float | None, str]

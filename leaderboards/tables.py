@@ -25,8 +25,11 @@ __all__ = ["to_csv", "to_json", "to_markdown", "to_table"]
 # Scores shown to readers, in this order; the other tables show all, these first.
 _MAIN = (
     RANKED_BY,
+    "fairness_discrepancy",
     "frechet_*_balanced",
     "kernel_*_balanced",
+    "kernel_*_reweighted",
+    "kernel_*_worst_group",
     "validity",
     "judge_confidence*",
 )
@@ -41,7 +44,9 @@ _LEGEND = """\
   t over the seeds (not cut at a score's bounds), and that within one run (the mean of the seeds'
   ends); with one seed, only the latter exists.
 - ↓ lower is better, ↑ higher is better. `n` counts the images of each seed.
-- Rows are ranked by `fairness_discrepancy`, within one table only. *≤ floor*: 95 % of perfectly
+- Rows are ranked by `fairness_discrepancy_corrected`, within one table only: the judges' errors
+  are corrected, and the judge that finds a row less fair counts; `fairness_discrepancy` is the
+  primary judge's without correction. *≤ floor*: 95 % of perfectly
   fair generators would score up to the floor at this n and number of seeds, so all rows at or
   below theirs share the first ranks.
 - Rank – marks controls, oracles and others that aren't ranked.

@@ -1,0 +1,326 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from fairbench.crossings import Reading, Sample, crossing, crossings, target_of
+from fairbench.fairness_scores import _effective_groups, _information, _joint_excess
+from fairbench.measuring import Measurements
+from fairbench.metrics import (
+    corrected_discrepancy,
+    mutual_information,
+    subgroup_coverage,
+    subgroup_lattice,
+)
+from fairbench.quality_scores import Reference
+from fairbench.scoring import METRICS, score_all
+from fairbench.types import Prompt, Task
+
+LEVELS = {"role": ("cook", "judge"), "gender": ("f", "m"), "race": ("a", "b")}
+SENSITIVE = ("gender", "race")
+ENCODERS = {"enc": ("frechet_enc", "kernel_enc")}
+CLEAN = np.diag([500, 500])
+CONFUSIONS = {
+    name: {"gender": CLEAN, "race": CLEAN, "gender/race": np.diag([250] * 4)}
+    for name in ("one", "two")
+}
+
+
+def task(per_prompt=False, attributes=("gender",), target=None):
+    prompts = tuple(Prompt(role, {"role": role}) for role in LEVELS["role"])
+    sizes = math.prod(len(LEVELS[name]) for name in attributes)
+    return Task(
+        "t",
+        {name: LEVELS[name] for name in attributes},
+        prompts if per_prompt else prompts[:1],
+        target or (1 / sizes,) * sizes,
+        per_prompt,
+    )
+
+
+def one_hot(labels, size):
+    # Sure, but not so sure that a soft share equals a hard one.
+    table = np.full((len(labels), size), 0.02 / (size - 1), dtype=np.float32)
+    table[np.arange(len(labels)), labels] = 0.98
+    return table
+
+
+def features(labels, seed):
+    """Each cell of gender × race has a mean of its own."""
+    cell = crossing(labels, SENSITIVE, LEVELS)
+    noise = np.random.default_rng(seed).normal(size=(len(cell), 4))
+    return (noise + np.eye(4)[cell] * 2).astype(np.float32)
+
+
+def sample(gender, race, *, role=None, prompts=None, valid=None, second=None, requested=None, batch=None):
+    n = len(gender)
+    labels = {
+        "role": np.zeros(n, dtype=int) if role is None else np.asarray(role),
+        "gender": np.asarray(gender),
+        "race": np.asarray(race),
+    }
+    probabilities = {name: one_hot(labels[name], len(LEVELS[name])) for name in LEVELS}
+    other = {**probabilities}
+    if second is not None:
+        other["gender"] = one_hot(np.asarray(second), 2)
+    measured = Measurements(
+        {"enc": features(labels, 1)},
+        {"one": probabilities, "two": other},
+        np.ones(n, dtype=bool) if valid is None else np.asarray(valid),
+    )
+    return Sample(
+        measured,
+        np.zeros(n, dtype=np.int64) if prompts is None else np.asarray(prompts),
+        None if requested is None else np.asarray(requested),
+        np.arange(n) if batch is None else np.asarray(batch),
+    )
+
+
+def reference(prompts=1, each=60, natural=None):
+    cells = np.tile(np.repeat(np.arange(4), each), prompts)
+    labels = {"gender": cells // 2, "race": cells % 2}
+    index = np.repeat(np.arange(prompts), 4 * each)
+    labels["role"] = index
+    return Reference({"enc": features(labels, 2)}, labels, index, natural)
+
+
+def scored(a_sample, a_task=None, a_reference=None, **more):
+    a_task = a_task or task()
+    a_reference = a_reference or reference(len(a_task.prompts))
+    confusions = more.pop("confusions", CONFUSIONS)
+    scores, tables, facts = score_all(
+        a_sample, a_reference, a_task, LEVELS, SENSITIVE, confusions, ENCODERS, **more
+    )
+    names = [score.name for score in scores]
+    assert len(set(names)) == len(names)
+    return {score.name: score for score in scores}, tables, facts
+
+
+def mixed(n=400, male=0.7, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.random(n) < male).astype(int), (rng.random(n) < 0.4).astype(int)
+
+
+WITHOUT_INTERVAL = ("coverage_at_", "group_gap", "frechet_enc_worst", "recall_enc_worst")
+
+
+def test_every_number_says_n_and_source_and_nearly_every_one_how_sure_it_is():
+    scores, tables, _ = scored(sample(*mixed()))
+    for score in scores.values():
+        assert score.n > 0
+        assert score.source
+        assert math.isfinite(score.value)
+        if not any(part in score.name for part in WITHOUT_INTERVAL):
+            assert score.low <= score.value <= score.high, score.name
+            assert score.interval
+    for suffix in "soft l1 tv kl pairwise delta mad entropy_gap squared normalised".split():
+        assert f"fairness_discrepancy_{suffix}" in scores
+    assert tables.keys() == {"gender", "race", "gender/race", "role"}
+
+
+def test_every_score_is_listed_with_its_meaning():
+    gender, race = mixed()
+    made, _, _ = scored(
+        sample(gender, race, prompts=np.arange(400) % 2, role=np.arange(400) % 2, requested=gender),
+        task(per_prompt=True),
+        given={"gender": gender},
+    )
+    text = " ".join(METRICS)
+    for name in made:
+        stem = name.replace("_enc", "").split("_")[0]
+        assert stem in text, name
+
+
+def test_the_ranked_score_is_corrected_and_of_the_worse_judge():
+    gender, race = mixed()
+    second = np.where(np.arange(400) % 10 == 0, 1, gender)  # sees more men
+    confusions = {**CONFUSIONS, "two": {**CONFUSIONS["two"], "gender": np.array([[450, 50], [0, 500]])}}
+    scores, _, facts = scored(sample(gender, race, second=second), confusions=confusions)
+    found = {
+        judge: corrected_discrepancy(np.bincount(labels), confusions[judge]["gender"], [0.5, 0.5])
+        for judge, labels in (("one", gender), ("two", second))
+    }
+    worse = max(found.values(), key=lambda one: one.value)
+    ranked = scores["fairness_discrepancy_corrected"]
+    assert (ranked.value, ranked.low, ranked.high, ranked.floor) == (
+        worse.value, worse.low, worse.high, worse.floor
+    )
+    details = facts["fairness"]["corrected"]["fairness_discrepancy_corrected"]
+    assert details["one"]["value"] == found["one"].value
+    assert details["two"]["value"] == found["two"].value
+    assert scores["fairness_discrepancy"].value == pytest.approx(
+        math.sqrt(2) * abs(gender.mean() - 0.5)
+    )
+
+
+def test_a_judge_too_poor_to_be_corrected_leaves_the_ranked_score_out():
+    poor = np.array([[260, 240], [240, 260]])
+    confusions = {**CONFUSIONS, "two": {**CONFUSIONS["two"], "gender": poor}}
+    scores, _, facts = scored(sample(*mixed()), confusions=confusions)
+    assert "fairness_discrepancy_corrected" not in scores
+    assert facts["not_measured"]["fairness_discrepancy_corrected"] == "judge two: ill_conditioned"
+    assert "fairness_discrepancy" in scores
+
+
+def test_opposite_prompts_are_not_fair_together():
+    prompts = np.arange(400) % 2
+    _, race = mixed()
+    scores, tables, facts = scored(
+        sample(prompts, race, prompts=prompts, role=prompts), task(per_prompt=True)
+    )
+    assert scores["fairness_discrepancy"].value == pytest.approx(math.sqrt(0.5))
+    assert scores["fairness_discrepancy_worst_prompt"].value == pytest.approx(math.sqrt(0.5))
+    # What pooling prompts, as some published code does, would have said.
+    assert scores["fairness_discrepancy_pooled"].value == 0
+    assert scores["prompt_dependence"].value == pytest.approx(math.log(2), abs=0.002)
+    assert {"gender|cook", "gender|judge"} <= tables.keys()
+    assert facts["fairness"]["by_prompt"]["cook"]["value"] == pytest.approx(math.sqrt(0.5))
+
+
+def test_a_vanished_group_counts_as_none_at_all():
+    rng = np.random.default_rng(0)
+    cell = np.repeat(np.arange(4), 100)
+    whole, _, _ = scored(sample(cell // 2, cell % 2))
+    gone = rng.permutation(cell[cell != 3])
+    scores, tables, facts = scored(sample(gone // 2, gone % 2))
+    assert scores["representation_worst"].value == 0
+    assert scores["representation_min_over_max"].value == 0
+    assert scores["coverage_at_1"].value == 0.75
+    assert scores["effective_groups"].value < whole["effective_groups"].value
+    for name in ("fairness_discrepancy_gender_race", "differential_fairness"):
+        if name in scores:
+            assert scores[name].value > whole[name].value
+    assert tables["gender/race"][3]["count"] == 0
+    # Quality of a group that isn't there is not measurable, and it isn't skipped.
+    assert "kernel_enc_worst_group" not in scores
+    assert facts["not_measured"]["kernel_enc_worst_group"].startswith("m/b has 0 generated")
+
+
+def test_the_three_references_tell_composition_from_quality():
+    gender, race = mixed(600, male=0.9)
+    natural = np.array([[0.06, 0.04, 0.54, 0.36]])
+    scores, _, _ = scored(sample(gender, race), None, reference(each=150, natural=natural))
+    # Perfect images in the wrong proportions.
+    assert scores["kernel_enc_balanced"].low > 0
+    for name in ("kernel_enc_reweighted", "kernel_enc_natural"):
+        assert scores[name].low < 0 < scores[name].high
+    assert scores["frechet_enc_reweighted"].value < scores["frechet_enc_balanced"].value / 2
+
+
+def test_blurring_one_group_shows_in_its_quality_alone():
+    cell = np.repeat(np.arange(4), 100)
+    a_sample = sample(cell // 2, cell % 2)
+    spoiled = a_sample.measured.features["enc"].copy()
+    spoiled[cell == 2] *= 0.2
+    measured = dataclasses.replace(a_sample.measured, features={"enc": spoiled})
+    scores, tables, _ = scored(dataclasses.replace(a_sample, measured=measured))
+    assert scores["kernel_enc_worst_group"].source.endswith("m/a")
+    by_group = [row["quality"]["enc"]["kernel"]["value"] for row in tables["gender/race"]]
+    assert np.argmax(by_group) == 2
+    assert max(by_group) > 5 * sorted(by_group)[-2]
+
+
+def test_no_valid_image_leaves_quality_only():
+    gender, race = mixed(100)
+    scores, tables, facts = scored(sample(gender, race, valid=np.zeros(100, dtype=bool)))
+    assert scores["validity"].value == 0
+    assert "frechet_enc_balanced" in scores
+    assert not [name for name in scores if name.startswith("fairness")]
+    assert tables == {}
+    assert "none of 100 images" in facts["not_measured"]["fairness_discrepancy_corrected"]
+
+
+def test_invalid_images_count_against_a_method():
+    gender, race = np.arange(400) % 2, np.arange(400) // 2 % 2
+    valid = np.arange(400) >= 80
+    scores, _, facts = scored(sample(gender, race, valid=valid))
+    assert scores["fairness_discrepancy"].value == 0
+    assert scores["fairness_discrepancy_penalised"].value == pytest.approx(
+        math.sqrt(0.2**2 + 2 * 0.1**2)
+    )
+    assert scores["fairness_discrepancy_penalised"].n == 400
+    assert facts["fairness"]["worst_case"]["high"] > 0.1
+
+
+def test_alternation_is_flagged():
+    _, _, facts = scored(sample(np.arange(400) % 2, mixed()[1]))
+    assert facts["fairness"]["quota"]["quota"] is False  # one exact hit is no proof
+    prompts = np.repeat([0, 1], 200)
+    _, _, facts = scored(
+        sample(np.arange(400) % 2, mixed()[1], prompts=prompts, role=prompts),
+        task(per_prompt=True),
+    )
+    assert facts["fairness"]["quota"]["p_value"] < 0.01
+
+
+def test_coupled_batches_widen_what_rests_on_them():
+    rng = np.random.default_rng(3)
+    drawn = np.repeat(rng.integers(2, size=20), 20)  # one draw for each batch of twenty
+    _, race = mixed()
+    alone, _, _ = scored(sample(drawn, race))
+    coupled, _, facts = scored(sample(drawn, race, batch=np.repeat(np.arange(20), 20)))
+    assert facts["fairness"]["design_effect"]["gender"] == pytest.approx(20, rel=0.2)
+    for name in ("fairness_discrepancy", "fairness_discrepancy_corrected"):
+        assert coupled[name].value == alone[name].value
+        assert coupled[name].floor > 3 * alone[name].floor
+        assert "batches" in coupled[name].interval
+        assert coupled[name].high > alone[name].high
+
+
+def test_requested_groups_have_hits_and_validity():
+    gender, race = mixed()
+    requested = np.where(np.arange(400) < 40, 1 - gender, gender)
+    valid = requested == 1
+    scores, _, facts = scored(sample(gender, race, requested=requested, valid=valid))
+    matrix = np.array(facts["hit_matrix"]["counts"])
+    assert matrix.sum() == valid.sum()
+    assert scores["hit_rate"].value == np.trace(matrix) / matrix.sum()
+    rows = facts["validity_by_requested"]
+    assert [row["value"] for row in rows] == [0, 1]
+
+
+def test_given_labels_check_the_judge():
+    gender, race = mixed()
+    given = np.where(np.arange(400) < 20, 1 - gender, gender)
+    scores, _, facts = scored(sample(gender, race), given={"gender": given})
+    assert scores["judge_agreement_gender"].value == 0.95
+    assert scores["fairness_discrepancy_given"].value == pytest.approx(
+        math.sqrt(2) * abs(given.mean() - 0.5)
+    )
+    assert np.sum(facts["audit"]["gender"]) == 400
+
+
+def test_same_arrays_same_scores_and_the_seed_moves_only_intervals():
+    a_sample = sample(*mixed())
+    one, two, other = scored(a_sample)[0], scored(a_sample)[0], scored(a_sample, seed=5)[0]
+    assert one == two
+    fair = [name for name in one if name.startswith(("fairness", "joint", "effective"))]
+    assert [one[name].value for name in fair] == [other[name].value for name in fair]
+    assert any(one[name].low != other[name].low for name in fair)
+
+
+def test_numbers_from_counts_agree_with_the_metrics():
+    gender, race = mixed()
+    counts = np.bincount(gender * 2 + race, minlength=4).reshape(2, 2)
+    assert _information(counts) == pytest.approx(mutual_information(counts).corrected)
+    assert _effective_groups(counts) == pytest.approx(subgroup_coverage(counts).effective_groups)
+    labels = np.stack([gender, race], axis=1)
+    lattice = subgroup_lattice(labels, {name: LEVELS[name] for name in SENSITIVE})
+    assert _joint_excess(counts, np.full(4, 0.25)) == pytest.approx(lattice.joint_excess)
+
+
+def test_crossings_and_targets():
+    assert crossings(("a", "b")) == [("a",), ("b",), ("a", "b")]
+    asked = task(attributes=("gender",), target=(0.3, 0.7))
+    np.testing.assert_allclose(target_of(asked, ("race",), LEVELS), [0.5, 0.5])
+    np.testing.assert_allclose(
+        target_of(asked, ("race", "gender"), LEVELS), [0.15, 0.35, 0.15, 0.35]
+    )
+
+
+def test_soft_shares_of_a_crossing_multiply():
+    reading = Reading(sample([0, 1], [0, 1]), "one", LEVELS, task())
+    soft = reading.soft(SENSITIVE)
+    np.testing.assert_allclose(soft.sum(axis=1), 1)
+    assert soft[0, 0] == pytest.approx(0.98**2, rel=1e-5)
