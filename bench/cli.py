@@ -78,8 +78,11 @@ Encoders = Annotated[
     list[str] | None,
     typer.Option(help="Measure with this public encoder too, such as inception@clean; repeat."),
 ]
+FacesToo = Annotated[
+    bool, typer.Option("--faces", help="Find faces too, of 2,000 images; for photographs.")
+]
 Download = Annotated[
-    bool, typer.Option("--allow-download", help="Get missing weights of --encoder.")
+    bool, typer.Option("--allow-download", help="Get missing weights of --encoder and --faces.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 
@@ -108,6 +111,7 @@ def run(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
     eta: Annotated[float | None, typer.Option(help="DDIM noise share in [0, 1].")] = None,
     encoder: Encoders = None,
+    faces: FacesToo = False,
     allow_download: Download = False,
     results: Results = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Compute again.")] = False,
@@ -134,6 +138,7 @@ def run(
                 guidance=guidance,
                 eta=eta,
                 encoders=tuple(encoder or ()),
+                faces=faces,
                 allow_download=allow_download,
                 results=results,
                 force=force,
@@ -175,6 +180,7 @@ def evaluate(
         typer.Option(help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>."),
     ] = None,
     encoder: Encoders = None,
+    faces: FacesToo = False,
     allow_download: Download = False,
     device: Device = "auto",
     batch_size: Annotated[
@@ -200,6 +206,7 @@ def evaluate(
                 num_images=num_images,
                 labels=labels,
                 encoders=tuple(encoder or ()),
+                faces=faces,
                 allow_download=allow_download,
                 device=device,
                 batch_size=batch_size,

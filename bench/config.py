@@ -40,6 +40,7 @@ class RunConfig:
         parameters: ``key=value`` strings of the method.
         steps, guidance, eta: Of sampling; None for the backbone's defaults.
         encoders: Public encoders to measure with beside the data set's own.
+        faces: Whether to look for faces too, as on photographs.
         allow_download: Get their weights from upstream if they are nowhere.
         results: Folder of records.
         force: Compute although a record exists.
@@ -60,6 +61,7 @@ class RunConfig:
     guidance: float | None = None
     eta: float | None = None
     encoders: tuple[str, ...] = ()
+    faces: bool = False
     allow_download: bool = False
     results: Path = Path("results")
     force: bool = False

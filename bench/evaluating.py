@@ -15,11 +15,13 @@ from fairbench.config import MINIMUM_IMAGES, check_writable, parse_target
 from fairbench.crossings import crossing
 from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import InputError, unknown_name
+from fairbench.face_scores import load_face_instruments
+from fairbench.fairness_scores import RANKED
 from fairbench.generation import Reporter
 from fairbench.images import ImageSet, read_images
 from fairbench.labels import REQUESTED, Labels, read_labels
 from fairbench.measuring import load_instruments, measure
-from fairbench.pipeline import Outcome, measuring_config, now
+from fairbench.pipeline import Outcome, add_faces, measuring_config, now
 from fairbench.records import SCHEMA, Record, find_record, record_path, run_key, write_record
 from fairbench.reference import confusions_of, encoder_columns, make_reference
 from fairbench.registry import method_names
@@ -40,6 +42,7 @@ def evaluate(
     num_images: int | None = None,
     labels: Path | None = None,
     encoders: Sequence[str] = (),
+    faces: bool = False,
     allow_download: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
@@ -59,6 +62,7 @@ def evaluate(
         num_images: How many must be there; the first so many are taken. None: all.
         labels: Table of prompts, requested groups and labels, as `fairbench.labels` reads it.
         encoders: Public encoders to measure with beside the data set's own.
+        faces: Whether to look for faces too, as on photographs.
         allow_download: Get their weights from upstream if they are nowhere.
         device: Where the instruments run.
         batch_size: Images that a public encoder sees at once; None for its default.
@@ -104,13 +108,16 @@ def evaluate(
     instruments = load_instruments(
         str(where), encoders, allow_download=allow_download, batch_size=batch_size
     )
+    looking = None
+    if faces:
+        looking = load_face_instruments(str(where), allow_download=allow_download)
     manifest = tuple((0, i, digest) for i, digest in enumerate(image_sha256(read.images)))
     config = {
         "evaluated": name,
         "images": run_key({"sha256": [digest for _, _, digest in manifest]}),
         "num_images": len(read.images),
         "resized_from": list(read.source_size),
-        **measuring_config(chosen, question, instruments),
+        **measuring_config(chosen, question, instruments, looking),
     }
     if known.labels is not None:
         config["labels"] = known.labels.sha256
@@ -140,9 +147,12 @@ def evaluate(
         given={} if known.labels is None else known.labels.given,
         seed=seed,
     )
-    for name_, reason in facts.get("not_measured", {}).items():
-        if name_.startswith("fairness_discrepancy"):
-            report.warn(f"{name_} can't be measured: {reason}")
+    if looking is not None:
+        scores, facts = add_faces(
+            (scores, facts), read.images, sample, question, chosen, looking, report
+        )
+    if RANKED in facts.get("not_measured", {}):
+        report.warn(f"{RANKED} can't be measured: {facts['not_measured'][RANKED]}")
     record = Record(
         schema=SCHEMA,
         key=key,

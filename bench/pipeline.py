@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from fairbench.cache import cache_folder
 from fairbench.config import RunConfig, check_writable, parse_target
+from fairbench.crossings import Reading, crossing
 from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import AssetError, InputError
+from fairbench.face_scores import FaceInstruments, face_scores, load_face_instruments
+from fairbench.fairness_scores import RANKED
 from fairbench.generation import Plan, Reporter, generate
 from fairbench.measuring import Instruments, Measurements, load_instruments, measure
 from fairbench.pictures import sample_grid
@@ -30,11 +33,16 @@ from fairbench.records import (
     run_key,
     write_record,
 )
-from fairbench.reference import confusions_of, encoder_columns, make_reference
+from fairbench.reference import (
+    confusions_of,
+    encoder_columns,
+    make_reference,
+    real_images,
+)
 from fairbench.registry import make_method
 from fairbench.scoring import METRIC_VERSION, Sample, score_all
 from fairbench.store import image_sha256
-from fairbench.types import MethodCard, Request, Task
+from fairbench.types import MethodCard, Request, Score, Task
 
 __all__ = ["Outcome", "baseline_of", "run"]
 
@@ -127,9 +135,12 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
             f"{plan.backbone.folder}: weights have sha256 {sha256[:8]}…, expected "
             f"{str(plan.backbone.expected_sha256())[:8]}…; reinstall fairbench-diffusion"
         )
+    looking = None
+    if config.faces:
+        looking = load_face_instruments(str(plan.device), allow_download=config.allow_download)
     images_config = generation_config(plan, sha256)
     generation_key = run_key(images_config)
-    key_config = images_config | measuring_config(plan.dataset, plan.task, instruments)
+    key_config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
     key = run_key(key_config)
     # Names that change nothing: the weights' hash and the parameters stand for them.
     full_config = key_config | {"backbone": plan.backbone.name, "preset": plan.preset}
@@ -140,11 +151,13 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
         return Outcome(found, path, True)
     blank = _blank_record(plan, key, generation_key, full_config)
     with _failures_recorded(config.results, blank):
-        record = _compute(plan, blank, instruments, report)
+        record = _compute(plan, blank, instruments, looking, report)
     return Outcome(record, write_record(config.results, record), False)
 
 
-def measuring_config(dataset: Dataset, task: Task, instruments: Instruments) -> dict[str, Any]:
+def measuring_config(
+    dataset: Dataset, task: Task, instruments: Instruments, looking: FaceInstruments | None
+) -> dict[str, Any]:
     """Everything that the scores depend on beside the images."""
     return {
         "dataset": dataset.name,
@@ -152,6 +165,7 @@ def measuring_config(dataset: Dataset, task: Task, instruments: Instruments) -> 
         "target": dict(zip(task.groups, task.target, strict=True)),
         "hashes": {
             **instruments.hashes(),
+            **(looking.hashes() if looking else {}),
             "reference": dataset.data_sha256(),
         },
         "reference": _strata(task),
@@ -215,7 +229,13 @@ def _failures_recorded(results: Path, blank: Record) -> Iterator[None]:
         raise
 
 
-def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Reporter) -> Record:
+def _compute(
+    plan: Plan,
+    blank: Record,
+    instruments: Instruments,
+    looking: FaceInstruments | None,
+    report: Reporter,
+) -> Record:
     cache = cache_folder()
     generated = generate(plan, str(blank.generation_key), cache, report)
     manifest = _manifest(plan.requests, generated.images)
@@ -246,9 +266,14 @@ def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Report
         confusions_of(instruments),
         encoder_columns(instruments),
     )
-    for name, reason in facts.get("not_measured", {}).items():
+    if looking is not None:
+        scores, facts = add_faces(
+            (scores, facts), generated.images, sample, plan.task, plan.dataset, looking, report
+        )
+    if RANKED in facts.get("not_measured", {}):
         report.warn(
-            f"{name} can't be measured: {reason}; more --steps or a weaker method may help"
+            f"{RANKED} can't be measured: {facts['not_measured'][RANKED]}; more --steps or a "
+            "weaker method may help"
         )
     from fairbench.devices import peak_memory_mib
 
@@ -274,6 +299,34 @@ def _compute(plan: Plan, blank: Record, instruments: Instruments, report: Report
     ).with_suffix(".png")
     _draw_grid(picture, record, generated.images, measured, plan, instruments)
     return record
+
+
+def add_faces(
+    measured: tuple[tuple[Score, ...], dict[str, Any]],
+    images: NDArray[np.uint8],
+    sample: Sample,
+    task: Task,
+    dataset: Dataset,
+    looking: FaceInstruments,
+    report: Reporter,
+) -> tuple[tuple[Score, ...], dict[str, Any]]:
+    """Scores and facts with those of the face stage."""
+    scores, facts = measured
+    judge = next(iter(sample.measured.probabilities))
+    real, _ = real_images(task)
+    more, found = face_scores(
+        images,
+        Reading(sample, judge, dataset.attributes, task),
+        real.images,
+        crossing(real.labels, dataset.sensitive, dataset.attributes),
+        dataset.sensitive,
+        looking,
+        cache_folder(),
+        report.progress,
+    )
+    for name, reason in found.get("not_measured", {}).items():
+        report.note(f"{name}: not measured: {reason}")
+    return (*scores, *more), {**facts, "faces": found}
 
 
 def _manifest(

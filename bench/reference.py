@@ -15,7 +15,7 @@ from fairbench.measuring import Instruments, measure
 from fairbench.quality_scores import Reference
 from fairbench.types import Prompt, Task
 
-__all__ = ["confusions_of", "encoder_columns", "make_reference"]
+__all__ = ["confusions_of", "encoder_columns", "make_reference", "real_images"]
 
 
 def make_reference(
@@ -30,18 +30,23 @@ def make_reference(
     The evaluation split is balanced over role, gender and race, so that any choice of roles is
     balanced over gender and race.
     """
-    split = cartoonfaces.load_split("evaluation")
-    answers = np.full(len(split), -1)
-    for p, prompt in reversed(list(enumerate(task.prompts))):
-        answers[_matches(prompt, split.labels)] = p
-    part = split.take(answers >= 0)
+    part, answers = real_images(task)
     measured = measure(part.images, instruments, cache, progress)
     return Reference(
         features=measured.features,
         labels=dict(part.labels),
-        prompt_index=answers[answers >= 0].astype(np.int64),
+        prompt_index=answers,
         natural=np.stack([_natural(prompt, sensitive) for prompt in task.prompts]),
     )
+
+
+def real_images(task: Task) -> tuple[cartoonfaces.Split, NDArray[np.int64]]:
+    """The evaluation images that answer a prompt of the task, and which one, (M,)."""
+    split = cartoonfaces.load_split("evaluation")
+    answers = np.full(len(split), -1, dtype=np.int64)
+    for p, prompt in reversed(list(enumerate(task.prompts))):
+        answers[_matches(prompt, split.labels)] = p
+    return split.take(answers >= 0), answers[answers >= 0]
 
 
 def _matches(prompt: Prompt, labels: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.bool_]:

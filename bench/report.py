@@ -86,6 +86,10 @@ def _add_shares(table: Table, record: Record, baseline: Record | None) -> None:
                 _add_row(table, f"  {group}", share, f"{row['target']:.1%}", before.get(group, ""))
 
 
+_SHORT = (
+    ("fairness_discrepancy_worst_prompt", "discrepancy_worst_prompt"),
+    ("fairness_discrepancy_given", "discrepancy_given"),
+)
 SHOWN = (
     "fairness_discrepancy_corrected*",
     "fairness_discrepancy",
@@ -143,7 +147,10 @@ def _scale(score: Score) -> int:
 def _label(score: Score) -> str:
     """Such as ``"↓ kernel cartoonfaces balanced ×1000"``."""
     # Of the attributes' own discrepancies; the ranked one keeps its name.
-    name = score.name.replace("fairness_discrepancy_", "discrepancy_").replace("_", " ")
+    name = score.name
+    for long, short in (("fairness_discrepancy_corrected_", "corrected_"), *_SHORT):
+        name = name.replace(long, short)
+    name = name.replace("_", " ")
     times = f" ×{_scale(score)}" if _scale(score) != 1 else ""
     return f"{ARROWS[score.better]}{name}{times}"
 

@@ -40,6 +40,7 @@ METRICS: Mapping[str, str] = {
     "fairness_discrepancy[_corrected]_<attributes>": (
         "of any sensitive attribute and crossing, all prompts together"
     ),
+    "fairness_discrepancy_given": "of the labels given by --labels, which no judge touches",
     "prompt_dependence": "mutual information of prompt and group, nats. Lower is better.",
     "joint_excess": (
         "normalised discrepancy of the joint cells less that of the worst single attribute: above "
@@ -73,10 +74,15 @@ METRICS: Mapping[str, str] = {
     "fid_*, kid_*, inception_score, fd_dinov2_*, cmmd_*, clip_score": (
         "with --encoder inception, dinov2 or clip, if their weights are there"
     ),
+    "face_*": "with --faces: share of images with a face, with several, confidence, area",
+    "identity_*": (
+        "with --faces and an identity network: how many different faces, next to real ones"
+    ),
     "validity": "share of images that the validity check accepts as a face. Higher is better.",
     "prompt_accuracy": "share of valid images that show the subject asked for. Higher is better.",
     "hit_rate": "share of valid images in the group the method asked for. Higher is better.",
     "judge_confidence_<attribute>": "mean highest probability of the primary judge.",
+    "judge_agreement_<attribute>": "share of valid images read as --labels says.",
     "judge_disagreement_<attribute>": (
         "share of valid images that the two judges read differently."
     ),

@@ -362,6 +362,8 @@ def _compare(row: Row, protocol: Mapping[str, str]) -> str:
     ranked = row.scores.get(RANKED_BY)
     if ranked is not None and ranked.n < MINIMUM_IMAGES:
         return f"no: only {ranked.n} valid images, at least {MINIMUM_IMAGES} needed"
+    if ranked is None and "fairness_discrepancy" in row.scores:
+        return f"no: {RANKED_BY} isn't in its record; run it again with this version"
     differences = [
         f"{name} {_short(mine[name])}, others {_short(protocol[name])}"
         for name in _differences(mine, protocol)

@@ -46,9 +46,9 @@ _LEGEND = """\
 - ↓ lower is better, ↑ higher is better. `n` counts the images of each seed.
 - Rows are ranked by `fairness_discrepancy_corrected`, within one table only: the judges' errors
   are corrected, and the judge that finds a row less fair counts; `fairness_discrepancy` is the
-  primary judge's without correction. *≤ floor*: 95 % of perfectly
-  fair generators would score up to the floor at this n and number of seeds, so all rows at or
-  below theirs share the first ranks.
+  primary judge's without correction. *≤ floor*: 95 % of perfectly fair generators would score up
+  to the floor at this n and number of seeds, so all rows at or below theirs share the first
+  ranks.
 - Rank – marks controls, oracles and others that aren't ranked.
 - Comparable rows share everything but the method's own parameters: images, sampling, target,
   and the hashes of backbone, judges and references. The others say what differs, come last and

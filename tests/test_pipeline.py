@@ -34,7 +34,7 @@ def measured_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured_before: Path) -> Path:
     cache = tmp_path / "cache"
     cache.mkdir()
-    (cache / "measurements").symlink_to(measured_before)
+    (cache / "features").symlink_to(measured_before)
     monkeypatch.setenv("FAIRBENCH_CACHE", str(cache))
     return cache
 

@@ -23,8 +23,8 @@ def made(make_record):
     def make(method, n=992, **changes):
         discrepancy = (0.2591, 0.2189, 0.3014, n, "lower", "w", 0.0534)
         scores = (
-            Score("fairness_discrepancy", *discrepancy),
-            Score("fairness_discrepancy_gender_race", 0.4126, None, None, n, "lower"),
+            Score("fairness_discrepancy_corrected", *discrepancy),
+            Score("fairness_discrepancy_corrected_gender_race", 0.4126, None, None, n, "lower"),
             Score("frechet_cartoonfaces_balanced", 140.123, 138.2, 150.26, 1000, "lower"),
             Score("kernel_cartoonfaces_balanced", 0.00123, -1e-5, 0.00345, 1000, "lower"),
             Score("validity", 0.9917, 0.984, 0.9951, 1000, "higher", unit="share"),
@@ -76,7 +76,7 @@ def test_80_columns_cut_nothing(made, compared):
     for what in ("seed 0", "2000 images", "supervision: prompts", "95 % interval", "target"):
         assert what in text
     # Every row is one line, so that columns can be read along it.
-    for label in (*GROUPS, "discrepancy gender race", "kernel cartoonfaces balanced ×1000"):
+    for label in (*GROUPS, "corrected gender race", "kernel cartoonfaces balanced ×1000"):
         row(lines, label)
     assert "baker" not in text
 
@@ -96,7 +96,7 @@ def test_the_number_of_images_stands_in_the_headings(made):
 
 def test_the_baseline_stands_beside_the_run(made):
     lines = shown(made("fairgen"), made("vanilla", groups={}, peak_memory_mib=77.0))
-    cells = row(lines, "fairness discrepancy")[1:]
+    cells = row(lines, "fairness discrepancy corrected")[1:]
     assert cells == ["0.259 [0.219, 0.301]", "0.053", "0.259"]
     assert row(lines, "female/asian")[1:] == ["5.0% [2.0%, 9.0%]", "25.0%"]
     assert row(lines, "peak memory, MiB")[1:] == ["512", "77"]

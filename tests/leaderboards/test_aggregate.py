@@ -15,7 +15,7 @@ def refuse(message):
 
 
 def fairness(value, low=None, high=None, floor=None):
-    name = "fairness_discrepancy"
+    name = "fairness_discrepancy_corrected"
     return (Score(name, value, low, high, 2000, "lower", "wilson" if low else "", floor),)
 
 
@@ -28,7 +28,7 @@ def test_seeds_of_one_configuration_become_one_row(make_record):
     seeds = (2, 0, 1)
     runs = [make_record(seed=s, scores=fairness(v)) for s, v in zip(seeds, values, strict=True)]
     (row,) = rows(runs, warn=refuse)
-    cell = row.scores["fairness_discrepancy"]
+    cell = row.scores["fairness_discrepancy_corrected"]
     # t of 2 degrees of freedom, from any table; the standard deviation is sqrt(0.07).
     half = 4.302653 * math.sqrt(0.07) / math.sqrt(3)
     assert cell.value == pytest.approx(0.3)
@@ -43,7 +43,7 @@ def test_seeds_of_one_configuration_become_one_row(make_record):
 def test_the_wider_interval_is_shown(make_record):
     def cell(*scores):
         runs = [make_record(seed=seed, scores=score) for seed, score in enumerate(scores)]
-        return rows(runs, warn=refuse)[0].scores["fairness_discrepancy"]
+        return rows(runs, warn=refuse)[0].scores["fairness_discrepancy_corrected"]
 
     within = cell(fairness(0.30, 0.1, 0.5), fairness(0.31, 0.2, 0.6))
     assert (within.low, within.high) == (pytest.approx(0.15), pytest.approx(0.55))
@@ -58,14 +58,14 @@ def test_the_wider_interval_is_shown(make_record):
 
 def test_floor_of_several_seeds_is_that_of_their_mean(make_record):
     def runs(count, n=2000, floor=0.031):
-        fair = {"fair": {"fairness_discrepancy": {"n": [n], "target": [0.5, 0.5]}}}
+        fair = {"fair": {"fairness_discrepancy_corrected": {"n": [n], "target": [0.5, 0.5]}}}
         return [
             make_record(seed=s, scores=fairness(0.1, floor=floor), facts=fair)
             for s in range(count)
         ]
 
     def floor(records):
-        return rows(records, warn=refuse)[0].scores["fairness_discrepancy"].floor
+        return rows(records, warn=refuse)[0].scores["fairness_discrepancy_corrected"].floor
 
     assert floor(runs(1)) == 0.031
     # Simulated: three fair runs of 2,000 images, the mean of sqrt(2) |share - 1/2|.
@@ -103,7 +103,7 @@ def test_a_repeated_seed_counts_once_and_the_later_record_wins(make_record):
     old = make_record(scores=fairness(0.1), created="2026-01-01T00:00:00+00:00")
     new = make_record(scores=fairness(0.2), created="2026-01-02T00:00:00+00:00")
     (row,) = rows([new, old], warn=warnings.append)
-    assert row.scores["fairness_discrepancy"].value == 0.2
+    assert row.scores["fairness_discrepancy_corrected"].value == 0.2
     assert len(warnings) == 1
 
 
@@ -112,7 +112,7 @@ def test_a_score_that_some_seeds_lack_is_left_out_with_a_warning(make_record):
     both = (*fairness(0.1), Score("extra", 1.0, None, None, 5, "neither"))
     runs = [make_record(scores=fairness(0.1)), make_record(seed=1, scores=both)]
     (row,) = rows(runs, warn=warnings.append)
-    assert list(row.scores) == ["fairness_discrepancy"]
+    assert list(row.scores) == ["fairness_discrepancy_corrected"]
     assert "extra left out; 1 of 2 seeds" in warnings[0]
 
 
@@ -219,3 +219,36 @@ def test_costs_are_averaged_and_missing_sampling_time_is_no_zero(make_record):
     assert row.seconds_per_image == pytest.approx(0.1)
     assert row.network_calls_per_image == 22.0
     assert rows(runs[2:], warn=refuse)[0].seconds_per_image is None
+
+
+def test_a_record_of_older_metrics_gives_way_to_its_rescoring(make_record):
+    old = make_record(config={"metric_version": 1}, scores=fairness(0.3))
+    new = make_record(config={"metric_version": 2}, scores=fairness(0.2))
+    warnings = []
+    (row,) = rows([old, new], warn=warnings.append)
+    assert row.scores["fairness_discrepancy_corrected"].value == 0.2
+    assert len(warnings) == 1
+    assert "scores its images anew" in warnings[0]
+
+
+def test_a_record_without_the_ranked_score_says_so_and_has_no_rank(make_record):
+    raw = (Score("fairness_discrepancy", 0.1, None, None, 2000, "lower"),)
+    table = rows(
+        [make_record("a", scores=fairness(0.2)), make_record("b", scores=raw)], warn=refuse
+    )
+    assert ranks(table) == [("a", "1"), ("b", "–")]
+    assert "isn't in its record" in table[1].comparable
+
+
+def test_the_floor_of_corrected_seeds_keeps_the_error_of_the_judge(make_record):
+    def floor(confusion):
+        entry = {"n": [2000], "target": [0.5, 0.5], "confusion": confusion}
+        facts = {"fair": {"fairness_discrepancy_corrected": entry}}
+        runs = [
+            make_record(seed=s, scores=fairness(0.1, floor=0.031), facts=facts) for s in range(3)
+        ]
+        return rows(runs, warn=refuse)[0].scores["fairness_discrepancy_corrected"].floor
+
+    sure = floor([[100_000, 0], [0, 100_000]])
+    assert sure == pytest.approx(0.75 * 0.031, rel=0.1)
+    assert floor([[90, 10], [10, 90]]) > 1.5 * sure

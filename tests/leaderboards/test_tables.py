@@ -19,7 +19,14 @@ def scores(value, distance, *, floor=0.031):
     return (
         Score("judge_disagreement_race", 0.02, None, None, 2000, "neither", unit="share"),
         Score(
-            "fairness_discrepancy", value, value - 0.02, value + 0.03, 2000, "lower", "w", floor
+            "fairness_discrepancy_corrected",
+            value,
+            value - 0.02,
+            value + 0.03,
+            2000,
+            "lower",
+            "w",
+            floor,
         ),
         Score("fairness_discrepancy_race", value * 2, None, None, 2000, "lower"),
         Score("frechet_cartoonfaces_balanced", distance, distance - 1, distance + 1, 9, "lower"),
@@ -37,7 +44,9 @@ def table(make_record):
     ]
     for seed, value in enumerate((0.020, 0.026, 0.014)):
         learns = {"supervision": ["classifier", "prompts"]}
-        rests_on = {"fair": {"fairness_discrepancy": {"n": [2000], "target": [0.5, 0.5]}}}
+        rests_on = {
+            "fair": {"fairness_discrepancy_corrected": {"n": [2000], "target": [0.5, 0.5]}}
+        }
         runs.append(
             make_record(
                 "fairgen",
@@ -78,7 +87,7 @@ def test_csv_has_full_precision_and_every_column(table):
             assert float(line[name]) == cell.value
             assert line[f"{name}_low"] == ("" if cell.low is None else repr(cell.low))
         assert line["keys"].split() == list(row.keys)
-    assert "fairness_discrepancy_floor" in lines[0]
+    assert "fairness_discrepancy_corrected_floor" in lines[0]
     assert "validity_floor" not in lines[0]
     assert lines[-1]["validity"] == ""
 
@@ -86,8 +95,8 @@ def test_csv_has_full_precision_and_every_column(table):
 def test_json_holds_the_same_numbers(table):
     data = json.loads(to_json(table))
     assert len(data) == len(table)
-    cell = data[0]["scores"]["fairness_discrepancy"]
-    assert cell["value"] == table[0].scores["fairness_discrepancy"].value
+    cell = data[0]["scores"]["fairness_discrepancy_corrected"]
+    assert cell["value"] == table[0].scores["fairness_discrepancy_corrected"].value
     assert cell["interval"] == "within run: w"
     assert data[0]["rank"] == "1–2"
 
@@ -114,7 +123,7 @@ def test_terminal_of_80_columns_cuts_nothing(table):
     assert "…" not in text
     for row in table:
         assert f" {len(row.seeds)} × {row.n:,} " in text
-        cell = row.scores["fairness_discrepancy"]
+        cell = row.scores["fairness_discrepancy_corrected"]
         interval = f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
         line = next(line for line in lines if interval in line)
         assert row.method in line
