@@ -180,8 +180,20 @@ def test_ci_runs_the_readme_command():
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec sh tests/run.sh")
 
 
+def readme_examples():
+    parts = (ROOT / "README.md").read_text().split("```python\n")[1:]
+    return [part.split("```")[0] for part in parts]
+
+
+def test_readme_examples_of_metrics_work():
+    (example,) = (text for text in readme_examples() if "corrected_discrepancy" in text)
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert callable(names["subgroup_lattice"])
+
+
 def test_readme_example_is_a_method():
-    example = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    (example,) = (text for text in readme_examples() if "METHOD = " in text)
     module = sys.modules["example"] = types.ModuleType("example")
     try:
         exec(compile(example, "README.md", "exec"), module.__dict__)
