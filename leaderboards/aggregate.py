@@ -74,6 +74,8 @@ class Row:
         role: As on the method's card.
         supervision: What the method learns from, sorted; empty for nothing.
         comparable: ``"yes"``, or ``"no: "`` and in what it differs from the block's protocol.
+        flags: ``"quota"`` if a run's shares hit the target more closely than independent images
+            could: its groups were dealt out, not drawn.
         seeds: Seeds averaged over, ascending.
         n: Images a run.
         scores: Name -> averaged score, for the scores that every seed has.
@@ -93,6 +95,7 @@ class Row:
     role: str
     supervision: tuple[str, ...]
     comparable: str
+    flags: tuple[str, ...]
     seeds: tuple[int, ...]
     n: int
     scores: Mapping[str, Cell]
@@ -190,6 +193,7 @@ def _merge(records: Sequence[Record], warn: Callable[[str], None]) -> Row:
         role=str(first.card.get("role", "method")),
         supervision=tuple(sorted(first.card.get("supervision", ()))),
         comparable="yes",
+        flags=_flags(runs),
         seeds=tuple(seeds),
         n=_images(first),
         scores=_average_scores(runs, warn),
@@ -200,6 +204,11 @@ def _merge(records: Sequence[Record], warn: Callable[[str], None]) -> Row:
         keys=tuple(run.key for run in runs),
         may_rank=_may_rank(first.card),
     )
+
+
+def _flags(runs: Sequence[Record]) -> tuple[str, ...]:
+    quota = (run.facts.get("fairness", {}).get("quota", {}).get("quota", False) for run in runs)
+    return ("quota",) if any(quota) else ()
 
 
 def _average_scores(runs: Sequence[Record], warn: Callable[[str], None]) -> dict[str, Cell]:

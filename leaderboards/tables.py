@@ -49,6 +49,8 @@ _LEGEND = """\
   primary judge's without correction. *≤ floor*: 95 % of perfectly fair generators would score up
   to the floor at this n and number of seeds, so all rows at or below theirs share the first
   ranks.
+- The flag *quota* marks shares that hit the target more closely than independent images could:
+  groups were dealt out in turn. That is legitimate, and no sign of a fairer model.
 - Rank – marks controls, oracles and others that aren't ranked.
 - Comparable rows share everything but the method's own parameters: images, sampling, target,
   and the hashes of backbone, judges and references. The others say what differs, come last and
@@ -119,6 +121,7 @@ _IDENTITY: dict[str, _Text] = {
     "role": lambda row: row.role,
     "supervision": lambda row: "+".join(row.supervision) or "none",
     "comparable": lambda row: row.comparable,
+    "flags": lambda row: "+".join(row.flags),
     "seeds": lambda row: str(len(row.seeds)),
     "n": lambda row: str(row.n),
 }
@@ -187,6 +190,7 @@ def _columns(block: Sequence[Row]) -> list[_Column]:
         _Column("calls/image ↓", lambda row: _significant(row.network_calls_per_image)),
         _Column("extra parameters ↓", lambda row: f"{row.extra_parameters:,}"),
         _Column("comparable", _IDENTITY["comparable"], is_number=False),
+        *([_Column("flags", _IDENTITY["flags"], False)] if any(r.flags for r in block) else []),
     ]
 
 

@@ -252,3 +252,10 @@ def test_the_floor_of_corrected_seeds_keeps_the_error_of_the_judge(make_record):
     sure = floor([[100_000, 0], [0, 100_000]])
     assert sure == pytest.approx(0.75 * 0.031, rel=0.1)
     assert floor([[90, 10], [10, 90]]) > 1.5 * sure
+
+
+def test_dealt_out_groups_are_flagged(make_record):
+    facts = {"fairness": {"quota": {"quota": True}}}
+    runs = [make_record(seed=0, scores=fairness(0.0), facts=facts), make_record(seed=1)]
+    (row,) = rows([replace(run, scores=fairness(0.01)) for run in runs], warn=refuse)
+    assert row.flags == ("quota",)
