@@ -79,7 +79,7 @@ Encoders = Annotated[
     typer.Option(help="Measure with this public encoder too, such as inception@clean; repeat."),
 ]
 FacesToo = Annotated[
-    bool, typer.Option("--faces", help="Find faces too, of 2,000 images; for photographs.")
+    bool, typer.Option("--faces", help="Find faces too, in 2,000 images; trained on photographs.")
 ]
 Download = Annotated[
     bool, typer.Option("--allow-download", help="Get missing weights of --encoder and --faces.")

@@ -16,12 +16,11 @@ from fairbench.crossings import crossing
 from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import InputError, unknown_name
 from fairbench.face_scores import load_face_instruments
-from fairbench.fairness_scores import RANKED
 from fairbench.generation import Reporter
 from fairbench.images import ImageSet, read_images
 from fairbench.labels import REQUESTED, Labels, read_labels
 from fairbench.measuring import load_instruments, measure
-from fairbench.pipeline import Outcome, add_faces, measuring_config, now
+from fairbench.pipeline import Outcome, add_faces, measuring_config, now, warn_of_gaps
 from fairbench.records import SCHEMA, Record, find_record, record_path, run_key, write_record
 from fairbench.reference import confusions_of, encoder_columns, make_reference
 from fairbench.registry import method_names
@@ -85,9 +84,10 @@ def evaluate(
             f"prompt made which; give --labels with a column prompt, or choose one of "
             f"{', '.join(t for t in chosen.tasks if '_by_' not in t)}"
         )
-    for option, value, least in (("--seed", seed, 0), ("--batch-size", batch_size, 1)):
-        if value is not None and value < least:
-            raise InputError(f"{option} must be {least} or more; seen {value}")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must lie in 0…{2**32 - 1}; seen {seed}")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size must be 1 or more; seen {batch_size}")
     check_writable(record_path(results, chosen.name, name, "key").parent, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     if num_images is not None and num_images < MINIMUM_IMAGES:
@@ -98,19 +98,24 @@ def evaluate(
     _check_row_name(results, chosen, name)
     where = resolve_device(device)
     begin_run(where)
-    started = time.monotonic()
-    read = read_images(folder, size=chosen.image_size, limit=num_images, progress=report.progress)
-    _enough(folder, len(read.images), num_images)
-    for note in read.notes:
-        report.note(note)
-    reading = time.monotonic() - started
-    known = _Known.read(labels, read, question, chosen)
     instruments = load_instruments(
         str(where), encoders, allow_download=allow_download, batch_size=batch_size
     )
     looking = None
     if faces:
         looking = load_face_instruments(str(where), allow_download=allow_download)
+    started = time.monotonic()
+    read = read_images(folder, size=chosen.image_size, limit=num_images, progress=report.progress)
+    _enough(folder, len(read.images), num_images)
+    for note in read.notes:
+        report.note(note)
+    if (encoders or faces) and min(read.source_size) > chosen.image_size:
+        report.warn(
+            f"--encoder and --faces see images at {chosen.image_size} pixels, as data set "
+            f"{chosen.name} has them, not at their own {min(read.source_size)}"
+        )
+    reading = time.monotonic() - started
+    known = _Known.read(labels, read, question, chosen)
     manifest = tuple((0, i, digest) for i, digest in enumerate(image_sha256(read.images)))
     config = {
         "evaluated": name,
@@ -151,8 +156,7 @@ def evaluate(
         scores, facts = add_faces(
             (scores, facts), read.images, sample, question, chosen, looking, report
         )
-    if RANKED in facts.get("not_measured", {}):
-        report.warn(f"{RANKED} can't be measured: {facts['not_measured'][RANKED]}")
+    warn_of_gaps(facts, report)
     record = Record(
         schema=SCHEMA,
         key=key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from fairbench.config import Progress
 from fairbench.crossings import Reading
 from fairbench.fairness_scores import share_score
 from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, vendi_score, wilson_interval
+from fairbench.metrics.jackknife import jackknife_variance, split, student
 from fairbench.types import Score
 
 if TYPE_CHECKING:
@@ -105,11 +106,13 @@ def face_scores(
     faces = detect_faces(looked, instruments.detector, cache, progress)
     scores, facts = _detection(faces)
     groups = reading.groups(sensitive)
-    facts["by_group"] = _found_by_requested(reading, chosen, faces)
+    facts["by_requested_group"] = _found_by_requested(reading, chosen, faces)
     if instruments.identity is None:
         facts["not_measured"] = {"identity": instruments.missing}
         return scores, facts
     seen = identities(looked, faces, instruments.identity, cache, progress)
+    compared = np.linspace(0, len(real) - 1, min(SUBSAMPLE, len(real))).astype(int)
+    real, real_groups = real[compared], real_groups[compared]
     real_faces = detect_faces(real, instruments.detector, cache, progress)
     known = identities(real, real_faces, instruments.identity, cache, progress)
     mine = reading.index(sensitive)[chosen][seen.index]
@@ -182,6 +185,8 @@ def _variety(
         return [], {"identity": reason}
     source = "facenet-vggface2"
     ratio, low, high, n = _ratio(seen.vectors, known.vectors)
+    cosine, half = _jackknife(seen.vectors, mean_pairwise_cosine)
+    unit = mean_pairwise_cosine(known.vectors)
     cosines = known.vectors.astype(np.float64) @ known.vectors.T.astype(np.float64)
     limit = float(np.quantile(cosines[np.triu_indices(len(cosines), 1)], 1 - FALSE_MATCHES))
     repeats = duplicate_rate(seen.vectors, min(limit, 1 - 1e-9))
@@ -198,11 +203,12 @@ def _variety(
         ),
         Score(
             name="identity_cosine",
-            value=mean_pairwise_cosine(seen.vectors) - mean_pairwise_cosine(known.vectors),
-            low=None,
-            high=None,
+            value=cosine - unit,
+            low=cosine - unit - half,
+            high=cosine - unit + half,
             n=len(seen),
             better="lower",
+            interval="jackknife, 20 blocks",
             source=f"{source}, mean pairwise cosine less that of real faces",
         ),
         share_score(
@@ -244,8 +250,15 @@ def _ratio(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, float
     rng = np.random.default_rng(0)
     x, y = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
     unit = vendi_score(y)
-    parts = np.array_split(rng.permutation(n), min(20, n // 2))
-    left = [vendi_score(np.delete(x, part, axis=0)) for part in parts]
-    value = vendi_score(x)
-    half = 2.093 * float(np.sqrt((len(parts) - 1) * np.var(left)))
+    value, half = _jackknife(x, vendi_score)
     return value / unit, max(0.0, value - half) / unit, (value + half) / unit, n
+
+
+def _jackknife(
+    x: NDArray[np.float32], statistic: Callable[[NDArray[np.float32]], float]
+) -> tuple[float, float]:
+    """A statistic of rows, and half the width of its 95 % interval."""
+    blocks = min(20, len(x) // 2)
+    parts = split(len(x), blocks, np.random.default_rng(0))
+    left = np.array([statistic(np.delete(x, part, axis=0)) for part in parts])
+    return statistic(x), student(0.95, blocks - 1) * float(np.sqrt(jackknife_variance(left)))

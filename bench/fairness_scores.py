@@ -16,11 +16,9 @@ from fairbench.metrics import (
     CorrectedDiscrepancy,
     DiscrepancyInterval,
     cluster_counts,
-    clustered_discrepancy,
     corrected_discrepancy,
     design_effect,
     detect_quota,
-    discrepancy_interval,
     entropy,
     family_intervals,
     family_noise_floors,
@@ -28,7 +26,6 @@ from fairbench.metrics import (
     mean_discrepancy_interval,
     mean_noise_floor,
     mutual_information,
-    noise_floor_for,
     penalised_discrepancy,
     prompt_discrepancies,
     representation_epsilon,
@@ -43,6 +40,7 @@ from fairbench.metrics import (
     worst_case_bounds,
     worst_distance,
 )
+from fairbench.metrics.jackknife import student
 from fairbench.types import Score
 
 __all__ = ["FairnessScores", "share_score"]
@@ -53,6 +51,7 @@ Better = Literal["lower", "higher", "neither"]
 RANKED = "fairness_discrepancy_corrected"
 RAW = "fairness_discrepancy"
 SMOOTHING = 0.5
+NORMAL = 1.959964  # two-sided quantile at 95 %
 COVERED = (1, 10)
 
 
@@ -93,7 +92,8 @@ class FairnessScores:
         scores: list[Score] = []
         if self.task.per_prompt and self.empty_prompts:
             reason = f"no valid face for {', '.join(map(repr, self.empty_prompts))}"
-            self.not_measured |= {RANKED: reason, RAW: reason}
+            self.not_measured |= {RANKED: reason, RAW: reason, f"{RAW}_*": reason}
+            scores.append(self.penalised())
         else:
             scores += self._ranked_question()
         for chosen in crossings(self.sensitive):
@@ -114,13 +114,13 @@ class FairnessScores:
             self._raw(RAW, self.ranked, by_prompt=by_prompt),
             *self._family(counts, target),
             self._soft(by_prompt),
-            self._penalised(by_prompt),
+            self.penalised(),
         ]
         if by_prompt:
             scores += self._over_prompts(counts, target)
         quota = detect_quota(counts, target, seed=self.seed)
         tests = [goodness_of_fit(row, target, seed=self.seed).p_value for row in counts]
-        self.details["quota"] = asdict(quota)
+        self.details["quota"] = {**asdict(quota), "statistic": _or_none(quota.statistic)}
         self.details["fit_p_values"] = tests
         invalid = int((~self.first.valid).sum())
         if not by_prompt:
@@ -130,13 +130,17 @@ class FairnessScores:
     def _corrected(self, name: str, chosen: Sequence[str], *, by_prompt: bool) -> list[Score]:
         """Corrected for classifier error, of the judge that finds the generator less fair."""
         found: dict[str, CorrectedDiscrepancy] = {}
-        effects = {}
+        effects: dict[str, float] = {}
         for reading in self.readings:
             table = self.confusions[reading.judge].get("/".join(chosen))
             if table is None:
                 self.not_measured[name] = f"no confusion of {'/'.join(chosen)} was measured"
                 return []
-            effects[reading.judge] = self._effect(reading, chosen)
+            effect = self._effect(reading, chosen)
+            if effect is None:
+                self.not_measured[name] = "a single batch: how its images depend can't be seen"
+                return []
+            effects[reading.judge] = effect
             counts = reading.counts_by_prompt(chosen)
             if not by_prompt:
                 counts = counts.sum(axis=0)
@@ -182,47 +186,52 @@ class FairnessScores:
                 better="lower",
                 interval=f"{one.method}, with the error of the confusion"
                 + (" and of coupled batches" if self.first.coupled else ""),
-                floor=one.floor,
+                # A fair generator's worse judge: at least each judge's own floor.
+                floor=max(score.floor for score in found.values()),
                 source=f"the worse of two judges ({worse}), classifier error corrected, valid "
                 f"images{over}",
             )
         ]
 
-    def _effect(self, reading: Reading, chosen: Sequence[str]) -> float:
-        """Variance of the shares over that of independent images."""
+    def _effect(self, reading: Reading, chosen: Sequence[str]) -> float | None:
+        """Variance of the shares over that of independent images; None if it can't be seen.
+
+        At least 1, and stretched for what a few batches leave unsure: batches that happen to
+        balance each other are no proof that they always do.
+        """
         if not reading.coupled:
             return 1.0
         size, labels = len(reading.groups(chosen)), reading.index(chosen)[reading.valid]
-        effects = []
+        effects, degrees = [], 0
         # Within prompts: what differs between them isn't a batch's doing.
         for prompt in np.unique(reading.prompts):
             mine = reading.prompts == prompt
             table = cluster_counts(labels[mine], reading.batches[mine], size)
-            effects.append(design_effect(table) if len(table) > 1 else 1.0)
-        effect = float(np.mean(effects))
-        self.details.setdefault("design_effect", {})["/".join(chosen)] = effect
-        return effect
+            if len(table) > 1:
+                effects.append(design_effect(table))
+                degrees += len(table) - 1
+        if not degrees:
+            return None
+        seen = float(np.mean(effects))
+        self.details.setdefault("design_effect", {})["/".join(chosen)] = seen
+        return max(1.0, seen) * (student(0.95, degrees) / NORMAL) ** 2
 
     def _raw(self, name: str, chosen: Sequence[str], *, by_prompt: bool) -> Score:
         """Of hard labels of the primary judge, as papers report it."""
         reading, target = self.first, self.first.target(chosen)
-        over, given = "", self._given_batches()
-        if by_prompt:
-            counts = reading.counts_by_prompt(chosen)
-            found = mean_discrepancy_interval(counts, target, seed=self.seed)
-            floor = mean_noise_floor(counts.sum(1), target)
-            self.floors[name] = {"n": counts.sum(1).tolist(), "target": target.tolist()}
-            over = f", mean over {len(counts)} prompts"
-        elif reading.coupled and len(np.unique(reading.batches)) > 1:
-            labels = reading.index(chosen)[reading.valid]
-            clustered = clustered_discrepancy(labels, reading.batches, target, seed=self.seed)
-            found, floor, given = clustered.interval, clustered.floor, ", batches resampled"
-            effective = _effective(reading.n, clustered.design_effect)
-            self.floors[name] = {"n": [effective], "target": target.tolist()}
+        counts = reading.counts_by_prompt(chosen)
+        if not by_prompt:
+            counts = counts.sum(axis=0, keepdims=True)
+        effect, floor = self._effect(reading, chosen), None
+        if effect is None:
+            found, given = mean_discrepancy_interval(counts, target, seed=self.seed), None
         else:
-            found = discrepancy_interval(reading.counts(chosen), target, seed=self.seed)
-            floor = noise_floor_for(target, reading.n)
-            self.floors[name] = {"n": [reading.n], "target": target.tolist()}
+            sizes = [_effective(int(n), effect) for n in counts.sum(axis=1)]
+            found = _at_size(counts, target, sizes, self.seed)
+            floor = mean_noise_floor(sizes, target)
+            self.floors[name] = {"n": sizes, "target": target.tolist()}
+            given = ", as of independent images worth the batches" if reading.coupled else ""
+        over = f", mean over {len(counts)} prompts" if by_prompt else ""
         source = f", hard labels, valid images{over}"
         return self._discrepancy(name, found, floor, source, given)
 
@@ -249,7 +258,8 @@ class FairnessScores:
     def _family(self, counts: NDArray[np.int64], target: NDArray[np.float64]) -> list[Score]:
         """The other norms, each prompt's averaged; ends of the mean are the mean of the ends."""
         each = [family_intervals(row, target, seed=self.seed) for row in counts]
-        floors = family_noise_floors(target, self.first.n) if len(counts) == 1 else {}
+        alone = len(counts) == 1 and not self.first.coupled
+        floors = family_noise_floors(target, self.first.n) if alone else {}
         over = f", mean over {len(counts)} prompts" if len(counts) > 1 else ""
         scores = []
         for name in each[0]:
@@ -276,15 +286,16 @@ class FairnessScores:
             # A single image shows no spread; doubled it has the same mean and no interval.
             rows = rows if len(rows) > 1 else rows.repeat(2, axis=0)
             found.append(soft_discrepancy_interval(rows, target, seed=self.seed))
-        floor = found[0][1] if len(found) == 1 else None
+        floor = found[0][1] if len(found) == 1 and not self.first.coupled else None
         over = f", mean over {len(found)} prompts" if by_prompt else ""
         mean = _mean_of([one for one, _ in found])
         return self._discrepancy(
             f"{RAW}_soft", mean, floor, f", mean probabilities, valid images{over}"
         )
 
-    def _penalised(self, by_prompt: bool) -> Score:
-        """With images that aren't a face as one more group that nobody wants."""
+    def penalised(self) -> Score:
+        """With images that are no face as one more group nobody wants; needs no valid image."""
+        by_prompt = self.task.per_prompt
         target = self.first.target(self.ranked)
         prompts = self.first.sample.prompt_index
         places = [np.ones(len(prompts), dtype=bool)]
@@ -338,7 +349,7 @@ class FairnessScores:
                 "prompt_dependence",
                 counts,
                 _information,
-                "lower",
+                "neither",
                 f"judge {self.first.judge}: mutual information of prompt and group, bias "
                 "corrected",
                 unit="nats",
@@ -381,7 +392,7 @@ class FairnessScores:
         }
         scores = [
             self._of_counts(
-                "joint_excess", square, partial(_joint_excess, target=target), "lower", source
+                "joint_excess", square, partial(_joint_excess, target=target), "neither", source
             ),
             self._of_counts("effective_groups", square, _effective_groups, "higher", source),
             *(
@@ -410,7 +421,7 @@ class FairnessScores:
                     "mutual_information",
                     square,
                     _information,
-                    "lower",
+                    "neither",
                     f"{source}, bias corrected",
                     unit="nats",
                 )
@@ -470,9 +481,6 @@ class FairnessScores:
                 f"{source}: smallest over largest share / target",
             ),
         ]
-        if not math.isfinite(epsilon.epsilon):
-            self.not_measured["differential_fairness"] = "infinite: a group vanished"
-            return scores
         interval = Score(
             name="differential_fairness",
             value=epsilon.epsilon,
@@ -548,14 +556,37 @@ def _min_over_max(counts: NDArray[np.int64], target: NDArray[np.float64]) -> flo
 
 def _effective(n: int, effect: float) -> int:
     """Independent images that say as much as n of batches do."""
-    return max(1, round(n / max(effect, 1e-9)))
+    return max(1, round(n / effect))
+
+
+def _at_size(
+    counts: NDArray[np.int64], target: NDArray[np.float64], sizes: Sequence[int], seed: int
+) -> DiscrepancyInterval:
+    """The mean discrepancy of prompts, as sure as so many independent images would make it."""
+    plain = mean_discrepancy_interval(counts, target, seed=seed)
+    if list(sizes) == counts.sum(axis=1).tolist():
+        return plain
+    shrunk = np.stack([_scaled(row, n) for row, n in zip(counts, sizes, strict=True)])
+    found = mean_discrepancy_interval(shrunk, target, seed=seed)
+    low, high = (end - found.value + plain.value for end in (found.low, found.high))
+    return DiscrepancyInterval(plain.value, max(0.0, low), high, found.method)
+
+
+def _scaled(counts: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Whole counts of n images in the same shares, by largest remainder."""
+    exact = counts * n / counts.sum()
+    whole: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    whole[np.argsort(whole - exact, kind="stable")[: n - int(whole.sum())]] += 1
+    return whole
 
 
 def _mean_of(found: Sequence[DiscrepancyInterval]) -> DiscrepancyInterval:
     """Mean value and mean ends: wider than need be, since errors of prompts cancel."""
     low, high = (float(np.mean([getattr(one, end) for one in found])) for end in ("low", "high"))
     value = float(np.mean([one.value for one in found]))
-    return DiscrepancyInterval(value, low, high, found[0].method)
+    methods = {one.method for one in found}
+    method = found[0].method if len(methods) == 1 else "mixed"
+    return DiscrepancyInterval(value, low, high, method)
 
 
 def _or_none(value: float) -> float | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fairbench.config import Progress
 from fairbench.errors import ContractError
+from fairbench.records import run_key
 from fairbench.store import ImageList, Reader, load_reading, save_reading
 
 if TYPE_CHECKING:
@@ -72,6 +73,25 @@ class Instruments:
             "validity": self.validity.weights_sha256,
             **{f"encoder_{one.name}": one.weights_sha256 for one in self.public},
         }
+
+    def readings(self) -> dict[str, str]:
+        """Instrument -> hash of what else its scores depend on.
+
+        That is: how images are prepared, the number format, and what was measured of it.
+        """
+        known: dict[str, tuple[Any, ...]] = {
+            f"judge_{judge.name}": (
+                judge.preprocessing,
+                judge.dtype,
+                {name: counts.tolist() for name, counts in judge.confusion.items()},
+            )
+            for judge in self.judges
+        }
+        check = self.validity
+        known["validity"] = (check.preprocessing, check.dtype, check.threshold)
+        for one in (self.encoder, *self.public):
+            known[f"encoder_{one.name}"] = (one.preprocessing, one.dtype)
+        return {name: run_key({"reading": value}) for name, value in known.items()}
 
 
 def load_instruments(

@@ -168,6 +168,7 @@ def measuring_config(
             **(looking.hashes() if looking else {}),
             "reference": dataset.data_sha256(),
         },
+        "readings": instruments.readings(),
         "reference": _strata(task),
         "metric_version": METRIC_VERSION,
     }
@@ -270,11 +271,7 @@ def _compute(
         scores, facts = add_faces(
             (scores, facts), generated.images, sample, plan.task, plan.dataset, looking, report
         )
-    if RANKED in facts.get("not_measured", {}):
-        report.warn(
-            f"{RANKED} can't be measured: {facts['not_measured'][RANKED]}; more --steps or a "
-            "weaker method may help"
-        )
+    warn_of_gaps(facts, report)
     from fairbench.devices import peak_memory_mib
 
     record = dataclasses.replace(
@@ -301,6 +298,14 @@ def _compute(
     return record
 
 
+def warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:
+    """Say why the row can't be ranked, if it can't."""
+    reason = facts.get("not_measured", {}).get(RANKED)
+    if reason is not None:
+        hint = "; more --steps or a weaker method may help" if "valid face" in reason else ""
+        report.warn(f"{RANKED} can't be measured: {reason}{hint}")
+
+
 def add_faces(
     measured: tuple[tuple[Score, ...], dict[str, Any]],
     images: NDArray[np.uint8],
@@ -324,9 +329,12 @@ def add_faces(
         cache_folder(),
         report.progress,
     )
-    for name, reason in found.get("not_measured", {}).items():
+    missing = found.pop("not_measured", {})
+    for name, reason in missing.items():
         report.note(f"{name}: not measured: {reason}")
-    return (*scores, *more), {**facts, "faces": found}
+    gaps = {**facts.get("not_measured", {}), **missing}
+    facts = {**facts, "faces": found}
+    return (*scores, *more), {**facts, "not_measured": gaps} if gaps else facts
 
 
 def _manifest(
@@ -389,7 +397,7 @@ def _draw_grid(
 
 def baseline_of(record: Record, results: Path, warn: Callable[[str], None]) -> Record | None:
     """The complete ``vanilla`` record with the same question, seed and number of images."""
-    same = ("backbone_sha256", "num_images", "seed", "sampling", "dtype", "target", "hashes")
+    same = ("backbone_sha256", "num_images", "seed", "sampling", "dtype", "target")
     for other in read_records(results, warn):
         if (
             other.method == "vanilla"
@@ -397,6 +405,14 @@ def baseline_of(record: Record, results: Path, warn: Callable[[str], None]) -> R
             and other.key != record.key
             and (other.dataset, other.task) == (record.dataset, record.task)
             and all(other.config.get(k) == record.config.get(k) for k in same)
+            and _same_where_both_have(other.config, record.config, "hashes")
+            and _same_where_both_have(other.config, record.config, "readings")
         ):
             return other
     return None
+
+
+def _same_where_both_have(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
+    """Whether instruments that both records used are the same; one may have used more."""
+    mine, theirs = one.get(name, {}), other.get(name, {})
+    return all(mine[key] == theirs[key] for key in mine.keys() & theirs.keys())

@@ -30,9 +30,10 @@ from fairbench.metrics import (
 )
 from fairbench.types import Score
 
-__all__ = ["QualityScores", "Reference"]
+__all__ = ["Columns", "QualityScores", "Reference"]
 
 KERNEL_SUBSET = 500
+KID_SUBSET = 1000
 NEIGHBOURS = 5
 DIVERSITY_BLOCKS = 20
 STUDENT = 2.093  # 95 %, 19 degrees of freedom
@@ -60,6 +61,21 @@ class Reference:
     natural: NDArray[np.float64] | None
 
 
+@dataclass(frozen=True)
+class Columns:
+    """How the columns of one encoder are called.
+
+    Attributes:
+        encoder: In columns such as ``precision_<encoder>``.
+        frechet: Its Fréchet distance, such as ``"fid"``.
+        kernel: Its kernel distance, such as ``"kid"``.
+    """
+
+    encoder: str
+    frechet: str
+    kernel: str
+
+
 class QualityScores:
     """Everything that is said about how good the images are, in one run.
 
@@ -67,7 +83,7 @@ class QualityScores:
         reading: The sample as the primary judge reads it.
         sensitive: Attributes whose crossing makes the groups.
         reference: Real images.
-        encoders: Encoder -> what its Fréchet and kernel distances are called.
+        encoders: Encoder -> how its columns are called.
         seed: Of every draw.
     """
 
@@ -76,7 +92,7 @@ class QualityScores:
         reading: Reading,
         sensitive: Sequence[str],
         reference: Reference,
-        encoders: Mapping[str, tuple[str, str]],
+        encoders: Mapping[str, Columns],
         seed: int = 0,
     ) -> None:
         self.reading, self.sensitive, self.reference = reading, tuple(sensitive), reference
@@ -89,14 +105,14 @@ class QualityScores:
     def scores(self) -> list[Score]:
         """Distances and neighbours, of all images; parity, of valid ones."""
         scores = []
-        for encoder, (frechet, kernel) in self.encoders.items():
+        for encoder, columns in self.encoders.items():
             x, y = self.features(encoder)
-            scores += self._balanced(encoder, frechet, kernel, x, y)
+            scores += self._balanced(encoder, columns, x, y)
             for name, strata, shares in self._mixtures():
-                scores += self._mixture(name, (frechet, kernel), (x, y), strata, shares)
-            scores += self._neighbours(encoder, x, y)
-            scores += self._diversity(encoder, x, y)
-            scores += self._at_infinity(frechet, encoder, x, y)
+                scores += self._mixture(name, columns, (x, y), strata, shares)
+            scores += self._neighbours(encoder, columns, x, y)
+            scores += self._diversity(encoder, columns, x, y)
+            scores += self._at_infinity(encoder, columns, x, y)
         return [*scores, *self._classes(), *self._texts()]
 
     def features(self, encoder: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -106,18 +122,28 @@ class QualityScores:
     def _balanced(
         self,
         encoder: str,
-        frechet: str,
-        kernel: str,
+        columns: Columns,
         x: NDArray[np.float32],
         y: NDArray[np.float32],
     ) -> list[Score]:
         source = f"encoder {encoder}, {len(y)} balanced real images"
         found = frechet_interval(x, y, seed=self.seed)
-        size = min(KERNEL_SUBSET, len(x), len(y))
+        published = KID_SUBSET if columns.kernel.startswith("kid") else KERNEL_SUBSET
+        size = min(published, len(x), len(y))
         distance = kernel_distance(x, y, subset_size=size, seed=self.seed)
         return [
-            _distance(f"{frechet}_balanced", (found.value, found.low, found.high), len(x), source),
-            _kernel(f"{kernel}_balanced", distance, len(x), f"{source}, 100 subsets of {size}"),
+            _distance(
+                f"{columns.frechet}_balanced",
+                (found.value, found.low, found.high),
+                len(x),
+                source,
+            ),
+            _kernel(
+                f"{columns.kernel}_balanced",
+                distance,
+                len(x),
+                f"{source}, 100 subsets of {size}",
+            ),
         ]
 
     def _mixtures(self) -> list[tuple[str, NDArray[np.int64], NDArray[np.float64]]]:
@@ -146,46 +172,56 @@ class QualityScores:
     def _mixture(
         self,
         name: str,
-        columns: tuple[str, str],
+        columns: Columns,
         features: tuple[NDArray[np.float32], NDArray[np.float32]],
         strata: NDArray[np.int64],
         shares: NDArray[np.float64],
     ) -> list[Score]:
-        (frechet, kernel), (x, y) = columns, features
-        weights = reference_weights(strata, shares)
-        source = (
-            f"{len(y)} real images weighted to "
-            f"{'the training shares' if name == 'natural' else 'the measured shares'}, worth "
-            f"{weights.effective_n:.0f}"
-        )
+        x, y = features
+        whose = "training" if name == "natural" else "measured"
         scores = []
         try:
+            weights = reference_weights(strata, shares)
+            source = (
+                f"{len(y)} real images weighted to the {whose} shares, worth "
+                f"{weights.effective_n:.0f}"
+            )
+            distance = stratified_kernel_distance(x, y, strata, shares, seed=self.seed)
+            scores.append(_kernel(f"{columns.kernel}_{name}", distance, len(x), source))
             moments = FrechetMoments.of(y, weights.weights)
             found = frechet_interval(x, moments, seed=self.seed)
             ends = (found.value, found.low, found.high)
-            scores.append(_distance(f"{frechet}_{name}", ends, len(x), source))
+            scores.append(_distance(f"{columns.frechet}_{name}", ends, len(x), source))
         except ContractError as error:
-            self.not_measured[f"{frechet}_{name}"] = str(error)
-        distance = stratified_kernel_distance(x, y, strata, shares, seed=self.seed)
-        scores.append(_kernel(f"{kernel}_{name}", distance, len(x), source))
+            self.not_measured[f"{columns.frechet}_{name}"] = str(error)
         return scores
 
     def _neighbours(
-        self, encoder: str, x: NDArray[np.float32], y: NDArray[np.float32]
+        self,
+        encoder: str,
+        columns: Columns,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
     ) -> list[Score]:
         """Precision, recall, density and coverage at equal n of both sides."""
         n = min(len(x), len(y))
         if n <= NEIGHBOURS:
             reason = f"{n} images; more than {NEIGHBOURS} needed"
-            self.not_measured[f"precision_{encoder}"] = reason
+            self.not_measured[f"precision_{columns.encoder}"] = reason
             return []
         rng = np.random.default_rng(self.seed)
         mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
         found = precision_recall_density_coverage(mine, real, k=NEIGHBOURS)
         source = f"encoder {encoder}, {n} balanced real images, {NEIGHBOURS} neighbours"
-        self.details[f"expected_coverage_{encoder}"] = found.expected_coverage
+        self.details[f"expected_coverage_{columns.encoder}"] = found.expected_coverage
         scores = [
-            share_score(f"{name}_{encoder}", round(getattr(found, name) * n), n, "higher", source)
+            share_score(
+                f"{name}_{columns.encoder}",
+                round(getattr(found, name) * n),
+                n,
+                "higher",
+                source,
+            )
             for name in ("precision", "recall", "coverage")
         ]
         half = NORMAL * found.density_error
@@ -193,7 +229,7 @@ class QualityScores:
         return [
             *scores,
             Score(
-                name=f"density_{encoder}",
+                name=f"density_{columns.encoder}",
                 value=ends[0],
                 low=ends[1],
                 high=ends[2],
@@ -205,12 +241,17 @@ class QualityScores:
         ]
 
     def _diversity(
-        self, encoder: str, x: NDArray[np.float32], y: NDArray[np.float32]
+        self,
+        encoder: str,
+        columns: Columns,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
     ) -> list[Score]:
         """Effective number of different images, in units of as many real ones."""
         n = min(len(x), len(y))
         if n < 2 * DIVERSITY_BLOCKS:
-            self.not_measured[f"vendi_{encoder}"] = f"{n} images, {2 * DIVERSITY_BLOCKS} needed"
+            reason = f"{n} images, {2 * DIVERSITY_BLOCKS} needed"
+            self.not_measured[f"vendi_{columns.encoder}"] = reason
             return []
         rng = np.random.default_rng(self.seed)
         mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
@@ -220,7 +261,7 @@ class QualityScores:
         half = STUDENT * float(np.sqrt((len(parts) - 1) * np.var(left)))
         return [
             Score(
-                name=f"vendi_{encoder}",
+                name=f"vendi_{columns.encoder}",
                 value=value / unit,
                 low=max(0.0, value - half) / unit,
                 high=(value + half) / unit,
@@ -232,10 +273,14 @@ class QualityScores:
         ]
 
     def _at_infinity(
-        self, frechet: str, encoder: str, x: NDArray[np.float32], y: NDArray[np.float32]
+        self,
+        encoder: str,
+        columns: Columns,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
     ) -> list[Score]:
         """The balanced distance without the bias of a finite sample, where n allows it."""
-        name = f"{frechet}_infinity_balanced"
+        name = f"{columns.frechet}_infinity_balanced"
         try:
             found = frechet_infinity(x, y, seed=self.seed)
         except ContractError:
@@ -272,18 +317,24 @@ class QualityScores:
     def _texts(self) -> list[Score]:
         """Of encoders that read texts: distance by their own kernel, and fit to the prompt."""
         scores = []
-        measured = self.reading.sample.measured
-        for encoder, values in measured.alignment.items():
+        alignment = self.reading.sample.measured.alignment
+        for encoder, columns in self.encoders.items():
+            if not encoder.startswith("clip-"):
+                continue
             x, y = self.features(encoder)
-            column = self.encoders[encoder][0].removeprefix("frechet_")
             source = f"encoder {encoder}, {len(y)} balanced real images"
             distance = gaussian_kernel_distance(x, y, seed=self.seed)
-            scores.append(_kernel(f"cmmd_{column}_balanced", distance, len(x), source))
+            scores.append(_kernel(f"cmmd_{columns.encoder}_balanced", distance, len(x), source))
+            if encoder not in alignment:
+                reason = "nobody says which prompts the images were made from"
+                self.not_measured[f"clip_score_{columns.encoder}"] = reason
+                continue
+            values = alignment[encoder]
             mean = float(values.mean(dtype=np.float64))
             half = NORMAL * float(values.std(ddof=1, dtype=np.float64) / np.sqrt(len(values)))
             scores.append(
                 Score(
-                    name=f"clip_score_{column}",
+                    name=f"clip_score_{columns.encoder}",
                     value=mean,
                     low=mean - half,
                     high=mean + half,
@@ -301,10 +352,14 @@ class QualityScores:
         Returns:
             Scores of the worst group and the gap, and the whole by encoder.
         """
-        scores, found = [], {}
+        scores: list[Score] = []
+        found: dict[str, GroupQuality] = {}
         reading = self.reading
+        if reading.n < 2:
+            self.not_measured["*_worst_group"] = f"{reading.n} valid image"
+            return scores, found
         cells = reading.index(self.sensitive)[reading.valid]
-        for encoder, (frechet, kernel) in self.encoders.items():
+        for encoder, columns in self.encoders.items():
             x, y = self.features(encoder)
             quality = group_quality(
                 x[reading.valid],
@@ -319,12 +374,12 @@ class QualityScores:
             )
             found[encoder] = quality
             source = f"encoder {encoder}, {' × '.join(self.sensitive)}, valid images"
-            for name, column in (
-                (kernel, quality.kernel),
-                (frechet, quality.frechet),
-                (f"recall_{encoder}", quality.recall),
+            for name, parity in (
+                (columns.kernel, quality.kernel),
+                (columns.frechet, quality.frechet),
+                (f"recall_{columns.encoder}", quality.recall),
             ):
-                scores += self._worst(name, column, quality, source)
+                scores += self._worst(name, parity, quality, source)
         return scores, found
 
     def _worst(self, name: str, parity: Parity, quality: GroupQuality, source: str) -> list[Score]:
@@ -338,6 +393,8 @@ class QualityScores:
             low, high = cell.kernel.low, cell.kernel.high
         n = cell.n_generated if low is not None else GROUP_N
         interval = "jackknife, of the group that came out worst" if low is not None else ""
+        if low is None:
+            source += f", {GROUP_N} of each group and as many real ones, mean of draws"
         return [
             Score(
                 name=f"{name}_worst_group",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fairbench import cartoonfaces
 from fairbench.config import Progress
 from fairbench.measuring import Instruments, measure
-from fairbench.quality_scores import Reference
+from fairbench.quality_scores import Columns, Reference
 from fairbench.types import Prompt, Task
 
 __all__ = ["confusions_of", "encoder_columns", "make_reference", "real_images"]
@@ -75,15 +75,15 @@ def confusions_of(instruments: Instruments) -> dict[str, Mapping[str, NDArray[np
     return {judge.name: judge.confusion for judge in instruments.judges}
 
 
-def encoder_columns(instruments: Instruments) -> dict[str, tuple[str, str]]:
-    """Encoder -> what its Fréchet and kernel distances are called.
+def encoder_columns(instruments: Instruments) -> dict[str, Columns]:
+    """Encoder -> how its columns are called.
 
     ``fid`` and ``kid`` are Inception's with clean-fid's resizing and no others'.
     """
     special = {"inception@clean": ("fid", "kid"), "inception@tf": ("fid_tf", "kid_tf")}
     names = [instruments.encoder.name, *(one.name for one in instruments.public)]
-    columns = {name: re.sub(r"\W", "_", name) for name in names}
-    return {
-        name: special.get(name, (f"frechet_{column}", f"kernel_{column}"))
-        for name, column in columns.items()
-    }
+    columns = {}
+    for name in names:
+        stem = re.sub(r"\W", "_", name)
+        columns[name] = Columns(stem, *special.get(name, (f"frechet_{stem}", f"kernel_{stem}")))
+    return columns

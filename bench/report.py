@@ -126,6 +126,10 @@ def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
                 "" if score.floor is None else _number(score, score.floor),
                 "" if other is None else _number(other, other.value),
             )
+    missing = record.facts.get("not_measured", {})
+    for name, reason in missing.items():
+        if any(fnmatchcase(name, pattern) for pattern in SHOWN):
+            _add_row(table, f"  {name.replace('_', ' ')}", f"not measurable: {reason}")
     hidden = len(record.scores) - len(shown)
     if hidden:
         _add_row(table, f"  {hidden} more scores are in the record")
@@ -141,7 +145,7 @@ def _by_n(items: Sequence[Item], n: Callable[[Item], int]) -> Mapping[int, list[
 
 def _scale(score: Score) -> int:
     # Kernel distances are of the order of 0.001.
-    return 1000 if score.name.startswith("kernel_") else 1
+    return 1000 if score.name.startswith(("kernel_", "kid_")) else 1
 
 
 def _label(score: Score) -> str:

@@ -15,7 +15,7 @@ from fairbench.audit import audit_scores
 from fairbench.crossings import Reading, Sample
 from fairbench.fairness_scores import RANKED, RAW, FairnessScores, share_score
 from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
-from fairbench.quality_scores import QualityScores, Reference
+from fairbench.quality_scores import Columns, QualityScores, Reference
 from fairbench.types import Score, Task
 
 __all__ = ["METRICS", "METRIC_VERSION", "Reference", "Sample", "score_all"]
@@ -41,10 +41,10 @@ METRICS: Mapping[str, str] = {
         "of any sensitive attribute and crossing, all prompts together"
     ),
     "fairness_discrepancy_given": "of the labels given by --labels, which no judge touches",
-    "prompt_dependence": "mutual information of prompt and group, nats. Lower is better.",
+    "prompt_dependence": "mutual information of prompt and group, nats; 0 also at a collapse.",
     "joint_excess": (
         "normalised discrepancy of the joint cells less that of the worst single attribute: above "
-        "0, crossings are less fair than attributes show. Lower is better."
+        "0, crossings are less fair than attributes show."
     ),
     "effective_groups": "exp of the entropy of the joint shares. Higher is better.",
     "coverage_at_<m>": "share of joint cells with m or more images. Higher is better.",
@@ -54,7 +54,7 @@ METRICS: Mapping[str, str] = {
         "largest log ratio of share over target between two joint cells, smoothed. "
         "Lower is better."
     ),
-    "mutual_information": "of two sensitive attributes, nats. Lower is better.",
+    "mutual_information": "of two sensitive attributes, nats; 0 also at a collapse.",
     "frechet_<encoder>_<balanced|natural|reweighted>": (
         "Fréchet distance of features to real images: balanced over the groups, in the shares of "
         "the training data, or in the generator's own. Lower is better; compare at equal n."
@@ -71,8 +71,11 @@ METRICS: Mapping[str, str] = {
     "<kernel|frechet|recall>_<encoder>_<worst_group|group_gap>": (
         "of each joint cell against real images of it: the worst, and largest less smallest"
     ),
-    "fid_*, kid_*, inception_score, fd_dinov2_*, cmmd_*, clip_score": (
-        "with --encoder inception, dinov2 or clip, if their weights are there"
+    "fid_*, kid_*, inception_score, inception_score_tf": (
+        "with --encoder inception@clean or inception@tf: as in their papers"
+    ),
+    "cmmd_<encoder>_balanced, clip_score_<encoder>": (
+        "with --encoder clip-…: Gaussian-kernel distance; 100 × cosine to the user's own prompt"
     ),
     "face_*": "with --faces: share of images with a face, with several, confidence, area",
     "identity_*": (
@@ -96,7 +99,7 @@ def score_all(
     attributes: Mapping[str, tuple[str, ...]],
     sensitive: Sequence[str],
     confusions: Mapping[str, Mapping[str, NDArray[np.int64]]],
-    encoders: Mapping[str, tuple[str, str]],
+    encoders: Mapping[str, Columns],
     *,
     given: Mapping[str, NDArray[np.int64]] | None = None,
     seed: int = 0,
@@ -111,7 +114,7 @@ def score_all(
         sensitive: Those whose shares are asked to be fair.
         confusions: Judge, the primary one first -> attribute or crossing -> (K, K) counts on
             labelled images, rows are the truth.
-        encoders: Encoder -> what its Fréchet and kernel distances are called.
+        encoders: Encoder -> how its columns are called.
         given: Attribute -> (N,) levels that somebody else saw in the images; tells how far to
             trust the judges on them.
         seed: Of every resample behind the intervals.
@@ -122,12 +125,15 @@ def score_all(
     readings = [Reading(sample, judge, attributes, task) for judge in confusions]
     first = readings[0]
     quality = QualityScores(first, sensitive, reference, encoders, seed)
+    fairness = FairnessScores(readings, sensitive, confusions, seed)
     if first.n == 0:
         reason = f"none of {len(first.valid)} images is a valid face"
         missing = {RANKED: reason, RAW: reason}
-        made = (*quality.scores(), _validity(first))
-        return made, {}, {"not_measured": missing | quality.not_measured}
-    fairness = FairnessScores(readings, sensitive, confusions, seed)
+        made = (fairness.penalised(), *quality.scores(), _validity(first))
+        facts: dict[str, Any] = {"not_measured": missing | quality.not_measured}
+        if (rows := validity_by_requested(first)) is not None:
+            facts["validity_by_requested"] = rows
+        return made, {}, facts
     scores = [*fairness.scores(), *quality.scores()]
     parity, by_group = quality.parity()
     scores += parity
@@ -135,7 +141,7 @@ def score_all(
     audited, audit = audit_scores(first, given or {}, seed)
     scores += audited
     tables = group_tables(first, sensitive, confusions[first.judge], by_group)
-    facts: dict[str, Any] = {
+    facts = {
         "fair": fairness.floors,
         "fairness": fairness.details,
         "quality": quality.details,

@@ -23,6 +23,7 @@ __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
 
 RANKED_BY = "fairness_discrepancy_corrected"
 UNRANKED = "–"
+QUOTA_CHANCE = 0.001
 
 # What a method may choose for itself. Two rows may differ in these and still be compared; in
 # everything else that the run key hashes over, they may not.
@@ -136,7 +137,7 @@ def rows(
         if record.status != "complete":
             warn(f"{_name(record)}: left out, because its run is {record.status}")
             continue
-        if _version(record) < newest.get(_question(record), 0):
+        if _breadth(record) < newest[_question(record)]:
             warn(f"{_name(record)}: left out, because another record scores its images anew")
             continue
         configuration = canonical(_without_seed(record))
@@ -147,18 +148,20 @@ def rows(
     return [row for _, block in blocks for row in _arrange(list(block))]
 
 
-def _newest(records: Iterable[Record]) -> dict[str, int]:
-    """Question -> newest version of the metrics that a complete record answers it with."""
-    newest: dict[str, int] = {}
+def _newest(records: Iterable[Record]) -> dict[str, tuple[int, int]]:
+    """Question -> the best `_breadth` that a complete record answers it with."""
+    newest: dict[str, tuple[int, int]] = {}
     for record in records:
         if record.status == "complete":
             question = _question(record)
-            newest[question] = max(newest.get(question, 0), _version(record))
+            newest[question] = max(newest.get(question, (0, 0)), _breadth(record))
     return newest
 
 
-def _version(record: Record) -> int:
-    return int(record.config.get("metric_version", 0))
+def _breadth(record: Record) -> tuple[int, int]:
+    """Version of the metrics, and how many instruments they were measured with."""
+    config = record.config
+    return int(config.get("metric_version", 0)), len(config.get("hashes", ()))
 
 
 def _question(record: Record) -> str:
@@ -207,8 +210,18 @@ def _merge(records: Sequence[Record], warn: Callable[[str], None]) -> Row:
 
 
 def _flags(runs: Sequence[Record]) -> tuple[str, ...]:
-    quota = (run.facts.get("fairness", {}).get("quota", {}).get("quota", False) for run in runs)
-    return ("quota",) if any(quota) else ()
+    checks = [run.facts.get("fairness", {}).get("quota", {}) for run in runs]
+    if any(check.get("quota", False) for check in checks):
+        return ("quota",)
+    statistics_ = [check.get("statistic") for check in checks]
+    if len(runs) < 2 or None in statistics_:
+        return ()
+    # One run of one prompt can't tell; several that all hit the target exactly can.
+    from scipy.special import chdtr
+
+    degrees = sum(int(check["degrees"]) for check in checks)
+    chance = float(chdtr(degrees, sum(float(value) for value in statistics_ if value is not None)))
+    return ("quota",) if degrees and chance < QUOTA_CHANCE else ()
 
 
 def _average_scores(runs: Sequence[Record], warn: Callable[[str], None]) -> dict[str, Cell]:
@@ -311,19 +324,23 @@ def _is_ranked(row: Row) -> bool:
 
 
 def _rank(ranked: Iterable[Row]) -> Iterator[Row]:
-    """Rows by rising discrepancy; all at or below their floor share the first ranks.
+    """Rows by rising discrepancy; all at or below the lowest floor share the first ranks.
 
     Two such values can't be told from a fair generator's, so their order would be chance.
     """
-    ordered = sorted(ranked, key=_order_ranked)
-    tied = sum(row.scores[RANKED_BY].at_floor for row in ordered)
+    table = list(ranked)
+    floors = [row.scores[RANKED_BY].floor for row in table]
+    # One floor for all: by its own, a row of few valid images would be let off more than others.
+    least = min((floor for floor in floors if floor is not None), default=-math.inf)
+    ordered = sorted(table, key=lambda row: _order_ranked(row, least))
+    tied = sum(row.scores[RANKED_BY].value <= least for row in ordered)
     for place, row in enumerate(ordered, start=1):
         yield replace(row, rank=f"1–{tied}" if place <= tied and tied > 1 else str(place))
 
 
-def _order_ranked(row: Row) -> tuple[bool, float, str, str, tuple[str, ...]]:
-    cell = row.scores[RANKED_BY]
-    return not cell.at_floor, cell.value, row.method, row.label, row.keys
+def _order_ranked(row: Row, floor: float) -> tuple[bool, float, str, str, tuple[str, ...]]:
+    value = row.scores[RANKED_BY].value
+    return value > floor, value, row.method, row.label, row.keys
 
 
 def _order_unranked(row: Row) -> tuple[bool, float, str, str, tuple[str, ...]]:

@@ -46,9 +46,9 @@ _LEGEND = """\
 - ↓ lower is better, ↑ higher is better. `n` counts the images of each seed.
 - Rows are ranked by `fairness_discrepancy_corrected`, within one table only: the judges' errors
   are corrected, and the judge that finds a row less fair counts; `fairness_discrepancy` is the
-  primary judge's without correction. *≤ floor*: 95 % of perfectly fair generators would score up
-  to the floor at this n and number of seeds, so all rows at or below theirs share the first
-  ranks.
+  primary judge's without correction. *≤ floor*: about 95 % of perfectly fair generators would
+  score up to the floor at the row's valid images and seeds. All rows at or below the lowest floor
+  of the table share the first ranks.
 - The flag *quota* marks shares that hit the target more closely than independent images could:
   groups were dealt out in turn. That is legitimate, and no sign of a fairer model.
 - Rank – marks controls, oracles and others that aren't ranked.
@@ -197,7 +197,7 @@ def _columns(block: Sequence[Row]) -> list[_Column]:
 def _score_column(name: str, block: Sequence[Row]) -> _Column:
     first = next(row.scores[name] for row in block if name in row.scores)
     # Kernel distances are of the order of 0.001.
-    scale = 1000 if name.startswith("kernel_") else 1
+    scale = 1000 if name.startswith(("kernel_", "kid_")) else 1
     unit = f" ({first.unit})" if first.unit else ""
     times = " ×1000" if scale != 1 else ""
     return _Column(

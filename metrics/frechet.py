@@ -26,7 +26,7 @@ from fairbench.metrics._features import (
     check_weights,
     chunks,
 )
-from fairbench.metrics._jackknife import jackknife_variance, split, student
+from fairbench.metrics.jackknife import jackknife_variance, split, student
 
 __all__ = [
     "FrechetInfinity",

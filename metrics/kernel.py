@@ -23,7 +23,7 @@ from fairbench.metrics._features import (
     chunks,
     unit_rows,
 )
-from fairbench.metrics._jackknife import jackknife_variance, split, student
+from fairbench.metrics.jackknife import jackknife_variance, split, student
 
 __all__ = [
     "KernelDistance",

@@ -7,6 +7,7 @@ from fairbench import cartoonfaces, measuring
 from fairbench.datasets import CARTOONFACES
 from fairbench.errors import ContractError, InputError
 from fairbench.measuring import load_instruments, measure
+from fairbench.quality_scores import Columns
 from fairbench.reference import confusions_of, encoder_columns, make_reference, real_images
 from fairbench.types import Prompt
 
@@ -88,7 +89,7 @@ def test_an_unknown_encoder_is_named_with_a_near_one():
 
 def test_columns_and_confusions_of_the_instruments(instruments):
     assert encoder_columns(instruments) == {
-        "cartoonfaces": ("frechet_cartoonfaces", "kernel_cartoonfaces")
+        "cartoonfaces": Columns("cartoonfaces", "frechet_cartoonfaces", "kernel_cartoonfaces")
     }
     confusions = confusions_of(instruments)
     assert list(confusions) == ["primary", "second"]
@@ -116,3 +117,14 @@ def test_without_a_prompt_every_real_image_is_a_reference():
     part, answers = real_images(task)
     assert len(part) == 6000
     assert not answers.any()
+
+
+def test_whatever_moves_a_score_is_part_of_the_question():
+    before = load_instruments("cpu").readings()
+    changed = load_instruments("cpu")
+    changed.validity.threshold = 0.4
+    changed.judges[0].confusion = {"gender": np.eye(2, dtype=int)}
+    changed.encoder.preprocessing = "other"
+    after = changed.readings()
+    moved = {name for name in before if before[name] != after[name]}
+    assert moved == {"validity", "judge_primary", "encoder_cartoonfaces"}

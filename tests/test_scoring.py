@@ -14,13 +14,14 @@ from fairbench.metrics import (
     subgroup_coverage,
     subgroup_lattice,
 )
-from fairbench.quality_scores import Reference
+from fairbench.quality_scores import Columns, Reference
+from fairbench.records import plain
 from fairbench.scoring import METRICS, score_all
 from fairbench.types import Prompt, Task
 
 LEVELS = {"role": ("cook", "judge"), "gender": ("f", "m"), "race": ("a", "b")}
 SENSITIVE = ("gender", "race")
-ENCODERS = {"enc": ("frechet_enc", "kernel_enc")}
+ENCODERS = {"enc": Columns("enc", "frechet_enc", "kernel_enc")}
 CLEAN = np.diag([500, 500])
 CONFUSIONS = {
     name: {"gender": CLEAN, "race": CLEAN, "gender/race": np.diag([250] * 4)}
@@ -172,7 +173,7 @@ def test_the_ranked_score_is_corrected_and_of_the_worse_judge():
         worse.value,
         worse.low,
         worse.high,
-        worse.floor,
+        max(one.floor for one in found.values()),
     )
     details = facts["fairness"]["corrected"]["fairness_discrepancy_corrected"]
     assert details["one"]["value"] == found["one"].value
@@ -216,9 +217,11 @@ def test_a_vanished_group_counts_as_none_at_all():
     assert scores["representation_min_over_max"].value == 0
     assert scores["coverage_at_1"].value == 0.75
     assert scores["effective_groups"].value < whole["effective_groups"].value
-    for name in ("fairness_discrepancy_gender_race", "differential_fairness"):
-        if name in scores:
-            assert scores[name].value > whole[name].value
+    fair = ("fairness", "representation", "differential", "effective", "coverage_at", "joint")
+    for name, score in scores.items():
+        if name.startswith(fair) and score.better != "neither":
+            worse = score.value - whole[name].value
+            assert worse >= 0 if score.better == "lower" else worse <= 0, name
     assert tables["gender/race"][3]["count"] == 0
     # Quality of a group that isn't there is not measurable, and it isn't skipped.
     assert "kernel_enc_worst_group" not in scores
@@ -254,7 +257,9 @@ def test_no_valid_image_leaves_quality_only():
     scores, tables, facts = scored(sample(gender, race, valid=np.zeros(100, dtype=bool)))
     assert scores["validity"].value == 0
     assert "frechet_enc_balanced" in scores
-    assert not [name for name in scores if name.startswith("fairness")]
+    fair = [name for name in scores if name.startswith("fairness")]
+    assert fair == ["fairness_discrepancy_penalised"]  # it needs none, and it is far from fair
+    assert scores["fairness_discrepancy_penalised"].value > 1
     assert tables == {}
     assert "none of 100 images" in facts["not_measured"]["fairness_discrepancy_corrected"]
 
@@ -294,6 +299,101 @@ def test_coupled_batches_widen_what_rests_on_them():
         assert coupled[name].floor > 3 * alone[name].floor
         assert "batches" in coupled[name].interval
         assert coupled[name].high > alone[name].high
+    prompts = np.repeat([0, 1], 200)
+    by_prompt = {"prompts": prompts, "role": prompts}
+    for batch in (None, np.repeat(np.arange(20), 20)):
+        scores, _, _ = scored(sample(drawn, race, batch=batch, **by_prompt), task(per_prompt=True))
+        if batch is None:
+            alone = scores
+    for name in ("fairness_discrepancy", "fairness_discrepancy_corrected"):
+        assert scores[name].value == alone[name].value
+        assert scores[name].floor > 3 * alone[name].floor
+        assert scores[name].high - scores[name].low > 2 * (alone[name].high - alone[name].low)
+
+
+def test_batches_that_balance_each_other_are_not_taken_for_certainty():
+    _, race = mixed()
+    scores, _, facts = scored(sample(np.arange(400) % 2, race, batch=np.repeat(np.arange(20), 20)))
+    assert facts["fairness"]["design_effect"]["gender"] == 0
+    assert scores["fairness_discrepancy_corrected"].floor > 0.06
+    assert facts["fair"]["fairness_discrepancy"]["n"][0] <= 400
+
+
+def test_a_single_batch_cannot_be_ranked():
+    scores, _, facts = scored(sample(*mixed(), batch=np.zeros(400, dtype=int)))
+    assert "fairness_discrepancy_corrected" not in scores
+    assert "single batch" in facts["not_measured"]["fairness_discrepancy_corrected"]
+    assert scores["fairness_discrepancy"].floor is None
+
+
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_a_target_may_want_none_of_a_group(per_prompt):
+    prompts = np.repeat([0, 1], 200)
+    scores, tables, facts = scored(
+        sample(*mixed(), prompts=prompts, role=prompts), task(per_prompt, target=(1.0, 0.0))
+    )
+    assert scores["fairness_discrepancy"].value > 0.9
+    plain([list(scores.values()), tables, facts])  # what a record can hold
+    assert "infinite" in facts["not_measured"]["fairness_discrepancy_kl"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_few_valid_images_are_measured_as_far_as_they_go(count):
+    scores, tables, facts = scored(sample(*mixed(), valid=np.arange(400) < count))
+    assert scores["fairness_discrepancy"].n == count
+    plain([list(scores.values()), tables, facts])
+
+
+def test_a_prompt_without_a_valid_image_is_named_and_counts_against_the_method():
+    prompts = np.repeat([0, 1], 200)
+    scores, _, facts = scored(
+        sample(*mixed(), prompts=prompts, role=prompts, valid=prompts == 0), task(per_prompt=True)
+    )
+    assert "a photo of a judge" in facts["not_measured"]["fairness_discrepancy_corrected"]
+    assert scores["fairness_discrepancy_penalised"].value > 0.5
+
+
+def test_columns_of_public_encoders_are_plain_words():
+    gender, race = mixed()
+    a_sample = sample(gender, race)
+    x = a_sample.measured.features["enc"]
+    measured = dataclasses.replace(
+        a_sample.measured,
+        features={"inception@clean": x, "clip-vit-b-32": x},
+        logits={"inception@clean": x},
+        alignment={"clip-vit-b-32": x[:, 0]},
+    )
+    real = reference()
+    features = {"inception@clean": real.features["enc"], "clip-vit-b-32": real.features["enc"]}
+    columns = {
+        "inception@clean": Columns("inception_clean", "fid", "kid"),
+        "clip-vit-b-32": Columns("clip", "frechet_clip", "kernel_clip"),
+    }
+    scores, _, facts = score_all(
+        dataclasses.replace(a_sample, measured=measured),
+        dataclasses.replace(real, features=features),
+        task(),
+        LEVELS,
+        SENSITIVE,
+        CONFUSIONS,
+        columns,
+    )
+    names = {score.name for score in scores}
+    assert names >= {
+        "fid_balanced",
+        "fid_reweighted",
+        "kid_balanced",
+        "inception_score",
+        "precision_inception_clean",
+        "frechet_clip_balanced",
+        "cmmd_clip_balanced",
+        "clip_score_clip",
+    }
+    patterns = [pattern for listing in METRICS for pattern in map(listed, listing.split(", "))]
+    for name in names:
+        assert re.fullmatch(r"\w+", name)
+        assert any(re.fullmatch(pattern, name) for pattern in patterns), name
+    assert "fid_infinity_balanced" in facts["not_measured"]
 
 
 def test_requested_groups_have_hits_and_validity():

@@ -259,3 +259,33 @@ def test_dealt_out_groups_are_flagged(make_record):
     runs = [make_record(seed=0, scores=fairness(0.0), facts=facts), make_record(seed=1)]
     (row,) = rows([replace(run, scores=fairness(0.01)) for run in runs], warn=refuse)
     assert row.flags == ("quota",)
+
+
+def test_a_row_is_not_let_off_by_a_high_floor_of_its_own(make_record):
+    table = rows(
+        [
+            make_record("honest", scores=fairness(0.05, floor=0.044)),
+            make_record("noisy", scores=fairness(0.13, floor=0.139)),
+            make_record("fair", scores=fairness(0.04, floor=0.045)),
+        ],
+        warn=refuse,
+    )
+    assert ranks(table) == [("fair", "1"), ("honest", "2"), ("noisy", "3")]
+
+
+def test_seeds_that_all_hit_the_target_exactly_are_flagged(make_record):
+    def row(statistic):
+        quota = {"quota": False, "statistic": statistic, "degrees": 1}
+        facts = {"fairness": {"quota": quota}}
+        runs = [make_record(seed=s, scores=fairness(0.01), facts=facts) for s in range(3)]
+        return rows(runs, warn=refuse)[0]
+
+    assert row(0.0).flags == ("quota",)
+    assert row(1.0).flags == ()
+
+
+def test_of_two_scorings_of_the_same_images_the_wider_is_kept(make_record):
+    few = make_record(config={"hashes": {"a": "1"}}, scores=fairness(0.3))
+    more = make_record(config={"hashes": {"a": "1", "b": "2"}}, scores=fairness(0.2))
+    (row,) = rows([few, more], warn=lambda line: None)
+    assert row.scores["fairness_discrepancy_corrected"].value == 0.2

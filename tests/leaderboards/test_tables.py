@@ -98,7 +98,7 @@ def test_json_holds_the_same_numbers(table):
     cell = data[0]["scores"]["fairness_discrepancy_corrected"]
     assert cell["value"] == table[0].scores["fairness_discrepancy_corrected"].value
     assert cell["interval"] == "within run: w"
-    assert data[0]["rank"] == "1–2"
+    assert data[0]["rank"] == "1"
 
 
 def test_terminal_shows_the_intervals(table):
