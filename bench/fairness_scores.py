@@ -19,6 +19,7 @@ from fairbench.metrics import (
     corrected_discrepancy,
     design_effect,
     detect_quota,
+    differential_fairness,
     entropy,
     family_intervals,
     family_noise_floors,
@@ -326,6 +327,9 @@ class FairnessScores:
             )
         }
         self.details["unbiased_mean"] = found.unbiased_mean
+        subjects = [prompt.subject for prompt in self.task.prompts]
+        groups = self.first.groups(self.ranked)
+        self.details["by_prompt_epsilon"] = self._epsilon(counts, subjects, groups)
         worst = self.task.prompts[found.worst_prompt].subject
         dependence = found.prompt_dependence
         self.details["prompt_dependence"] = {
@@ -410,6 +414,11 @@ class FairnessScores:
             *self._representation(counts, target, groups, source),
         ]
         if len(chosen) == 2:
+            first, second = chosen
+            self.details["conditional"] = {
+                f"{second}|{first}": self._epsilon(square, levels[first], levels[second]),
+                f"{first}|{second}": self._epsilon(square.T, levels[second], levels[first]),
+            }
             found = mutual_information(square, seed=self.seed)
             self.details["mutual_information"] = {
                 "p_value": found.p_value,
@@ -427,6 +436,29 @@ class FairnessScores:
                 )
             )
         return scores
+
+    def _epsilon(
+        self, counts: NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]
+    ) -> dict[str, Any]:
+        """Differential fairness of columns given rows, with the pairs that are furthest apart."""
+        found = differential_fairness(counts, alpha=SMOOTHING, seed=self.seed)
+        return {
+            "epsilon": _or_none(found.epsilon),
+            "low": _or_none(found.low),
+            "high": _or_none(found.high),
+            "ratio": found.ratio,
+            "alpha": found.alpha,
+            "reason": found.reason,
+            "top": [
+                {
+                    "more": rows[pair.first],
+                    "less": rows[pair.second],
+                    "outcome": None if pair.outcome is None else columns[pair.outcome],
+                    "log_ratio": _or_none(pair.log_ratio),
+                }
+                for pair in found.top
+            ],
+        }
 
     def _representation(
         self,

@@ -205,6 +205,9 @@ def test_opposite_prompts_are_not_fair_together():
     assert scores["prompt_dependence"].value == pytest.approx(math.log(2), abs=0.002)
     assert {"gender|cook", "gender|judge"} <= tables.keys()
     assert facts["fairness"]["by_prompt"]["cook"]["value"] == pytest.approx(math.sqrt(0.5))
+    worst = facts["fairness"]["by_prompt_epsilon"]["top"][0]
+    assert {worst["more"], worst["less"]} == {"cook", "judge"}
+    assert worst["log_ratio"] == pytest.approx(math.log(401))  # (200 + 1/2) / (0 + 1/2)
 
 
 def test_a_vanished_group_counts_as_none_at_all():
