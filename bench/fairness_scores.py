@@ -138,10 +138,7 @@ class FairnessScores:
                 self.not_measured[name] = f"no confusion of {'/'.join(chosen)} was measured"
                 return []
             effect = self._effect(reading, chosen)
-            if effect is None:
-                self.not_measured[name] = "a single batch: how its images depend can't be seen"
-                return []
-            effects[reading.judge] = effect
+            effects[reading.judge] = 1.0 if effect is None else effect
             counts = reading.counts_by_prompt(chosen)
             if not by_prompt:
                 counts = counts.sum(axis=0)
@@ -169,13 +166,19 @@ class FairnessScores:
         if one.reason is not None:
             self.not_measured[name] = f"judge {worse}: {one.reason}"
             return []
-        valid = self.first.counts_by_prompt(chosen).sum(axis=1)
-        sizes = valid if by_prompt else valid.sum(keepdims=True)
-        self.floors[name] = {
-            "n": [_effective(int(n), effects[worse]) for n in sizes],
-            "target": self.first.target(chosen).tolist(),
-            "confusion": self.confusions[worse]["/".join(chosen)].tolist(),
-        }
+        # A fair generator's worse judge shows at least as much as each judge alone.
+        floor: float | None = max(score.floor for score in found.values())
+        given = " and of coupled batches" if self.first.coupled else ""
+        if effect is None:
+            floor, given = None, self._given_batches()
+        else:
+            valid = self.first.counts_by_prompt(chosen).sum(axis=1)
+            sizes = valid if by_prompt else valid.sum(keepdims=True)
+            self.floors[name] = {
+                "n": [_effective(int(n), effects[worse]) for n in sizes],
+                "target": self.first.target(chosen).tolist(),
+                "confusion": self.confusions[worse]["/".join(chosen)].tolist(),
+            }
         over = f", mean over {len(self.task.prompts)} prompts" if by_prompt else ""
         return [
             Score(
@@ -185,10 +188,8 @@ class FairnessScores:
                 high=one.high,
                 n=self.first.n,
                 better="lower",
-                interval=f"{one.method}, with the error of the confusion"
-                + (" and of coupled batches" if self.first.coupled else ""),
-                # A fair generator's worse judge: at least each judge's own floor.
-                floor=max(score.floor for score in found.values()),
+                interval=f"{one.method}, with the error of the confusion{given}",
+                floor=floor,
                 source=f"the worse of two judges ({worse}), classifier error corrected, valid "
                 f"images{over}",
             )

@@ -322,11 +322,12 @@ def test_batches_that_balance_each_other_are_not_taken_for_certainty():
     assert facts["fair"]["fairness_discrepancy"]["n"][0] <= 400
 
 
-def test_a_single_batch_cannot_be_ranked():
+def test_a_single_batch_has_no_floor_and_says_what_its_interval_leaves_out():
     scores, _, facts = scored(sample(*mixed(), batch=np.zeros(400, dtype=int)))
-    assert "fairness_discrepancy_corrected" not in scores
-    assert "single batch" in facts["not_measured"]["fairness_discrepancy_corrected"]
-    assert scores["fairness_discrepancy"].floor is None
+    for name in ("fairness_discrepancy_corrected", "fairness_discrepancy"):
+        assert scores[name].floor is None
+        assert scores[name].interval.endswith("given what each batch of dependent images drew")
+        assert name not in facts["fair"]
 
 
 @pytest.mark.parametrize("per_prompt", [False, True])
