@@ -34,7 +34,10 @@ def test_together_they_stay_small():
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 40e6
 
 
-MISSES = {"cartoonfaces-sd": ["validity"], "cartoonfaces-ddpm": []}
+MISSES = {
+    "cartoonfaces-sd": ["validity"],
+    "cartoonfaces-ddpm": ["validity", "quality distance of generated images, in floors"],
+}
 """Bars that a backbone is known to miss, as its card and the README say."""
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -151,7 +153,8 @@ class TestGroupQuality:
         for cell, row in enumerate(found.cells):
             pair = x[mine == cell], y[theirs == cell]
             assert row.frechet == pytest.approx(frechet_distance(*pair))
-            assert row.neighbours == precision_recall_density_coverage(*pair, k=4)
+            alone = precision_recall_density_coverage(*pair, k=4)
+            assert asdict(row.neighbours) == pytest.approx(asdict(alone))
 
     def test_distances_at_unequal_n_would_punish_the_small_cell(self):
         """Equal quality in both cells: the common n finds it, each cell's own n doesn't."""
