@@ -128,7 +128,7 @@ def test_the_seed_moves_intervals_and_makes_another_record(images):
     assert a.value == b.value
     assert a.low != b.low
     for option in ({"seed": -1}, {"batch_size": 0}):
-        with pytest.raises(InputError, match="or more"):
+        with pytest.raises(InputError, match="must"):
             measured(images, **option)
 
 
