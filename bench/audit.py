@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.crossings import Reading, crossing
-from fairbench.fairness_scores import share_score
 from fairbench.metrics import count_groups, discrepancy_interval, noise_floor_for
+from fairbench.plain_scores import share_score
 from fairbench.types import Score
 
 __all__ = ["audit_scores"]

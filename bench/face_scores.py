@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from fairbench.config import Progress
 from fairbench.crossings import Reading
-from fairbench.fairness_scores import share_score
-from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, vendi_score, wilson_interval
+from fairbench.group_tables import validity_by_requested
+from fairbench.metrics import duplicate_rate, mean_pairwise_cosine
 from fairbench.metrics.jackknife import jackknife_variance, split, student
+from fairbench.plain_scores import mean_score, share_score
+from fairbench.quality_scores import diversity_score
 from fairbench.types import Score
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def face_scores(
     faces = detect_faces(looked, instruments.detector, cache, progress)
     scores, facts = _detection(faces)
     groups = reading.groups(sensitive)
-    facts["by_requested_group"] = _found_by_requested(reading, chosen, faces)
+    facts["by_requested_group"] = validity_by_requested(reading, faces.valid(), chosen) or []
     if instruments.identity is None:
         facts["not_measured"] = {"identity": instruments.missing}
         return scores, facts
@@ -131,45 +133,13 @@ def _detection(faces: Faces) -> tuple[list[Score], dict[str, Any]]:
         share_score("face_multiple", int(faces.multiple().sum()), n, "neither", source),
     ]
     for name, values in (("face_confidence", faces.confidence), ("face_area", faces.area)):
-        mean = float(values.mean(dtype=np.float64))
-        half = 1.96 * float(values.std(dtype=np.float64)) / np.sqrt(n)
-        scores.append(
-            Score(
-                name=name,
-                value=mean,
-                low=max(0.0, mean - half),
-                high=min(1.0, mean + half),
-                n=n,
-                better="neither",
-                interval="normal",
-                unit="share",
-                source="MTCNN, surest face; 0 without one",
-            )
-        )
+        told = "MTCNN, surest face; 0 without one"
+        scores.append(mean_score(name, values, "neither", told, unit="share", highest=1.0))
     facts = {
         "validity_at": {f"{p:g}": float(faces.valid(p).mean()) for p in (0.7, 0.9, 0.99)},
         "failed": int(faces.failed.sum()),
     }
     return scores, facts
-
-
-def _found_by_requested(
-    reading: Reading, chosen: NDArray[np.int64], faces: Faces
-) -> list[dict[str, Any]]:
-    """Faces found by requested group: an image without one has no measured group."""
-    if reading.sample.requested is None:
-        return []
-    requested = reading.sample.requested[chosen]
-    rows: list[dict[str, Any]] = []
-    for k, group in enumerate(reading.groups(tuple(reading.task.attributes))):
-        mine = requested == k
-        row: dict[str, Any] = {"group": group, "n": int(mine.sum()), "value": None}
-        if mine.any():
-            count = int(faces.valid()[mine].sum())
-            low, high = wilson_interval(count, row["n"])
-            row |= {"value": count / row["n"], "low": low, "high": high}
-        rows.append(row)
-    return rows
 
 
 def _variety(
@@ -184,22 +154,19 @@ def _variety(
         reason = f"{len(seen)} generated and {len(known)} real faces; {LEAST} of each are needed"
         return [], {"identity": reason}
     source = "facenet-vggface2"
-    ratio, low, high, n = _ratio(seen.vectors, known.vectors)
+    n = min(len(seen), len(known))
     cosine, half = _jackknife(seen.vectors, mean_pairwise_cosine)
     unit = mean_pairwise_cosine(known.vectors)
     cosines = known.vectors.astype(np.float64) @ known.vectors.T.astype(np.float64)
     limit = float(np.quantile(cosines[np.triu_indices(len(cosines), 1)], 1 - FALSE_MATCHES))
     repeats = duplicate_rate(seen.vectors, min(limit, 1 - 1e-9))
     scores = [
-        Score(
-            name="identity_vendi",
-            value=ratio,
-            low=low,
-            high=high,
-            n=n,
-            better="higher",
-            interval="jackknife, 20 blocks",
-            source=f"{source}, effective number of faces in units of {n} real ones",
+        diversity_score(
+            "identity_vendi",
+            seen.vectors,
+            known.vectors,
+            f"{source}, effective number of faces in units of {n} real ones",
+            seed=0,
         ),
         Score(
             name="identity_cosine",
@@ -208,7 +175,7 @@ def _variety(
             high=cosine - unit + half,
             n=len(seen),
             better="lower",
-            interval="jackknife, 20 blocks",
+            interval="jackknife",
             source=f"{source}, mean pairwise cosine less that of real faces",
         ),
         share_score(
@@ -220,38 +187,18 @@ def _variety(
             "reach",
         ),
     ]
-    by_group = {}
+    by_group = []
     for k, group in enumerate(groups):
         x, y = seen.vectors[mine == k], known.vectors[theirs == k]
         if min(len(x), len(y)) < LEAST:
             reason = f"{group} has {len(x)} generated and {len(y)} real faces; {LEAST} needed"
             return scores, {"identity_vendi_worst_group": reason}
-        by_group[group] = _ratio(x, y)
-    worst = min(by_group, key=lambda group: by_group[group][0])
-    value, low, high, n = by_group[worst]
-    scores.append(
-        Score(
-            name="identity_vendi_worst_group",
-            value=value,
-            low=low,
-            high=high,
-            n=n,
-            better="higher",
-            interval="jackknife, of the group that came out worst",
-            source=f"{source}: {worst}",
-        )
-    )
+        name = "identity_vendi_worst_group"
+        by_group.append(diversity_score(name, x, y, f"{source}: {group}", seed=0))
+    worst = min(by_group, key=lambda score: score.value)
+    how = f"{worst.interval}, of the group that came out worst"
+    scores.append(replace(worst, interval=how))
     return scores, {}
-
-
-def _ratio(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[float, float, float, int]:
-    """Vendi score of the first over that of as many of the second, with a jackknife interval."""
-    n = min(len(x), len(y))
-    rng = np.random.default_rng(0)
-    x, y = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
-    unit = vendi_score(y)
-    value, half = _jackknife(x, vendi_score)
-    return value / unit, max(0.0, value - half) / unit, (value + half) / unit, n
 
 
 def _jackknife(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,12 +42,12 @@ from fairbench.metrics import (
     worst_distance,
 )
 from fairbench.metrics.jackknife import student
+from fairbench.plain_scores import Better, share_score
 from fairbench.types import Score
 
-__all__ = ["FairnessScores", "share_score"]
+__all__ = ["FairnessScores"]
 
 Confusions = Mapping[str, Mapping[str, NDArray[np.int64]]]
-Better = Literal["lower", "higher", "neither"]
 
 RANKED = "fairness_discrepancy_corrected"
 RAW = "fairness_discrepancy"
@@ -106,9 +106,7 @@ class FairnessScores:
     def _ranked_question(self) -> list[Score]:
         """What rows are ranked by, and the same question asked in every other way."""
         by_prompt = self.task.per_prompt
-        counts = self.first.counts_by_prompt(self.ranked)
-        if not by_prompt:
-            counts = counts.sum(axis=0, keepdims=True)
+        counts = _rows(self.first, self.ranked, by_prompt)
         target = self.first.target(self.ranked)
         scores = [
             *self._corrected(RANKED, self.ranked, by_prompt=by_prompt),
@@ -139,11 +137,8 @@ class FairnessScores:
                 return []
             effect = self._effect(reading, chosen)
             effects[reading.judge] = 1.0 if effect is None else effect
-            counts = reading.counts_by_prompt(chosen)
-            if not by_prompt:
-                counts = counts.sum(axis=0)
             found[reading.judge] = corrected_discrepancy(
-                counts,
+                _rows(reading, chosen, by_prompt),
                 table,
                 reading.target(chosen),
                 design_effect=effects[reading.judge],
@@ -172,8 +167,7 @@ class FairnessScores:
         if effect is None:
             floor, given = None, self._given_batches()
         else:
-            valid = self.first.counts_by_prompt(chosen).sum(axis=1)
-            sizes = valid if by_prompt else valid.sum(keepdims=True)
+            sizes = _rows(self.first, chosen, by_prompt).sum(axis=1)
             self.floors[name] = {
                 "n": [_effective(int(n), effects[worse]) for n in sizes],
                 "target": self.first.target(chosen).tolist(),
@@ -221,9 +215,7 @@ class FairnessScores:
     def _raw(self, name: str, chosen: Sequence[str], *, by_prompt: bool) -> Score:
         """Of hard labels of the primary judge, as papers report it."""
         reading, target = self.first, self.first.target(chosen)
-        counts = reading.counts_by_prompt(chosen)
-        if not by_prompt:
-            counts = counts.sum(axis=0, keepdims=True)
+        counts = _rows(reading, chosen, by_prompt)
         effect, floor = self._effect(reading, chosen), None
         if effect is None:
             found, given = mean_discrepancy_interval(counts, target, seed=self.seed), None
@@ -279,11 +271,8 @@ class FairnessScores:
     def _soft(self, by_prompt: bool) -> Score:
         """Of mean probabilities, which are right only if the judge is calibrated."""
         table, target = self.first.soft(self.ranked), self.first.target(self.ranked)
-        places = [np.ones(len(table), dtype=bool)]
-        if by_prompt:
-            places = [self.first.prompts == p for p in range(len(self.task.prompts))]
         found = []
-        for mine in places:
+        for mine in self._places(self.first.prompts):
             rows = table[mine]
             # A single image shows no spread; doubled it has the same mean and no interval.
             rows = rows if len(rows) > 1 else rows.repeat(2, axis=0)
@@ -295,17 +284,20 @@ class FairnessScores:
             f"{RAW}_soft", mean, floor, f", mean probabilities, valid images{over}"
         )
 
+    def _places(self, prompts: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        """Which images each ranked number rests on: those of one prompt, or all."""
+        if not self.task.per_prompt:
+            return [np.ones(len(prompts), dtype=bool)]
+        return [prompts == p for p in range(len(self.task.prompts))]
+
     def penalised(self) -> Score:
         """With images that are no face as one more group nobody wants; needs no valid image."""
         by_prompt = self.task.per_prompt
         target = self.first.target(self.ranked)
         prompts = self.first.sample.prompt_index
-        places = [np.ones(len(prompts), dtype=bool)]
-        if by_prompt:
-            places = [prompts == p for p in range(len(self.task.prompts))]
         index, size = self.first.index(self.ranked), len(target)
         found = []
-        for mine in places:
+        for mine in self._places(prompts):
             counts = np.bincount(index[mine & self.first.valid], minlength=size)
             invalid = int((mine & ~self.first.valid).sum())
             found.append(penalised_discrepancy(counts, invalid, target, seed=self.seed))
@@ -587,6 +579,12 @@ def _min_over_max(counts: NDArray[np.int64], target: NDArray[np.float64]) -> flo
     return float(ratios.min() / ratios.max())
 
 
+def _rows(reading: Reading, chosen: Sequence[str], by_prompt: bool) -> NDArray[np.int64]:
+    """(P, K) counts of a crossing by prompt, or (1, K) of all prompts together."""
+    counts = reading.counts_by_prompt(chosen)
+    return counts if by_prompt else counts.sum(axis=0, keepdims=True)
+
+
 def _effective(n: int, effect: float) -> int:
     """Independent images that say as much as n of batches do."""
     return max(1, round(n / effect))
@@ -624,28 +622,3 @@ def _mean_of(found: Sequence[DiscrepancyInterval]) -> DiscrepancyInterval:
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def share_score(
-    name: str,
-    count: int,
-    total: int,
-    better: Better,
-    source: str,
-    *,
-    n: int | None = None,
-    interval: bool = True,
-) -> Score:
-    """A share with Wilson's interval, unless the things counted aren't a sample."""
-    low, high = wilson_interval(count, total) if interval else (None, None)
-    return Score(
-        name=name,
-        value=count / total,
-        low=low,
-        high=high,
-        n=total if n is None else n,
-        better=better,
-        interval="wilson" if interval else "",
-        unit="share",
-        source=source,
-    )

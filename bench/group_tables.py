@@ -137,20 +137,31 @@ def hit_matrix(reading: Reading) -> dict[str, Any] | None:
     return {"groups": groups, "counts": matrix.tolist()}
 
 
-def validity_by_requested(reading: Reading) -> list[Row] | None:
+def validity_by_requested(
+    reading: Reading,
+    valid: NDArray[np.bool_] | None = None,
+    chosen: NDArray[np.int64] | None = None,
+) -> list[Row] | None:
     """Validity of the images of each requested group; None if no group was asked for.
 
     It can't be split by measured group: an image that is no face has none.
+
+    Args:
+        reading: The sample.
+        valid: (M,) what passes for valid of the chosen images; None for the validity check.
+        chosen: (M,) places of the images that were looked at; None for all.
     """
     requested = reading.sample.requested
     if requested is None:
         return None
+    requested = requested if chosen is None else requested[chosen]
+    passed = reading.valid if valid is None else valid
     rows: list[Row] = []
     for k, group in enumerate(reading.groups(tuple(reading.task.attributes))):
         mine = requested == k
         row: Row = {"group": group, "n": int(mine.sum()), "value": None}
         if mine.any():
-            count = int((mine & reading.valid).sum())
+            count = int((mine & passed).sum())
             low, high = wilson_interval(count, row["n"])
             row |= {"value": count / row["n"], "low": low, "high": high}
         rows.append(row)

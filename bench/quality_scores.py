@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from fairbench.crossings import Reading, crossing, crossing_groups
 from fairbench.errors import ContractError
-from fairbench.fairness_scores import share_score
 from fairbench.metrics import (
     FrechetMoments,
     GroupQuality,
@@ -28,15 +27,16 @@ from fairbench.metrics import (
     stratified_kernel_distance,
     vendi_score,
 )
+from fairbench.metrics.jackknife import jackknife_variance, student
+from fairbench.plain_scores import mean_score, share_score
 from fairbench.types import Score
 
-__all__ = ["Columns", "QualityScores", "Reference"]
+__all__ = ["Columns", "QualityScores", "Reference", "diversity_score"]
 
 KERNEL_SUBSET = 500
 KID_SUBSET = 1000
 NEIGHBOURS = 5
 DIVERSITY_BLOCKS = 20
-STUDENT = 2.093  # 95 %, 19 degrees of freedom
 STUDENT_9 = 2.262  # 9 degrees of freedom
 NORMAL = 1.96
 GROUP_N = 30
@@ -209,8 +209,7 @@ class QualityScores:
             reason = f"{n} images; more than {NEIGHBOURS} needed"
             self.not_measured[f"precision_{columns.encoder}"] = reason
             return []
-        rng = np.random.default_rng(self.seed)
-        mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
+        mine, real = _equally_many(x, y, np.random.default_rng(self.seed))
         found = precision_recall_density_coverage(mine, real, k=NEIGHBOURS)
         source = f"encoder {encoder}, {n} balanced real images, {NEIGHBOURS} neighbours"
         self.details[f"expected_coverage_{columns.encoder}"] = found.expected_coverage
@@ -253,24 +252,8 @@ class QualityScores:
             reason = f"{n} images, {2 * DIVERSITY_BLOCKS} needed"
             self.not_measured[f"vendi_{columns.encoder}"] = reason
             return []
-        rng = np.random.default_rng(self.seed)
-        mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
-        value, unit = vendi_score(mine), vendi_score(real)
-        parts = np.array_split(rng.permutation(n), DIVERSITY_BLOCKS)
-        left = [vendi_score(np.delete(mine, part, axis=0)) for part in parts]
-        half = STUDENT * float(np.sqrt((len(parts) - 1) * np.var(left)))
-        return [
-            Score(
-                name=f"vendi_{columns.encoder}",
-                value=value / unit,
-                low=max(0.0, value - half) / unit,
-                high=(value + half) / unit,
-                n=n,
-                better="higher",
-                interval=f"jackknife, {DIVERSITY_BLOCKS} blocks",
-                source=f"encoder {encoder}, in units of {n} balanced real images",
-            )
-        ]
+        source = f"encoder {encoder}, in units of {n} balanced real images"
+        return [diversity_score(f"vendi_{columns.encoder}", x, y, source, seed=self.seed)]
 
     def _at_infinity(
         self,
@@ -329,19 +312,12 @@ class QualityScores:
                 reason = "nobody says which prompts the images were made from"
                 self.not_measured[f"clip_score_{columns.encoder}"] = reason
                 continue
-            values = alignment[encoder]
-            mean = float(values.mean(dtype=np.float64))
-            half = NORMAL * float(values.std(ddof=1, dtype=np.float64) / np.sqrt(len(values)))
             scores.append(
-                Score(
-                    name=f"clip_score_{columns.encoder}",
-                    value=mean,
-                    low=mean - half,
-                    high=mean + half,
-                    n=len(values),
-                    better="higher",
-                    interval="normal",
-                    source=f"encoder {encoder}: 100 × cosine to the user's own prompt",
+                mean_score(
+                    f"clip_score_{columns.encoder}",
+                    alignment[encoder],
+                    "higher",
+                    f"encoder {encoder}: 100 × cosine to the user's own prompt",
                 )
             )
         return scores
@@ -422,6 +398,46 @@ class QualityScores:
         for cell in reversed(range(len(self.groups))):
             reason = reason.replace(f"cell {cell} ", f"{self.groups[cell]} ")
         return reason
+
+
+def _equally_many(
+    x: NDArray[np.float32], y: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """As many rows of either, drawn without replacement, in their order."""
+    n = min(len(x), len(y))
+    mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
+    return mine, real
+
+
+def diversity_score(
+    name: str, x: NDArray[np.float32], y: NDArray[np.float32], source: str, *, seed: int
+) -> Score:
+    """Effective number of different rows of x, in units of as many rows of y.
+
+    Args:
+        name: Of the score.
+        x: (N, D) generated embeddings, N >= 4.
+        y: (M, D) real ones, M >= 4.
+        source: What they are.
+        seed: Of the draw and of the jackknife's blocks, 20 or as many as n allows.
+    """
+    rng = np.random.default_rng(seed)
+    mine, real = _equally_many(x, y, rng)
+    value, unit, n = vendi_score(mine), vendi_score(real), len(mine)
+    parts = np.array_split(rng.permutation(n), min(DIVERSITY_BLOCKS, n // 2))
+    left = np.array([vendi_score(np.delete(mine, part, axis=0)) for part in parts])
+    quantile = round(student(0.95, len(parts) - 1), 3)
+    half = quantile * float(np.sqrt(jackknife_variance(left)))
+    return Score(
+        name=name,
+        value=value / unit,
+        low=max(0.0, value - half) / unit,
+        high=(value + half) / unit,
+        n=n,
+        better="higher",
+        interval=f"jackknife, {len(parts)} blocks",
+        source=source,
+    )
 
 
 def _distance(name: str, ends: tuple[float, float, float], n: int, source: str) -> Score:

@@ -129,7 +129,7 @@ def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
     missing = record.facts.get("not_measured", {})
     for name, reason in missing.items():
         if any(fnmatchcase(name, pattern) for pattern in SHOWN):
-            _add_row(table, f"  {name.replace('_', ' ')}", f"not measurable: {reason}")
+            _add_row(table, f"  {name.replace('_', ' ')}", f"– ({reason})")
     hidden = len(record.scores) - len(shown)
     if hidden:
         _add_row(table, f"  {hidden} more scores are in the record")

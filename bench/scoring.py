@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from fairbench.audit import audit_scores
 from fairbench.crossings import Reading, Sample
-from fairbench.fairness_scores import RANKED, RAW, FairnessScores, share_score
+from fairbench.fairness_scores import RANKED, RAW, FairnessScores
 from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
+from fairbench.plain_scores import mean_score, share_score
 from fairbench.quality_scores import Columns, QualityScores, Reference
 from fairbench.types import Score, Task
 
@@ -181,20 +182,14 @@ def _judges(readings: Sequence[Reading], sensitive: Sequence[str]) -> list[Score
     first, n = readings[0], readings[0].n
     scores = []
     for name in sensitive:
-        confidence = first.probabilities[name][first.valid].max(1).astype(np.float64)
-        half = 1.96 * confidence.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
-        mean = float(confidence.mean())
         scores.append(
-            Score(
-                name=f"judge_confidence_{name}",
-                value=mean,
-                low=mean - float(half),
-                high=min(1.0, mean + float(half)),
-                n=n,
-                better="neither",
-                interval="normal",
+            mean_score(
+                f"judge_confidence_{name}",
+                first.probabilities[name][first.valid].max(1),
+                "neither",
+                f"judge {first.judge}, valid images",
                 unit="probability",
-                source=f"judge {first.judge}, valid images",
+                highest=1.0,
             )
         )
     for name in sensitive:

@@ -1,0 +1,68 @@
+"""The two plainest kinds of scores, which every stage makes: a share, and a mean."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.metrics import wilson_interval
+from fairbench.types import Score
+
+__all__ = ["Better", "mean_score", "share_score"]
+
+Better = Literal["lower", "higher", "neither"]
+
+NORMAL = 1.96
+
+
+def share_score(
+    name: str,
+    count: int,
+    total: int,
+    better: Better,
+    source: str,
+    *,
+    n: int | None = None,
+    interval: bool = True,
+) -> Score:
+    """A share with Wilson's interval, unless the things counted aren't a sample."""
+    low, high = wilson_interval(count, total) if interval else (None, None)
+    return Score(
+        name=name,
+        value=count / total,
+        low=low,
+        high=high,
+        n=total if n is None else n,
+        better=better,
+        interval="wilson" if interval else "",
+        unit="share",
+        source=source,
+    )
+
+
+def mean_score(
+    name: str,
+    values: NDArray[np.floating[Any]],
+    better: Better,
+    source: str,
+    *,
+    unit: str = "",
+    highest: float = np.inf,
+) -> Score:
+    """The mean of one number an image, (N,), with the normal interval, cut at `highest`."""
+    numbers = values.astype(np.float64)
+    n, mean = len(numbers), float(numbers.mean())
+    half = float(NORMAL * numbers.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return Score(
+        name=name,
+        value=mean,
+        low=mean - half,
+        high=min(highest, mean + half),
+        n=n,
+        better=better,
+        interval="normal",
+        unit=unit,
+        source=source,
+    )
