@@ -6,6 +6,7 @@ unconditional DDPM and on a Gaussian mixture whose exact denoiser is a formula.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,6 +92,14 @@ class Schedule:
         if spacing == "trailing":
             return [round(total - i * total / steps) - 1 for i in range(steps)]
         return [int(t) for t in np.linspace(total - 1, 0, steps).round()]
+
+    def target(self, clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
+        """What the network is trained to put out for x_t of `clean` and `noise`, same shape."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return clean
+        return _columns(self.alpha(t), clean) * noise - _columns(self.sigma(t), clean) * clean
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """x_t of `clean` and `noise`, (B, C, h, w) each, at `t`, a number or (B,)."""
@@ -196,6 +205,14 @@ class Backbone(ABC):
         """One call of the network on a whole batch; output in the model's parameterisation."""
 
     @abstractmethod
+    def with_unet(self, unet: nn.Module) -> Backbone:
+        """The same backbone with another network of the same kind; the rest is shared.
+
+        Raises:
+            ContractError: If the backbone has no network.
+        """
+
+    @abstractmethod
     def edit_bottleneck(self, edit: Edit) -> AbstractContextManager[None]:
         """Within the context the bottleneck h becomes ``edit(h, t)``, (B, c, h', w') both."""
 
@@ -279,6 +296,12 @@ class DiffusersBackbone(Backbone):
         if self._vae is not None:
             scale = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.image_size = size * scale
+
+    def with_unet(self, unet: nn.Module) -> DiffusersBackbone:
+        """The same pipeline with another network of the same kind; the rest is shared."""
+        other = copy.copy(self)
+        other.unet = other._unet = unet
+        return other
 
     def _in_fixed_batches(self, call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """`call` on rows in network batches, the last one filled up."""
@@ -408,6 +431,10 @@ class GaussianMixture(Backbone):
         state = repr((self.means.tolist(), list(weights), std, sorted(self.words.items()), steps))
         self.weights_sha256 = hashlib.sha256(state.encode()).hexdigest()
         self._edit: Edit | None = None
+
+    def with_unet(self, unet: nn.Module) -> GaussianMixture:
+        """Not possible: the denoiser is a formula."""
+        raise ContractError(f"{self.name} has no network to replace; its denoiser is a formula")
 
     def encode(self, images: NDArray[np.uint8]) -> Tensor:
         """Images, (B, S, S, 3) uint8, to (B, 3, S, S) float32 in [-1, 1]."""

@@ -178,6 +178,10 @@ DEFAULT_BIAS = BiasProfile.from_conditionals(
     },
     race={"asian": 0.15, "black": 0.15, "brown": 0.15, "white": 0.55},
 )
+TRAINING_IMAGES = 8000
+"""Size of a training set drawn from the pool, biased or balanced."""
+TRAINING_SEED = 0
+"""Which images of the pool it is; the shipped backbones were trained on this draw."""
 BALANCED = BiasProfile("balanced", np.full((5, 2, 4), 1 / 40))
 
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from fairbench import cartoonfaces
 from fairbench.errors import AssetError, InputError, unknown_name
-from fairbench.types import Prompt, SamplingConfig, Task
+from fairbench.types import ImageSet, Prompt, SamplingConfig, Task
 
 __all__ = ["DATASETS", "BackboneSpec", "Dataset", "get_dataset"]
 
@@ -138,6 +140,35 @@ class Dataset:
             groups *= len(levels)
         target = (1 / groups,) * groups
         return Task(name, MappingProxyType(attributes), prompts, target, by_prompt)
+
+    def training_images(self, composition: str, *, labelled: bool) -> ImageSet:
+        """The images that backbones were trained on, or as many balanced ones.
+
+        Args:
+            composition: ``"biased"`` or ``"balanced"``.
+            labelled: Whether labels come with them.
+        """
+        profile = {"biased": cartoonfaces.DEFAULT_BIAS, "balanced": cartoonfaces.BALANCED}
+        pool = cartoonfaces.load_split("pool")
+        index = profile[composition].draw(
+            pool.labels, cartoonfaces.TRAINING_IMAGES, cartoonfaces.TRAINING_SEED
+        )
+        return self._image_set(pool.take(index), labelled)
+
+    def reference_images(self, n: int, *, labelled: bool) -> ImageSet:
+        """The first `n` of the balanced images that methods may use as a reference set."""
+        split = cartoonfaces.load_split("method_reference")
+        return self._image_set(split.take(np.arange(min(n, len(split)))), labelled)
+
+    def _image_set(self, split: cartoonfaces.Split, labelled: bool) -> ImageSet:
+        subjects = np.full(len(split), -1)
+        for i, prompt in enumerate(self.prompts):
+            matches = [
+                split.labels[a] == self.attributes[a].index(level)
+                for a, level in prompt.stratum.items()
+            ]
+            subjects[np.logical_and.reduce(matches)] = i
+        return ImageSet(split.images, subjects, dict(split.labels) if labelled else None)
 
     def data_sha256(self) -> str:
         """Hash of the shipped data files."""

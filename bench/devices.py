@@ -11,7 +11,13 @@ from fairbench.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["begin_run", "peak_memory_mib", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "begin_run",
+    "peak_memory_mib",
+    "resolve_autocast",
+    "resolve_device",
+    "resolve_dtype",
+]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -87,3 +93,23 @@ def peak_memory_mib(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def resolve_autocast(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of autocast while training.
+
+    Args:
+        precision: ``auto``, ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the device
+            computes it natively, which the averaged float32 weights lose nothing by.
+        device: Where the training runs.
+    """
+    import torch
+
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+            native = device.type == "cpu" and supported is not None and bool(supported())
+        precision = "bfloat16" if native else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

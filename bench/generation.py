@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench import cartoonfaces
 from fairbench.cache import load_arrays, remove, save_arrays
 from fairbench.config import Progress, RunConfig, silent
 from fairbench.datasets import BackboneSpec, Dataset
@@ -224,14 +223,15 @@ def _prepared(plan: Plan, backbone: Backbone, cache: Path, report: Reporter) -> 
         cache=cache,
         progress=report.progress,
     )
-    data = training_data(plan.dataset, plan.method.card)
+    card = plan.method.configured_card()
+    data = training_data(plan.dataset, card)
     import torch
 
     try:
         return plan.method.prepare(plan.task, backbone, data, preparation)
     except torch.OutOfMemoryError:
         raise InputError(
-            f"{backbone.device} has too little memory to prepare {plan.method.card.name} on "
+            f"{backbone.device} has too little memory to prepare {card.name} on "
             f"{backbone.name}; lower its batch by --param if it has one or use another --device"
         ) from None
 
@@ -257,10 +257,16 @@ def _sampled(
 
 def training_data(dataset: Dataset, card: MethodCard) -> TrainingData:
     """What a method may learn from: what its card declares, nothing more."""
-    prompts = dataset.prompts if "prompts" in card.supervision else ()
-    if not card.supervision & {"reference-set", "labels"}:
-        return TrainingData(prompts)
-    split = cartoonfaces.load_split("method_reference")
-    part = split.take(np.arange(min(card.reference_images, len(split))))
-    labels = dict(part.labels) if "labels" in card.supervision else None
-    return TrainingData(prompts, part.images, labels)
+    labelled = "labels" in card.supervision
+    training = reference = None
+    if card.training_set != "none":
+        training = dataset.training_images(card.training_set, labelled=labelled)
+    if "reference-set" in card.supervision:
+        reference = dataset.reference_images(card.reference_images, labelled=labelled)
+    return TrainingData(
+        neutral_prompts=dataset.prompts if "prompts" in card.supervision else (),
+        subjects=dataset.prompts if training or reference else (),
+        training=training,
+        reference=reference,
+        attributes=dataset.attributes if labelled else {},
+    )

@@ -88,7 +88,7 @@ def plan_run(config: RunConfig) -> Plan:
 
 def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     """Everything that the images depend on, and nothing else."""
-    card = plan.method.card
+    card = plan.method.configured_card()
     config: dict[str, Any] = {
         "method": card.name,
         "version": plan.method.version,
@@ -102,9 +102,9 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     }
     if card.uses_target:
         config["target"] = dict(zip(plan.task.groups, plan.task.target, strict=True))
-    if card.trains:
+    if card.trains and "prompts" in card.supervision:
         config["neutral_prompts"] = [prompt.text for prompt in plan.dataset.prompts]
-    if card.supervision & {"reference-set", "labels"}:
+    if "reference-set" in card.supervision or card.training_set != "none":
         config["data_sha256"] = plan.dataset.data_sha256()
     if card.batch_coupled:
         config["batch_size"] = plan.config.batch_size
@@ -144,7 +144,7 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     key = run_key(key_config)
     # Names that change nothing: the weights' hash and the parameters stand for them.
     full_config = key_config | {"backbone": plan.backbone.name, "preset": plan.preset}
-    name = plan.method.card.name
+    name = plan.method.configured_card().name
     path = record_path(config.results, plan.dataset.name, name, key)
     found = find_record(path)
     if found is not None and not config.force:
@@ -187,11 +187,11 @@ def _blank_record(plan: Plan, key: str, generation_key: str, config: Mapping[str
         generation_key=generation_key,
         status="interrupted",
         error=None,
-        method=plan.method.card.name,
+        method=plan.method.configured_card().name,
         dataset=plan.dataset.name,
         task=plan.task.name,
         config=config,
-        card=_plain_card(plan.method.card),
+        card=_plain_card(plan.method.configured_card()),
         environment=environment(plan.device),
         seconds={},
         peak_memory_mib=0.0,

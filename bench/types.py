@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from fairbench.errors import ContractError, InputError, unknown_name
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from fairbench.backbones import Backbone
 
 __all__ = [
+    "ImageSet",
     "Method",
+    "MethodBase",
     "MethodCard",
     "Preparation",
     "Prompt",
@@ -214,6 +217,10 @@ class MethodCard:
         batch_coupled: Whether images of one batch depend on each other.
         uses_target: Whether the wanted shares change its images.
         trains: Whether it learns something before it samples.
+        training_set: Images that it trains on beside the reference set: none, those with the bias
+            that the backbone was trained on, or as many balanced ones.
+        extra_network_calls: What an image costs beyond the backbone's own calls, in words; the
+            record has the number.
         deviations: Where it differs from the paper, one sentence each.
     """
 
@@ -228,7 +235,27 @@ class MethodCard:
     batch_coupled: bool = False
     uses_target: bool = True
     trains: bool = False
+    training_set: Literal["none", "biased", "balanced"] = "none"
+    extra_network_calls: str = "none"
     deviations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to learn from.
+
+    Attributes:
+        images: (N, H, W, 3) uint8.
+        subjects: (N,) what each image shows, an index into `TrainingData.subjects`.
+        labels: Attribute -> (N,) indices into its levels, or None if the method may not see them.
+    """
+
+    images: NDArray[np.uint8]
+    subjects: NDArray[np.int64]
+    labels: Mapping[str, NDArray[np.uint8]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 @dataclass(frozen=True)
@@ -236,14 +263,18 @@ class TrainingData:
     """What a method may learn from: exactly what its card declares, the rest is None.
 
     Attributes:
-        neutral_prompts: The data set's subjects, without attribute words.
-        reference: (M, H, W, 3) uint8 balanced images, for ``reference-set``.
-        labels: Attribute -> (M,) labels of the reference images, for ``labels``.
+        neutral_prompts: The data set's subjects, without attribute words, for ``prompts``.
+        subjects: What the images below show, as neutral prompts.
+        training: The images of the card's `training_set`.
+        reference: Balanced images, for ``reference-set``.
+        attributes: Attribute -> its levels, what the labels index; empty without ``labels``.
     """
 
     neutral_prompts: tuple[Prompt, ...] = ()
-    reference: NDArray[np.uint8] | None = None
-    labels: Mapping[str, NDArray[np.uint8]] | None = None
+    subjects: tuple[Prompt, ...] = ()
+    training: ImageSet | None = None
+    reference: ImageSet | None = None
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -279,11 +310,27 @@ class Method(Protocol):
     version: ClassVar[int]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
 
+    def configured_card(self) -> MethodCard:
+        """The card of the method with these parameters; an ablation or oracle has its own."""
+        ...
+
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Do whatever must be done once before images can be made."""
         ...
+
+
+class MethodBase:
+    """What most methods have in common; :class:`Method` says what the attributes mean."""
+
+    card: ClassVar[MethodCard]
+    version: ClassVar[int] = 1
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+    def configured_card(self) -> MethodCard:
+        """The class's own card."""
+        return self.card
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairbench.errors import InputError
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.types import MethodBase, MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
     from fairbench.backbones import Backbone
 
 
 @dataclass(frozen=True)
-class FairGen:
+class FairGen(MethodBase):
     """Rank-r adapters on cross-attention, one a category, summed over attributes.
 
     Attributes:
@@ -93,7 +93,6 @@ class FairGen:
             "its form isn't public and its weight is 0 in every released configuration.",
         ),
     )
-    version: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             # The released code at d56b921: empty group prompt, both branches, one category for

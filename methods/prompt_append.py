@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fairbench.errors import InputError
-from fairbench.types import MethodCard, Preparation, Request, Sampler, Task, TrainingData
+from fairbench.types import (
+    MethodBase,
+    MethodCard,
+    Preparation,
+    Request,
+    Sampler,
+    Task,
+    TrainingData,
+)
 
 if TYPE_CHECKING:
     from fairbench.backbones import Backbone
 
 
 @dataclass(frozen=True)
-class PromptAppend:
+class PromptAppend(MethodBase):
     """Draw a group for each image and write its words into the prompt.
 
     Attributes:
@@ -35,8 +42,6 @@ class PromptAppend:
         role="control",
         ranked=False,
     )
-    version: ClassVar[int] = 1
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.types import MethodBase, MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
     from fairbench.backbones import Backbone
 
 
 @dataclass(frozen=True)
-class Vanilla:
+class Vanilla(MethodBase):
     """No debiasing."""
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -25,8 +24,6 @@ class Vanilla:
         ranked=False,
         uses_target=False,
     )
-    version: ClassVar[int] = 1
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

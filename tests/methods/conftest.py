@@ -5,15 +5,24 @@ import functools
 import zlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.utils import logging
 from torch import nn
 
 from fairbench.backbones import DiffusersBackbone, GaussianMixture
 from fairbench.methods._adapters import AdapterBank
-from fairbench.types import Preparation, Prompt, Request, SamplingConfig, Task, TrainingData
+from fairbench.types import (
+    ImageSet,
+    Preparation,
+    Prompt,
+    Request,
+    SamplingConfig,
+    Task,
+    TrainingData,
+)
 
 ROLES = ("person", "tennis player", "santa")
 LEVELS = {"gender": ("female", "male"), "race": ("asian", "black", "white")}
@@ -93,6 +102,42 @@ def build_pipeline(prediction_type, seed):
         )
 
 
+@functools.cache
+def build_unconditional_pipeline(prediction_type, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DModel(
+            sample_size=4,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+    scheduler = build_pipeline(prediction_type, seed).scheduler
+    return SimpleNamespace(unet=unet, scheduler=scheduler)
+
+
+def build_unconditional(prediction_type="v_prediction", network_batch=4, sha256="pixels", seed=0):
+    """A random unconditional backbone, 4 x 4, whose middle block is 16 channels of 2 x 2."""
+    return DiffusersBackbone(
+        "pixels",
+        copy.deepcopy(build_unconditional_pipeline(prediction_type, seed)),
+        sha256=sha256,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        network_batch=network_batch,
+    )
+
+
+@pytest.fixture
+def make_unconditional():
+    return build_unconditional
+
+
 @pytest.fixture
 def make_backbone():
     return build_backbone
@@ -154,9 +199,28 @@ def make_task():
     return make
 
 
+def build_images(n, seed, male_share):
+    """Random 4 x 4 images, men brighter than women."""
+    rng = np.random.default_rng(seed)
+    labels = {
+        "gender": (rng.random(n) < male_share).astype(np.uint8),
+        "race": rng.integers(3, size=n).astype(np.uint8),
+    }
+    bright = np.where(labels["gender"], 180, 70)[:, None, None, None]
+    images = (bright + rng.normal(0, 25, (n, 4, 4, 3))).clip(0, 255).astype(np.uint8)
+    return ImageSet(images, rng.integers(len(ROLES), size=n), labels)
+
+
 @pytest.fixture
 def data():
-    return TrainingData(tuple(Prompt(role) for role in ROLES))
+    subjects = tuple(Prompt(role) for role in ROLES)
+    return TrainingData(
+        neutral_prompts=subjects,
+        subjects=subjects,
+        training=build_images(48, 0, 0.9),
+        reference=build_images(24, 1, 0.5),
+        attributes=LEVELS,
+    )
 
 
 @pytest.fixture

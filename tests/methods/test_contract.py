@@ -14,7 +14,9 @@ from fairbench.types import Method, MethodCard
 
 NAMES = method_names()
 # Method -> the small backbone that it is tested on, and parameters that make it quick.
+TRAINED = {"steps": 2, "batch": 4, "learning_rate": 0.05}
 SMALL = {
+    "balanced_data": ("pixels", TRAINED),
     "fairgen": ("unet", {"iterations": 2, "batch": 4, "learning_rate": 0.05}),
     "prompt_append": ("mixture", {}),
     "vanilla": ("mixture", {}),
@@ -36,12 +38,23 @@ def variant_id(value):
 
 
 @pytest.fixture
-def prepared(make_backbone, make_mixture, make_task, make_preparation, data):
+def make_small(make_backbone, make_unconditional, make_mixture):
+    """A fresh small backbone of a kind: unet (takes prompts), pixels (takes none), mixture."""
+
+    def make(kind):
+        makers = {"unet": make_backbone, "pixels": make_unconditional, "mixture": make_mixture}
+        return makers[kind]()
+
+    return make
+
+
+@pytest.fixture
+def prepared(make_small, make_task, make_preparation, data):
     """A method's sampler on a small backbone, and its task of two prompts."""
 
     def make(name, small, seed=0):
         kind, parameters = small
-        backbone = make_backbone() if kind == "unet" else make_mixture()
+        backbone = make_small(kind)
         task = make_task("gender", prompts=2)
         method = get_method(name)(**parameters)
         return method.prepare(task, backbone, data, make_preparation(seed=seed)), task
@@ -147,8 +160,7 @@ def test_prepared_anew_a_seed_gives_the_same_images(
 def test_global_random_state_is_neither_used_nor_changed(
     name,
     small,
-    make_backbone,
-    make_mixture,
+    make_small,
     make_task,
     make_preparation,
     make_requests,
@@ -158,7 +170,7 @@ def test_global_random_state_is_neither_used_nor_changed(
     made = []
     for seed in (11, 12):
         kind, parameters = small
-        backbone = make_backbone() if kind == "unet" else make_mixture()
+        backbone = make_small(kind)
         task = make_task("gender", prompts=2)
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002

@@ -1,0 +1,77 @@
+"""Parameters that training-time methods have in common; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from fairbench.types import MethodBase
+
+if TYPE_CHECKING:
+    from fairbench.training import TrainingPlan
+
+__all__ = ["FineTuned"]
+
+
+@dataclass(frozen=True)
+class FineTuned(MethodBase):
+    """A method that trains the backbone's network; every such row has the same step budget.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch: Images a step.
+        learning_rate: Peak of AdamW's, after a warm-up, decayed by a cosine.
+        ema_decay: Of the averaged weights that are sampled with.
+        accumulate: Parts that a batch is split into, for little memory.
+        precision: Of autocast while training.
+        start: From the shipped biased network, or from random weights.
+        loss_weighting: Weight of the loss over timesteps.
+        p2_k, p2_gamma, min_snr_gamma: Of the weightings of these names.
+        max_weight: Bound on the weight of the noise's error; 0: none.
+        normalise_weights: Whether weights have mean 1 over the timesteps.
+    """
+
+    steps: int = field(default=600, metadata={"help": "optimiser steps", "minimum": 1})
+    batch: int = field(default=64, metadata={"help": "images a step", "minimum": 1})
+    learning_rate: float = field(
+        default=3e-4, metadata={"help": "peak of AdamW's, cosine decay", "minimum": 0}
+    )
+    ema_decay: float = field(
+        default=0.995, metadata={"help": "of the averaged weights; 0: the last", "minimum": 0}
+    )
+    accumulate: int = field(
+        default=1, metadata={"help": "parts a batch is split into", "minimum": 1}
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto", metadata={"help": "of autocast while training"}
+    )
+    start: Literal["backbone", "scratch"] = field(
+        default="backbone",
+        metadata={"help": "fine-tune the backbone or train from random weights"},
+    )
+    loss_weighting: Literal[
+        "native", "constant", "debias", "p2", "min_snr", "truncated_snr", "edm", "edm_lognormal"
+    ] = field(default="native", metadata={"help": "weight of the loss over timesteps"})
+    p2_k: float = field(default=1.0, metadata={"help": "k of p2", "minimum": 0})
+    p2_gamma: float = field(default=1.0, metadata={"help": "gamma of p2", "minimum": 0})
+    min_snr_gamma: float = field(default=5.0, metadata={"help": "gamma of min_snr", "minimum": 0})
+    max_weight: float = field(
+        default=0.0, metadata={"help": "bound on the noise weight; 0: none", "minimum": 0}
+    )
+    normalise_weights: bool = field(
+        default=True, metadata={"help": "weights have mean 1 over timesteps"}
+    )
+
+    def plan(self) -> TrainingPlan:
+        """The trainer's view of these parameters."""
+        from fairbench.training import TrainingPlan
+
+        return TrainingPlan(
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            warmup=min(50, self.steps // 10),
+            ema_decay=self.ema_decay,
+            accumulate=self.accumulate,
+            precision=self.precision,
+        )

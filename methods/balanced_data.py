@@ -1,0 +1,41 @@
+"""The backbone trained on balanced data: what a method that fixes the data could reach at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fairbench.methods._parameters import FineTuned
+from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+
+if TYPE_CHECKING:
+    from fairbench.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class BalancedData(FineTuned):
+    """Train on as many images as the backbone saw, balanced over all groups by their labels."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="balanced_data",
+        title="the backbone trained on balanced data, the attainable floor",
+        arxiv="",
+        family="training",
+        supervision=frozenset({"labels"}),
+        role="oracle",
+        ranked=False,
+        uses_target=False,
+        trains=True,
+        training_set="balanced",
+    )
+
+    def prepare(
+        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+    ) -> Sampler:
+        """Train the network on the balanced images by its own denoising loss."""
+        from fairbench.methods import _denoising
+
+        return _denoising.prepare(self, backbone, [data.training], data, preparation)
+
+
+METHOD = BalancedData
