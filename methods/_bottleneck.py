@@ -47,9 +47,13 @@ __all__ = [
 ]
 
 VERSION = 1
-WEIGHT_DECAYS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
-SLICES = (0.15, 0.15)
-"""Shares that aren't fitted: one for choosing the penalty and calibrating, one for reporting."""
+WEIGHT_DECAYS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
+COMPONENTS = 256
+"""Principal components of h that a head sees at most."""
+
+FOLDS = 3
+REPORTED = 0.15
+"""Share of the images that heads aren't fitted to, for the accuracies on record."""
 
 OWN_NOISE = 2**31
 """Added to the prompt index of a trajectory, so that no image of a run has its noise."""
@@ -247,18 +251,28 @@ class Fitted:
     balanced_accuracy: float
 
 
-def _slices(y: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows to fit, to choose by and to report on; every group is spread over the three."""
+def _folds(y: Tensor, groups: int) -> Tensor:
+    """(n,) fold of each row, 0 for those to report on; every group is spread over the folds."""
     rng = np.random.default_rng(0)
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    folds = torch.zeros(len(y), dtype=torch.long)
     for group in range(groups):
-        rows = rng.permutation(np.flatnonzero(y.numpy() == group)).tolist()
-        first = round(SLICES[0] * len(rows))
-        second = first + round(SLICES[1] * len(rows))
-        for part, some in zip(parts, (rows[second:], rows[:first], rows[first:second])):
-            part.extend(some)
-    fit, choose, report = (torch.tensor(part, dtype=torch.long) for part in parts)
-    return fit, choose if len(choose) else fit, report if len(report) else fit
+        rows = rng.permutation(np.flatnonzero(y.numpy() == group))
+        kept = rows[round(REPORTED * len(rows)) :]
+        folds[kept] = torch.arange(len(kept)) % FOLDS + 1
+    return folds
+
+
+def _principal(rows: Tensor) -> Tensor:
+    """(D, r) orthonormal directions in which centred rows (n, D) vary most."""
+    by_row = len(rows) < rows.shape[1]
+    gram = rows @ rows.T if by_row else rows.T @ rows
+    values, vectors = torch.linalg.eigh(gram.double())
+    keep = values > 1e-6 * values[-1].clamp(min=1e-12)
+    vectors = vectors[:, keep][:, -COMPONENTS:]
+    if not by_row:
+        return vectors.float()
+    lengths = values[keep][-COMPONENTS:].sqrt()
+    return (rows.T.double() @ vectors / lengths).float()
 
 
 def _group_weights(y: Tensor, groups: int) -> Tensor:
@@ -310,14 +324,33 @@ def calibrated(
     return float(log_scale.detach().exp()), shift.detach()
 
 
+def _regression(
+    x: Tensor, y: Tensor, groups: int, decays: Sequence[float], iterations: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Weights (K, r) and biases (K,) for each penalty, each started from the one before."""
+    balance = _group_weights(y, groups).to(x)
+    weight = torch.zeros(groups, x.shape[1], requires_grad=True)
+    bias = torch.zeros(groups, requires_grad=True)
+    found = []
+    for decay in decays:
+
+        def loss(decay: float = decay) -> Tensor:
+            entropy = functional.cross_entropy(x @ weight.T + bias, y, reduction="none")
+            return (balance * entropy).mean() + decay / 2 * weight.square().sum()
+
+        _minimise([weight, bias], loss, iterations)
+        found.append((weight.detach().clone(), bias.detach().clone()))
+    return found
+
+
 def fit_head(
-    h: Tensor, y: Tensor, groups: int, weight_decay: float = 0.0, *, iterations: int = 60
+    h: Tensor, y: Tensor, groups: int, weight_decay: float = 0.0, *, iterations: int = 40
 ) -> Fitted:
     """Multinomial logistic regression on h with an L2 penalty, groups weighted equally.
 
     Rare groups of a biased backbone thus count as much as others for the direction; scale and
     shifts are then calibrated to the natural shares, so that a batch's mean prediction is its
-    expected share.
+    expected share. Penalty and calibration rest on rows that weren't fitted, by cross-validation.
 
     Args:
         h: (n, D).
@@ -326,50 +359,45 @@ def fit_head(
         weight_decay: Penalty for rows of unit mean length; 0 chooses by held-out loss.
         iterations: Of L-BFGS for each penalty.
     """
-    fit, choose, report = _slices(y, groups)
+    folds = _folds(y, groups)
+    fit, report = folds > 0, folds == 0
     rows = h.float()
     centre = rows[fit].mean(0)
-    # One scale for all coordinates: whitening would let the penalty favour directions in which h
-    # hardly varies, and an edit along those leaves the states that the network knows.
+    # One scale for all coordinates, and only directions in which h varies: an edit along others
+    # would leave the states that the network knows.
     size = (rows[fit] - centre).square().sum(1).mean().sqrt().clamp(min=1e-12)
     rows = (rows - centre) / size
-    x, target, balance = rows[fit], y[fit], _group_weights(y[fit], groups).float()
-    held, held_balance = rows[choose], _group_weights(y[choose], groups).float()
-    weight = torch.zeros(groups, h.shape[1], requires_grad=True)
-    bias = torch.zeros(groups, requires_grad=True)
-    best: tuple[float, float, Tensor, Tensor] | None = None
-    for decay in (weight_decay,) if weight_decay else WEIGHT_DECAYS:
-
-        def loss(decay: float = decay) -> Tensor:
-            entropy = functional.cross_entropy(x @ weight.T + bias, target, reduction="none")
-            return (balance * entropy).mean() + decay / 2 * weight.square().sum()
-
-        _minimise([weight, bias], loss, iterations)
-        with torch.no_grad():
-            entropy = functional.cross_entropy(
-                held @ weight.T + bias, y[choose], reduction="none"
-            )
-            value = float((held_balance * entropy).mean())
-        if best is None or value < best[0]:
-            best = value, decay, weight.detach().clone(), bias.detach().clone()
-    if best is None:
-        raise ContractError("expected at least one weight decay")
-    _, decay, found, offset = best
-    with torch.no_grad():
-        balanced = rows[report] @ found.T + offset
-        right = (balanced.argmax(1) == y[report]).double()
-        by_group = float((_group_weights(y[report], groups) * right).mean())
-        logits = held @ found.T + offset
+    basis = _principal(rows[fit])
+    x, target, decays = rows @ basis, y[fit], (weight_decay,) if weight_decay else WEIGHT_DECAYS
+    held_out = torch.zeros(len(decays), len(y), groups)
+    for fold in range(1, FOLDS + 1):
+        held, rest = folds == fold, fit & (folds != fold)
+        for i, (weight, bias) in enumerate(
+            _regression(x[rest], y[rest], groups, decays, iterations)
+        ):
+            held_out[i, held] = x[held] @ weight.T + bias
+    held_out = held_out[:, fit]
+    balance = _group_weights(target, groups).float()
+    losses = [
+        float((balance * functional.cross_entropy(logits, target, reduction="none")).mean())
+        for logits in held_out
+    ]
+    best = int(np.argmin(losses))
+    weight, bias = _regression(x[fit], target, groups, decays[: best + 1], iterations)[-1]
     counts = torch.bincount(y, minlength=groups).double()
-    scale, shift = calibrated(logits, y[choose], (counts + 1) / (counts.sum() + groups))
-    natural = (scale * balanced.double() + shift).argmax(1) == y[report]
-    whole = scale * found.double() / size.double()
+    prior = (counts + 1) / (counts.sum() + groups)
+    scale, shift = calibrated(held_out[best], target, prior)
+    report = report if report.any() else fit
+    logits = (x[report] @ weight.T + bias).double()
+    right = (logits.argmax(1) == y[report]).double()
+    natural = (scale * logits + shift).argmax(1) == y[report]
+    whole = scale * (weight @ basis.T).double() / size.double()
     return Fitted(
         weight=whole,
-        bias=scale * offset.double() + shift - whole @ centre.double(),
-        weight_decay=decay,
+        bias=scale * bias.double() + shift - whole @ centre.double(),
+        weight_decay=decays[best],
         accuracy=float(natural.double().mean()),
-        balanced_accuracy=by_group,
+        balanced_accuracy=float((_group_weights(y[report], groups) * right).mean()),
     )
 
 
@@ -572,7 +600,7 @@ def learn_heads(
         "rows": backbone.network_batch,
         "data": images_sha256(data.reference),
         "classifier_steps": method.classifier_steps,
-        "attributes": {name: list(levels) for name, levels in data.attributes.items()},
+        "attributes": {name: list(levels) for name, levels in task.attributes.items()},
         "prompts": [prompt.text for prompt in task.prompts],
         "sampling": asdict(config),
         "features": method.features,
@@ -587,9 +615,7 @@ def learn_heads(
     finished = stem.with_suffix(".npz")
     stored = load_arrays(finished)
     if stored is None:
-        collection = _Collection(
-            method, task, backbone, classifier, data, preparation, branches
-        )
+        collection = _Collection(method, task, backbone, classifier, data, preparation, branches)
         seen, seconds, files = collection.run(stem)
         at = time.monotonic()
         stored, facts = {}, {}

@@ -308,9 +308,7 @@ class CoupledSampler(DDIMSampler):
 
         def denoise(x: Tensor, t: int) -> Prediction:
             one = edited(x, t)
-            return SplitPrediction(
-                one.x_t, one.alpha, one.sigma, one.kind, one.value, plain(x, t)
-            )
+            return SplitPrediction(one.x_t, one.alpha, one.sigma, one.kind, one.value, plain(x, t))
 
         return denoise, 2 * a_step
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Edit
+from fairbench.errors import InputError
 from fairbench.methods._bottleneck import Heads, edited_denoiser, learn_heads
 from fairbench.methods._classifier import train_classifier
 from fairbench.methods._indicator import Indicator
@@ -129,12 +130,19 @@ def prepare(
     data: TrainingData,
     preparation: Preparation,
 ) -> Sampler:
-    """Find the directions, and the share of images to edit for each prompt."""
+    """Find the directions, and the share of images to edit for each prompt.
+
+    Raises:
+        InputError: If the backbone's own shares can't be known.
+    """
+    if method.features == "inversion":
+        raise InputError(
+            "latent_editing needs the backbone's own shares, which inverted reference images "
+            "don't show; use --param features=trajectory"
+        )
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
-    heads, learned = learn_heads(
-        method, task, backbone, classifier, data, preparation, [grouping]
-    )
+    heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])
     by_branch = {branch: found for (_, branch), found in heads.items()}
     natural = by_branch["cond"].shares
     shares = [

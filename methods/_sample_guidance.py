@@ -121,9 +121,7 @@ def prepare(
     """Train the classifier and the heads on the task's groups, or load them."""
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
-    heads, learned = learn_heads(
-        method, task, backbone, classifier, data, preparation, [grouping]
-    )
+    heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])
     indicator = Indicator(
         method.indicator, task.target, preparation.seed, preparation.images_per_prompt
     )
