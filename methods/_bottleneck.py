@@ -93,12 +93,19 @@ class Heads:
     def logits(self, h: Tensor, t: int) -> Tensor:
         """(B, c, h', w') -> (B, K) float32."""
         k = self.index(t)
-        return h.flatten(1).float() @ self.weight[k].T + self.bias[k]
+        logits: Tensor = h.flatten(1).float() @ self.weight[k].T + self.bias[k]
+        return logits
 
     def to(self, device: torch.device) -> Heads:
         """The same heads on a device."""
-        parts = (self.weight, self.bias, self.means, self.norms)
-        return Heads(self.times, *(part.to(device) for part in parts), self.shares)
+        return Heads(
+            self.times,
+            self.weight.to(device),
+            self.bias.to(device),
+            self.means.to(device),
+            self.norms.to(device),
+            self.shares,
+        )
 
 
 def edited_denoiser(
@@ -268,17 +275,16 @@ def _principal(rows: Tensor) -> Tensor:
     gram = rows @ rows.T if by_row else rows.T @ rows
     values, vectors = torch.linalg.eigh(gram.double())
     keep = values > 1e-6 * values[-1].clamp(min=1e-12)
-    vectors = vectors[:, keep][:, -COMPONENTS:]
-    if not by_row:
-        return vectors.float()
-    lengths = values[keep][-COMPONENTS:].sqrt()
-    return (rows.T.double() @ vectors / lengths).float()
+    basis: Tensor = vectors[:, keep][:, -COMPONENTS:]
+    if by_row:
+        basis = rows.T.double() @ basis / values[keep][-COMPONENTS:].sqrt()
+    return basis.float()
 
 
 def _group_weights(y: Tensor, groups: int) -> Tensor:
     """(n,) weights, mean 1, with which every group that is there counts the same."""
     counts = torch.bincount(y, minlength=groups).double()
-    weight = 1 / counts[y]
+    weight: Tensor = 1 / counts[y]
     return weight / weight.mean()
 
 
@@ -308,6 +314,7 @@ def calibrated(
         logits: (n, K) of images that the head wasn't fitted to, with groups weighted equally.
         y: (n,) their groups.
         prior: (K,) natural shares of the groups, positive.
+        iterations: Of L-BFGS.
     Returns:
         a > 0 and b (K,).
     """
@@ -644,7 +651,7 @@ def learn_heads(
 
 
 def _unpacked(stored: Mapping[str, NDArray[Any]], name: str, times: Sequence[int]) -> Heads:
-    parts = [
+    weight, bias, means, norms = (
         torch.from_numpy(stored[f"{name} {key}"]) for key in ("weight", "bias", "means", "norms")
-    ]
-    return Heads(tuple(times), *parts, stored[f"{name} shares"])
+    )
+    return Heads(tuple(times), weight, bias, means, norms, stored[f"{name} shares"])

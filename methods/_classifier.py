@@ -6,6 +6,7 @@ images isn't a result: the judges, which were trained on other images, give thos
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,14 +29,17 @@ ROWS = 64
 
 HELD_OUT = 0.2
 WIDTH = 24
+SMALLEST = 4
+"""Feature maps of this many pixels a side are halved no further."""
+
 LARGEST = 64
 """Larger images are reduced to this many pixels a side before the network."""
 
 
-def _halved(inputs: int, outputs: int) -> nn.Sequential:
-    """Two convolutions, the first of which halves the resolution."""
+def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """Two convolutions, the first of which may halve the resolution."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 2, 1),
+        nn.Conv2d(inputs, outputs, 3, stride, 1),
         nn.GroupNorm(8, outputs),
         nn.SiLU(),
         nn.Conv2d(outputs, outputs, 3, 1, 1),
@@ -54,7 +58,7 @@ class AttributeClassifier(nn.Module):
     Args:
         attributes: Attribute -> its levels.
         image_size: Pixels a side.
-        width: Channels after the first halving.
+        width: Channels of the first stage; each of the two others has twice as many.
     """
 
     def __init__(
@@ -63,12 +67,13 @@ class AttributeClassifier(nn.Module):
         super().__init__()
         self.attributes = {name: tuple(levels) for name, levels in attributes.items()}
         self.side = min(image_size, LARGEST)
-        left = -(-self.side // 8)
-        self.trunk = nn.Sequential(
-            _halved(3, width), _halved(width, 2 * width), _halved(2 * width, 4 * width)
-        )
-        outputs = sum(map(len, self.attributes.values()))
-        self.head = nn.Linear(4 * width * left * left, outputs)
+        widths, left, stages = (3, width, 2 * width, 4 * width), self.side, []
+        for inputs, outputs in itertools.pairwise(widths):
+            stride = 2 if left > SMALLEST else 1
+            stages.append(_stage(inputs, outputs, stride))
+            left = -(-left // stride)
+        self.trunk = nn.Sequential(*stages)
+        self.head = nn.Linear(widths[-1] * left**2, sum(map(len, self.attributes.values())))
 
     def log_probabilities(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) float32 in [-1, 1] -> attribute -> (B, K) log probabilities."""
@@ -230,7 +235,7 @@ def train_classifier(
         what="training the attribute classifier",
         validate=validate,
     )
-    classifier.requires_grad_(False).eval()
+    classifier.requires_grad_(False).eval().zero_grad(set_to_none=True)
     found = classifier.probabilities(data.reference.images[order[:count]])
     accuracy = {
         name: float((found[name].argmax(1) == labels[name][held_out].cpu().numpy()).mean())

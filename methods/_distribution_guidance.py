@@ -55,9 +55,8 @@ def distance(p: Tensor, target: Tensor, loss: str) -> Tensor:
 def _slope(p: Tensor, target: Tensor, loss: str) -> Tensor:
     """(K,) derivative of `distance` by p."""
     r = target.clamp(min=LEAST_SHARE)
-    if loss == "chi2":
-        return 2 * (p - r) / r
-    return (p.clamp(min=1e-12) / r).log() + 1
+    slope: Tensor = 2 * (p - r) / r if loss == "chi2" else (p.clamp(min=1e-12) / r).log() + 1
+    return slope
 
 
 def _through_softmax(pi: Tensor, slope: Tensor, scale: float) -> Tensor:
@@ -120,7 +119,8 @@ def capped(step: Tensor, h: Tensor, max_rel: float) -> Tensor:
         return step
     length = step.norm(dim=1, keepdim=True)
     longest = max_rel * h.norm(dim=1, keepdim=True)
-    return step * (longest / length.clamp(min=1e-20)).clamp(max=1)
+    short: Tensor = step * (longest / length.clamp(min=1e-20)).clamp(max=1)
+    return short
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def directions(heads: Heads) -> Tensor:
     groups = means.shape[1]
     others = (means.sum(1, keepdim=True) - means) / max(groups - 1, 1)
     away = means - others
-    return away / away.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    units: Tensor = away / away.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    return units
 
 
 class EditingSampler(DDIMSampler):
@@ -150,7 +151,9 @@ def prepare(
         for p in range(len(task.prompts))
     ]
     indicators = [
-        Indicator(method.indicator, found, preparation.seed, preparation.images_per_prompt)
+        Indicator(
+            method.indicator, found.tolist(), preparation.seed, preparation.images_per_prompt
+        )
         for found in shares
     ]
     facts = {

@@ -581,9 +581,9 @@ def test_marginal_guidance_has_a_goal_an_attribute(
 def test_guidance_reaches_the_target_on_a_mixture_of_two_groups(
     loss, eta, make_mixture, make_task, make_preparation, data
 ):
-    """On an exact denoiser, whose bottleneck is the log posterior of the groups, with oracle heads.
+    """On an exact denoiser with oracle heads.
 
-    The posterior's own difference is the log odds, so that the right heads are known.
+    Its bottleneck is the log posterior of the groups, so that the right heads are known.
     """
     backbone, config = make_mixture(), SamplingConfig(10, 1.0, eta)
     backbone.network_batch = 64
