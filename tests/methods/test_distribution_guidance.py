@@ -616,3 +616,45 @@ def test_configured_card_is_the_method_s():
     assert dataclasses.asdict(method)["batch"] == 64
     assert method.card.batch_coupled
     assert _distribution_guidance.LEAST_SHARE > 0
+
+
+# 10. Integration
+
+
+@pytest.mark.slow
+def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
+    """Shares follow the target in either direction; what isn't steered stays."""
+    from fairbench.backbones import load_backbone
+    from fairbench.datasets import get_dataset
+    from fairbench.generation import training_data
+    from fairbench.measuring import load_instruments
+    from fairbench.types import Preparation
+
+    dataset, images = get_dataset("cartoonfaces"), 320
+    spec = dataset.backbone("cartoonfaces-ddpm")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(spec.name, spec.folder, device=device, dtype=torch.float32)
+    judge = load_instruments(str(device)).judges[0]
+    preparation = Preparation(0, spec.sampling, (images,), tmp_path, lambda *_: None)
+    data = training_data(dataset, DistributionGuidance.card)
+    female, race, last = {}, {}, {}
+    for wanted in (None, 0.2, 0.8):
+        task = dataset.task("gender", conditional=False)
+        if wanted is not None:
+            task = task.with_target({"female": wanted, "male": 1 - wanted})
+        method = DistributionGuidance(newton=0.0 if wanted is None else 1.0)
+        sampler = method.prepare(task, backbone, data, preparation)
+        requests = [Request(task.prompts[0], 0, i, 0) for i in range(images)]
+        made = np.concatenate([sampler(b).images for b in sampler.batches(requests, 64)])
+        found = judge(made)
+        female[wanted] = float((found["gender"].argmax(1) == 0).mean())
+        race[wanted] = np.bincount(found["race"].argmax(1), minlength=4) / images
+        last[wanted] = sampler.facts["guidance"]["p_hat gender cond"][-1][0]
+    assert female[0.2] < female[None] < female[0.8]
+    assert female[0.8] - female[0.2] >= 0.2
+    for wanted in (0.2, 0.8):
+        assert np.abs(race[wanted] - race[None]).max() <= 0.1, (race, wanted)
+        assert abs(last[wanted] - wanted) < abs(last[None] - wanted)
+    seen = sampler.facts["bottleneck"]["heads"]["gender cond"]["held_out_balanced_accuracy"]
+    assert seen[-1] > 0.85
+    assert seen[-1] >= seen[0]
