@@ -234,6 +234,9 @@ def leaderboard(
         str, typer.Option("--format", metavar="|".join(Format), help="How to print.")
     ] = Format.TABLE.value,
     output: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw fairness against quality to this PNG, too.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Turn records into one table."""
@@ -255,6 +258,8 @@ def leaderboard(
                 f"{results} holds no complete record{' of ' + asked if asked else ''}; "
                 "make one with fairbench run"
             )
+        if plot is not None:
+            _write_file(plot, leaderboards.to_plot(rows), "--plot")
         if layout is Format.TABLE:
             if output is not None:
                 raise InputError("--output needs --format csv, markdown or json")
@@ -271,13 +276,17 @@ def leaderboard(
         if output is None:
             sys.stdout.write(text)
             return
-        from fairbench.files import atomic_write
+        _write_file(output, text.encode(), "--output")
 
-        try:
-            with atomic_write(output) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise InputError(f"--output {output} can't be written: {error.strerror}") from error
+
+def _write_file(path: Path, content: bytes, option: str) -> None:
+    from fairbench.files import atomic_write
+
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise InputError(f"{option} {path} can't be written: {error.strerror}") from error
 
 
 @app.command("list")
