@@ -28,11 +28,14 @@ __all__ = [
     "CELL_ATTRIBUTES",
     "DEFAULT_BIAS",
     "SPLITS",
+    "TRAINING_IMAGES",
+    "TRAINING_SEED",
     "BiasProfile",
     "Split",
     "load_split",
     "manifest",
     "pack_split",
+    "training_split",
 ]
 
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -50,6 +53,10 @@ CELL_ATTRIBUTES = ("role", "gender", "race")
 """The attributes whose crossing the splits are balanced over and a bias profile speaks of."""
 
 SPLITS = ("pool", "method_reference", "judge", "evaluation")
+
+TRAINING_IMAGES = 8000
+TRAINING_SEED = 0
+"""The draw from the pool that the shipped backbones were trained on, by the default bias."""
 
 XZ_FILTER = {
     "id": lzma.FILTER_LZMA2,
@@ -236,3 +243,13 @@ def load_split(name: str) -> Split:
     for array in (images, *labels.values()):
         array.setflags(write=False)
     return Split(images, MappingProxyType(labels))
+
+
+def training_split() -> Split:
+    """The 8,000 images that the shipped backbones were trained on, in the order of the draw.
+
+    Raises:
+        AssetError: As `load_split`.
+    """
+    pool = load_split("pool")
+    return pool.take(DEFAULT_BIAS.draw(pool.labels, TRAINING_IMAGES, TRAINING_SEED))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,7 @@ class BackboneSpec:
         conditional: Whether it takes prompts.
         sampling: How it is sampled unless the user says otherwise.
         title: One line.
+        training: Gives the images that it was trained on; None if nobody knows them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class BackboneSpec:
     conditional: bool
     sampling: SamplingConfig
     title: str
+    training: Callable[[], cartoonfaces.Split] | None = None
 
     def image_size(self) -> int:
         """Pixels a side of its images, from its configuration files alone.
@@ -167,6 +169,7 @@ CARTOONFACES = Dataset(
             True,
             SamplingConfig(steps=25, guidance=3.0),
             "tiny StableDiffusionPipeline, text-to-image; understands roles and attribute words",
+            cartoonfaces.training_split,
         ),
         BackboneSpec(
             "cartoonfaces-ddpm",
@@ -174,6 +177,7 @@ CARTOONFACES = Dataset(
             False,
             SamplingConfig(steps=25, guidance=1.0),
             "tiny unconditional pixel model (UNet2DModel) trained on the same biased images",
+            cartoonfaces.training_split,
         ),
     ),
 )

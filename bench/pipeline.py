@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.cache import cache_folder
+from fairbench.cartoonfaces import Split
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.crossings import Reading, crossing
 from fairbench.datasets import Dataset, get_dataset
@@ -168,7 +169,7 @@ def measuring_config(
             **(looking.hashes() if looking else {}),
             "reference": dataset.data_sha256(),
         },
-        "readings": instruments.readings(),
+        "readings": {**instruments.readings(), **(looking.readings() if looking else {})},
         "reference": _strata(task),
         "metric_version": METRIC_VERSION,
     }
@@ -269,7 +270,14 @@ def _compute(
     )
     if looking is not None:
         scores, facts = add_faces(
-            (scores, facts), generated.images, sample, plan.task, plan.dataset, looking, report
+            (scores, facts),
+            generated.images,
+            sample,
+            plan.task,
+            plan.dataset,
+            looking,
+            report,
+            training=plan.backbone.training,
         )
     warn_of_gaps(facts, report)
     from fairbench.devices import peak_memory_mib
@@ -314,8 +322,13 @@ def add_faces(
     dataset: Dataset,
     looking: FaceInstruments,
     report: Reporter,
+    *,
+    training: Callable[[], Split] | None = None,
 ) -> tuple[tuple[Score, ...], dict[str, Any]]:
-    """Scores and facts with those of the face stage."""
+    """Scores and facts with those of the face stage.
+
+    `training` gives the images that the generator was trained on, None if nobody knows them.
+    """
     scores, facts = measured
     judge = next(iter(sample.measured.probabilities))
     real, _ = real_images(task)
@@ -328,6 +341,7 @@ def add_faces(
         looking,
         cache_folder(),
         report.progress,
+        training=None if training is None else training().images,
     )
     missing = found.pop("not_measured", {})
     for name, reason in missing.items():

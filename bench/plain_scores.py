@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fairbench.metrics import wilson_interval
 from fairbench.types import Score
 
-__all__ = ["Better", "mean_score", "share_score"]
+__all__ = ["NORMAL", "Better", "mean_score", "share_score"]
 
 Better = Literal["lower", "higher", "neither"]
 

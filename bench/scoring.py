@@ -80,7 +80,9 @@ METRICS: Mapping[str, str] = {
     ),
     "face_*": "with --faces: share of images with a face, with several, confidence, area",
     "identity_*": (
-        "with --faces and an identity network: how many different faces, next to real ones"
+        "with --faces and an identity network: how many different faces, next to real ones; "
+        "_memorisation, _copies: whether they lie nearer to the training images than real faces "
+        "do that weren't trained on (run only)"
     ),
     "validity": "share of images that the validity check accepts as a face. Higher is better.",
     "prompt_accuracy": "share of valid images that show the subject asked for. Higher is better.",

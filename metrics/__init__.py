@@ -40,6 +40,7 @@ from fairbench.metrics.discrepancies import (
     family_noise_floors,
 )
 from fairbench.metrics.diversity import (
+    GroupMemorisation,
     Memorisation,
     duplicate_rate,
     mean_pairwise_cosine,
@@ -152,6 +153,7 @@ __all__ = [
     "FrechetInterval",
     "FrechetMoments",
     "GoodnessOfFit",
+    "GroupMemorisation",
     "GroupQuality",
     "GroupTable",
     "InceptionScore",

@@ -21,8 +21,13 @@ import torch
 from numpy.typing import NDArray
 
 from fairbench.backbones import Backbone, load_backbone
-from fairbench.build.training import SEED, TRAINING_IMAGES
-from fairbench.cartoonfaces import ATTRIBUTES, DEFAULT_BIAS, Split, load_split
+from fairbench.cartoonfaces import (
+    ATTRIBUTES,
+    DEFAULT_BIAS,
+    Split,
+    load_split,
+    training_split,
+)
 from fairbench.datasets import CARTOONFACES, BackboneSpec
 from fairbench.measuring import Instruments, load_instruments
 from fairbench.metrics.fairness import wilson_interval
@@ -251,8 +256,7 @@ def main() -> None:
     backbone = load_backbone(
         spec.name, spec.folder, device=torch.device("cpu"), dtype=torch.float32
     )
-    pool = load_split("pool")
-    training = pool.take(DEFAULT_BIAS.draw(pool.labels, TRAINING_IMAGES, SEED))
+    training = training_split()
     prompts = CARTOONFACES.prompts if spec.conditional else (Prompt(""),)
     images = draw(backbone, spec, prompts, N, 1.0)
     bars = shares_and_judges(images, instruments, training)
