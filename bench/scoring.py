@@ -15,7 +15,7 @@ from fairbench.audit import audit_scores
 from fairbench.crossings import Reading, Sample
 from fairbench.fairness_scores import RANKED, RAW, FairnessScores
 from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
-from fairbench.plain_scores import mean_score, share_score
+from fairbench.plain_scores import Better, mean_score, share_score
 from fairbench.quality_scores import Columns, QualityScores, Reference
 from fairbench.types import Score, Task
 
@@ -161,7 +161,17 @@ def score_all(
 
 def _validity(reading: Reading) -> Score:
     source = "validity check, all images"
-    return share_score("validity", reading.n, len(reading.valid), "higher", source)
+    effects = reading.effects(reading.valid.astype(np.int64), 2, every=True)
+    total = len(reading.valid)
+    return share_score("validity", reading.n, total, "higher", source, effects=effects)
+
+
+def _share_of_valid(
+    reading: Reading, name: str, hits: NDArray[np.bool_], better: Better, source: str
+) -> Score:
+    """Share of the valid images for which something holds, (n,)."""
+    effects = reading.effects(hits.astype(np.int64), 2)
+    return share_score(name, int(hits.sum()), reading.n, better, source, effects=effects)
 
 
 def _semantic(reading: Reading) -> list[Score]:
@@ -170,18 +180,17 @@ def _semantic(reading: Reading) -> list[Score]:
     scores = []
     right = reading.right_subject()
     if right is not None:
-        count = int(right.sum())
-        scores.append(share_score("prompt_accuracy", count, reading.n, "higher", source))
+        scores.append(_share_of_valid(reading, "prompt_accuracy", right, "higher", source))
     requested = reading.sample.requested
     if requested is not None:
         hits = (reading.index(tuple(reading.task.attributes)) == requested)[reading.valid]
-        scores.append(share_score("hit_rate", int(hits.sum()), reading.n, "higher", source))
+        scores.append(_share_of_valid(reading, "hit_rate", hits, "higher", source))
     return scores
 
 
 def _judges(readings: Sequence[Reading], sensitive: Sequence[str]) -> list[Score]:
     """How sure the primary judge is, and how often the others read an image differently."""
-    first, n = readings[0], readings[0].n
+    first = readings[0]
     scores = []
     for name in sensitive:
         scores.append(
@@ -196,7 +205,9 @@ def _judges(readings: Sequence[Reading], sensitive: Sequence[str]) -> list[Score
         )
     for name in sensitive:
         labels = np.stack([reading.labels[name][reading.valid] for reading in readings])
-        differ = int((labels != labels[0]).any(axis=0).sum())
+        differ = (labels != labels[0]).any(axis=0)
         source = f"judges {' and '.join(r.judge for r in readings)}, valid images"
-        scores.append(share_score(f"judge_disagreement_{name}", differ, n, "neither", source))
+        scores.append(
+            _share_of_valid(first, f"judge_disagreement_{name}", differ, "neither", source)
+        )
     return scores

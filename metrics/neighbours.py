@@ -164,7 +164,7 @@ class _Screened:
         self, rows: NDArray[np.intp] | slice, other: _Screened
     ) -> NDArray[np.float32]:
         """Coarse squared distances of rows to all others, (b, M)."""
-        square = self.coarse[rows] @ other.coarse.T
+        square: NDArray[np.float32] = self.coarse[rows] @ other.coarse.T
         square *= -2
         square += (self.norms[rows] ** 2).astype(np.float32)[:, None]
         square += (other.norms**2).astype(np.float32)
