@@ -210,7 +210,9 @@ def _squared_radii(points: _Screened, k: int) -> Array:
     # pair would be too close to call.
     copied = _copies(points.exact) > k
     order = np.argsort(copied, kind="stable")  # open rows first
-    points, num_open = points.take(order), int((~copied).sum())
+    num_open = int((~copied).sum())
+    if num_open < len(order):
+        points = points.take(order)
     margins = points.margins(points)[:, None]
     # Of the rows met so far; itself at 0 and k others lie no farther than the (k + 1)-th of the
     # upper bounds.
