@@ -18,7 +18,7 @@ from fairbench.metrics import (
     wilson_interval,
 )
 
-__all__ = ["group_tables", "hit_matrix", "validity_by_requested"]
+__all__ = ["group_tables", "hit_matrix", "share_rows", "validity_by_requested"]
 
 Row = dict[str, Any]
 
@@ -44,7 +44,7 @@ def group_tables(
     """
     tables: dict[str, list[Row]] = {}
     for chosen in crossings(sensitive):
-        rows = _rows(reading, chosen, None, reading.target(chosen))
+        rows = share_rows(reading, chosen, None, reading.target(chosen))
         effects = _effects(reading, chosen, None)
         _add_corrected(rows, reading.counts(chosen), confusions.get("/".join(chosen)), effects)
         _add_accuracy(rows, reading, chosen)
@@ -53,22 +53,30 @@ def group_tables(
         _add_quality(tables["/".join(sensitive)], encoder, found)
     for name in reading.levels:
         if name not in sensitive:
-            tables[name] = _rows(reading, (name,), None, None)
+            tables[name] = share_rows(reading, (name,), None, None)
     if len(reading.task.prompts) > 1:
         for p, prompt in enumerate(reading.task.prompts):
             mine = reading.prompts == p
             for chosen in crossings(sensitive) if mine.any() else ():
-                rows = _rows(reading, chosen, mine, reading.target(chosen))
+                rows = share_rows(reading, chosen, mine, reading.target(chosen))
                 tables[f"{'/'.join(chosen)}|{prompt.subject}"] = rows
     return tables
 
 
-def _rows(
+def share_rows(
     reading: Reading,
     chosen: Sequence[str],
     within: NDArray[np.bool_] | None,
     target: NDArray[np.float64] | None,
 ) -> list[Row]:
+    """Count, share, interval and target of each cell of a crossing.
+
+    Args:
+        reading: The sample.
+        chosen: Attributes that are crossed.
+        within: Which of the valid images count, (n,), at least one; None for all.
+        target: Wanted shares, (K,); None if there are none.
+    """
     counts = reading.counts(chosen, within)
     n = int(counts.sum())
     effects = _effects(reading, chosen, within)

@@ -43,6 +43,7 @@ from fairbench.reference import (
 from fairbench.registry import make_method
 from fairbench.scoring import METRIC_VERSION, Sample, score_all
 from fairbench.store import image_sha256
+from fairbench.strata import check_controls
 from fairbench.types import MethodCard, Request, Score, Task
 
 __all__ = ["Outcome", "baseline_of", "run"]
@@ -76,6 +77,7 @@ def plan_run(config: RunConfig) -> Plan:
         )
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
+    check_controls(config.controls, dataset.attributes, dataset.sensitive)
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
@@ -142,6 +144,8 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     images_config = generation_config(plan, sha256)
     generation_key = run_key(images_config)
     key_config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
+    if config.controls:
+        key_config["control"] = sorted(set(config.controls))
     key = run_key(key_config)
     # Names that change nothing: the weights' hash and the parameters stand for them.
     full_config = key_config | {"backbone": plan.backbone.name, "preset": plan.preset}
@@ -267,6 +271,7 @@ def _compute(
         sensitive,
         confusions_of(instruments),
         encoder_columns(instruments),
+        controls=check_controls(plan.config.controls, plan.dataset.attributes, sensitive),
     )
     if looking is not None:
         scores, facts = add_faces(

@@ -17,6 +17,7 @@ from fairbench.fairness_scores import RANKED, RAW, FairnessScores
 from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
 from fairbench.plain_scores import Better, mean_score, share_score
 from fairbench.quality_scores import Columns, QualityScores, Reference
+from fairbench.strata import Control, strata_tables
 from fairbench.types import Score, Task
 
 __all__ = ["METRICS", "METRIC_VERSION", "Reference", "Sample", "score_all"]
@@ -105,6 +106,7 @@ def score_all(
     encoders: Mapping[str, Columns],
     *,
     given: Mapping[str, NDArray[np.int64]] | None = None,
+    controls: Sequence[Control] = (),
     seed: int = 0,
 ) -> tuple[tuple[Score, ...], dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Every score, every table of groups, and further facts of one run.
@@ -120,6 +122,7 @@ def score_all(
         encoders: Encoder -> how its columns are called.
         given: Attribute -> (N,) levels that somebody else saw in the images; tells how far to
             trust the judges on them.
+        controls: Variables within whose levels groups are compared too, in tables and facts.
         seed: Of every resample behind the intervals.
 
     Shares are taken of valid images. What can't be measured is left out, and the fact
@@ -151,6 +154,9 @@ def score_all(
     }
     if audit:
         facts["audit"] = audit
+    if controls:
+        more, facts["control"] = strata_tables(first, sensitive, controls)
+        tables |= more
     if missing := fairness.not_measured | quality.not_measured:
         facts["not_measured"] = missing
     if (matrix := hit_matrix(first)) is not None:

@@ -179,7 +179,7 @@ class _Screened:
         reach = (self.norms + other.norms.max()) ** 2
         rounding = float(np.finfo(np.float32).eps) / 2
         margin = (d / 2 + 16) * rounding * reach + d * float(np.finfo(np.float32).tiny)
-        return margin.astype(np.float32)
+        return np.asarray(margin, dtype=np.float32)
 
     def take(self, rows: NDArray[np.intp] | slice) -> _Screened:
         """Some rows, in that order; a slice copies nothing."""

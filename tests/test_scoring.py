@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fairbench.crossings import Reading, Sample, crossing, crossings, target_of
+from fairbench.errors import InputError
 from fairbench.fairness_scores import _effective_groups, _information, _joint_excess
 from fairbench.measuring import Measurements
 from fairbench.metrics import (
@@ -17,6 +18,7 @@ from fairbench.metrics import (
 from fairbench.quality_scores import Columns, Reference
 from fairbench.records import plain
 from fairbench.scoring import METRICS, score_all
+from fairbench.strata import Control, check_controls
 from fairbench.types import Prompt, Task
 
 LEVELS = {"role": ("cook", "judge"), "gender": ("f", "m"), "race": ("a", "b")}
@@ -526,6 +528,58 @@ def test_numbers_from_counts_agree_with_the_metrics():
     labels = np.stack([gender, race], axis=1)
     lattice = subgroup_lattice(labels, {name: LEVELS[name] for name in SENSITIVE})
     assert _joint_excess(counts, np.full(4, 0.25)) == pytest.approx(lattice.joint_excess)
+
+
+def test_fair_over_all_and_unfair_within_every_stratum():
+    _, race = mixed()
+    gender = np.arange(400) % 2
+    band = Control("age", ("old", "young", "unborn"), gender)
+    scores, tables, facts = scored(sample(gender, race), controls=[band])
+    plain_scores, plain_tables, plain_facts = scored(sample(gender, race))
+    assert scores == plain_scores
+    assert scores["fairness_discrepancy"].value == 0
+    old, young, unborn = facts.pop("control")["age"]
+    assert facts == plain_facts
+    assert [row["discrepancy"]["gender"]["value"] for row in (old, young)] == [
+        pytest.approx(math.sqrt(0.5))
+    ] * 2
+    assert old["representation"]["min_over_max"] == 0
+    assert unborn == {"level": "unborn", "n": 0}
+    assert {*tables} - {*plain_tables} == {
+        f"{name}|age={level}"
+        for name in ("gender", "race", "gender/race")
+        for level in ("old", "young")
+    }
+    assert [row["count"] for row in tables["gender|age=young"]] == [0, 200]
+
+
+def test_strata_of_a_judged_attribute_count_coupled_batches_and_any_target():
+    rng = np.random.default_rng(3)
+    drawn, race = np.repeat(rng.integers(2, size=40), 10), mixed()[1]
+    role = np.arange(400) // 10 % 2
+    wanted = task(target=(1.0, 0.0))
+    control = [Control("role", LEVELS["role"])]
+    _, _, plain_facts = scored(sample(drawn, race, role=role), wanted, controls=control)
+    batch = np.repeat(np.arange(40), 10)
+    a_sample = sample(drawn, race, role=role, batch=batch)
+    _, _, facts = scored(a_sample, wanted, controls=control)
+    for row, before in zip(facts["control"]["role"], plain_facts["control"]["role"], strict=True):
+        found, narrow = (one["discrepancy"]["gender"] for one in (row, before))
+        assert found["high"] - found["low"] > 2 * (narrow["high"] - narrow["low"])
+        assert row["representation"] is None  # no ratio to a target of 0
+    plain(facts)
+    one_batch = dataclasses.replace(a_sample, batch_id=np.zeros(400, dtype=int))
+    _, _, facts = scored(one_batch, controls=control)
+    assert facts["control"]["role"][0]["discrepancy"]["gender"]["floor"] is None
+
+
+def test_controls_are_checked():
+    with pytest.raises(InputError, match="leaves no attribute"):
+        check_controls(["gender"], LEVELS, ("gender",))
+    assert [c.name for c in check_controls(["role", "race", "role"], LEVELS, SENSITIVE)] == [
+        "role",
+        "race",
+    ]
 
 
 def test_crossings_and_targets():
