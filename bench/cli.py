@@ -81,6 +81,10 @@ Encoders = Annotated[
 FacesToo = Annotated[
     bool, typer.Option("--faces", help="Find faces too, in 2,000 images; trained on photographs.")
 ]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(help="Compare groups within each level of this attribute too; may be repeated."),
+]
 Download = Annotated[
     bool, typer.Option("--allow-download", help="Get missing weights of --encoder and --faces.")
 ]
@@ -112,6 +116,7 @@ def run(
     eta: Annotated[float | None, typer.Option(help="DDIM noise share in [0, 1].")] = None,
     encoder: Encoders = None,
     faces: FacesToo = False,
+    control: Controls = None,
     allow_download: Download = False,
     results: Results = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Compute again.")] = False,
@@ -139,6 +144,7 @@ def run(
                 eta=eta,
                 encoders=tuple(encoder or ()),
                 faces=faces,
+                controls=tuple(control or ()),
                 allow_download=allow_download,
                 results=results,
                 force=force,
@@ -177,10 +183,13 @@ def evaluate(
     num_images: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>."),
+        typer.Option(
+            help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>, control_<any>."
+        ),
     ] = None,
     encoder: Encoders = None,
     faces: FacesToo = False,
+    control: Controls = None,
     allow_download: Download = False,
     device: Device = "auto",
     batch_size: Annotated[
@@ -207,6 +216,7 @@ def evaluate(
                 labels=labels,
                 encoders=tuple(encoder or ()),
                 faces=faces,
+                controls=tuple(control or ()),
                 allow_download=allow_download,
                 device=device,
                 batch_size=batch_size,

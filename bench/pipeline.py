@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.cache import cache_folder
+from fairbench.cartoonfaces import Split
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.crossings import Reading, crossing
 from fairbench.datasets import Dataset, get_dataset
@@ -42,6 +43,7 @@ from fairbench.reference import (
 from fairbench.registry import make_method
 from fairbench.scoring import METRIC_VERSION, Sample, score_all
 from fairbench.store import image_sha256
+from fairbench.strata import check_controls
 from fairbench.types import MethodCard, Request, Score, Task
 
 __all__ = ["Outcome", "baseline_of", "run"]
@@ -75,6 +77,7 @@ def plan_run(config: RunConfig) -> Plan:
         )
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
+    check_controls(config.controls, dataset.attributes, dataset.sensitive)
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
@@ -141,6 +144,8 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     images_config = generation_config(plan, sha256)
     generation_key = run_key(images_config)
     key_config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
+    if config.controls:
+        key_config["control"] = sorted(set(config.controls))
     key = run_key(key_config)
     # Names that change nothing: the weights' hash and the parameters stand for them.
     full_config = key_config | {"backbone": plan.backbone.name, "preset": plan.preset}
@@ -168,7 +173,7 @@ def measuring_config(
             **(looking.hashes() if looking else {}),
             "reference": dataset.data_sha256(),
         },
-        "readings": instruments.readings(),
+        "readings": {**instruments.readings(), **(looking.readings() if looking else {})},
         "reference": _strata(task),
         "metric_version": METRIC_VERSION,
     }
@@ -266,10 +271,18 @@ def _compute(
         sensitive,
         confusions_of(instruments),
         encoder_columns(instruments),
+        controls=check_controls(plan.config.controls, plan.dataset.attributes, sensitive),
     )
     if looking is not None:
         scores, facts = add_faces(
-            (scores, facts), generated.images, sample, plan.task, plan.dataset, looking, report
+            (scores, facts),
+            generated.images,
+            sample,
+            plan.task,
+            plan.dataset,
+            looking,
+            report,
+            training=plan.backbone.training,
         )
     warn_of_gaps(facts, report)
     from fairbench.devices import peak_memory_mib
@@ -314,8 +327,13 @@ def add_faces(
     dataset: Dataset,
     looking: FaceInstruments,
     report: Reporter,
+    *,
+    training: Callable[[], Split] | None = None,
 ) -> tuple[tuple[Score, ...], dict[str, Any]]:
-    """Scores and facts with those of the face stage."""
+    """Scores and facts with those of the face stage.
+
+    `training` gives the images that the generator was trained on, None if nobody knows them.
+    """
     scores, facts = measured
     judge = next(iter(sample.measured.probabilities))
     real, _ = real_images(task)
@@ -328,6 +346,7 @@ def add_faces(
         looking,
         cache_folder(),
         report.progress,
+        training=None if training is None else training().images,
     )
     missing = found.pop("not_measured", {})
     for name, reason in missing.items():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench import backbones, generation, pipeline
+from fairbench import backbones, generation, leaderboards, pipeline
 from fairbench.config import RunConfig
 from fairbench.errors import AssetError, InputError
 from fairbench.evaluating import evaluate
@@ -114,6 +114,25 @@ def test_tasks_that_need_the_same_images_share_them(
     assert race.key != gender.key
     assert race.generation_key == gender.generation_key
     assert race.manifest == gender.manifest
+
+
+def test_a_control_variable_adds_tables_to_the_same_images_and_scores(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(config()).record
+    monkeypatch.setattr(generation, "_prepared", None)  # generating again would fail
+
+    with pytest.raises(InputError, match="role"):
+        run(config(controls=("rol",)))
+    split = run(config(controls=("glasses",))).record
+
+    assert "control" not in plain.config
+    assert split.key != plain.key
+    assert split.generation_key == plain.generation_key
+    assert split.scores == plain.scores
+    assert [row["level"] for row in split.facts["control"]["glasses"]] == ["no", "yes"]
+    (row,) = leaderboards.rows([plain, split], warn=lambda line: None)
+    assert row.keys == (split.key,)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "prompt_append", "fairgen"])
