@@ -40,14 +40,14 @@ class Reweighted(FineTuned):
         metadata={"help": "share of each set held out from the ratio network", "minimum": 0},
     )
     ratio_steps: int = field(
-        default=400,
+        default=600,
         metadata={"help": "steps of the ratio network; the best is kept", "minimum": 1},
     )
     ratio_batch: int = field(
         default=128, metadata={"help": "images a step of the ratio network", "minimum": 2}
     )
     ratio_learning_rate: float = field(
-        default=3e-4, metadata={"help": "of the ratio network", "minimum": 0}
+        default=1e-3, metadata={"help": "of the ratio network", "minimum": 0}
     )
     ratio_width: int = field(
         default=24,
