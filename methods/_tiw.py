@@ -145,7 +145,7 @@ class Reweighting:
         """
         level = (sigma.double().log() - alpha.double().log()).clamp(*self.levels).float()
         # A step without signal is asked at the noisiest known level, where the shift is finite.
-        near, far = (part[:, None, None, None] for part in noise_shares(level))
+        signal, noise = (part[:, None, None, None] for part in noise_shares(level))
         with torch.enable_grad(), torch.autocast(x_t.device.type, enabled=False):
             x = x_t.detach().float().requires_grad_(self.corrects)
             logit = self.ratio(x, level, caption)
@@ -154,7 +154,7 @@ class Reweighting:
             if self.corrects:
                 # The sum's gradient is every row's own: the ratio couples no rows.
                 (gradient,) = torch.autograd.grad(log_weight.sum(), x)
-                shift = self._bounded(clean_shift(gradient, near, far), draws)
+                shift = self._bounded(clean_shift(gradient, signal, noise), draws)
         weight = (self.strength * log_weight.detach()).exp()
         draws.log("effective_sample_share", effective_share(weight))
         draws.log("saturated_share", saturated_share(logit.detach()))
