@@ -91,7 +91,7 @@ class TimeDependentReweighting(Reweighted):
                     "learning_rate": 2e-4,
                     "ema_decay": 0.99965,
                     "ratio_batch": 256,
-                    "ratio_steps": 10_000,
+                    "ratio_steps": 20_000,
                 }
             ),
         }
