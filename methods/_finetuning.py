@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -43,6 +43,7 @@ class NoisedBatch:
         clean, noise, x_t: (B, C, h, w) float32, x_t = alpha clean + sigma noise.
         t: (B,) integer timesteps.
         context: (B, L, D) or None for an unconditional backbone.
+        dropped: (B,) rows whose prompt was replaced by the empty one; None: none was.
     """
 
     index: NDArray[np.int64]
@@ -51,6 +52,7 @@ class NoisedBatch:
     x_t: Tensor
     t: Tensor
     context: Tensor | None
+    dropped: NDArray[np.bool_] | None = None
 
 
 class NoisedImages:
@@ -97,7 +99,7 @@ class NoisedImages:
         t = (draws.stratified() * len(self.backbone.schedule)).long().to(self.latents.device)
         noise = draws.gaussian(len(index), *self.latents.shape[1:])
         dropped = draws.rng.random(len(index)) < CAPTION_DROP
-        return self.at(index, t, noise, self.prompts(index, dropped))
+        return replace(self.at(index, t, noise, self.prompts(index, dropped)), dropped=dropped)
 
 
 def squared_error(prediction: Prediction, target: Tensor) -> Tensor:

@@ -15,10 +15,15 @@ from fairbench.types import Method, MethodCard
 NAMES = method_names()
 # Method -> the small backbone that it is tested on, and parameters that make it quick.
 TRAINED = {"steps": 2, "batch": 4, "learning_rate": 0.05}
+RATIO = {"ratio_steps": 2, "ratio_batch": 4, "ratio_width": 8}
 SMALL = {
     "balanced_data": ("pixels", TRAINED),
+    "dsm_observed": ("pixels", TRAINED),
+    "dsm_reference": ("pixels", TRAINED),
     "fairgen": ("unet", {"iterations": 2, "batch": 4, "learning_rate": 0.05}),
+    "iw": ("pixels", TRAINED | RATIO),
     "prompt_append": ("mixture", {}),
+    "tiw": ("pixels", TRAINED | RATIO),
     "vanilla": ("mixture", {}),
 }
 VARIANTS = [
@@ -27,6 +32,7 @@ VARIANTS = [
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "cfg_branch": "both"})),
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "indicator": "stratified"})),
     ("prompt_append", ("mixture", {"indicator": "per_prompt"})),
+    ("tiw", ("unet", SMALL["tiw"][1])),
 ]
 
 
@@ -105,16 +111,19 @@ def test_card_and_parameters(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_presets_are_what_the_command_line_would_accept(name):
     method = get_method(name)
+    every = []
     for preset, values in method.presets.items():
         chosen, seen = make_method(name, [f"preset={preset}"])
         assert seen == preset
         assert values
-        assert chosen != method()
+        assert chosen not in every
+        every.append(chosen)
         spelled = [
             f"{key}={str(value).lower() if isinstance(value, bool) else value}"
             for key, value in values.items()
         ]
         assert make_method(name, spelled)[0] == chosen
+    assert set(every) != {method()}  # one preset may name the default, beside others
 
 
 def test_public_files_import_no_torch():
