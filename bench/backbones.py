@@ -200,6 +200,10 @@ class Backbone(ABC):
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
         """What the network is conditioned on, (B, L, D); None for an unconditional backbone."""
 
+    def tokens(self, text: str) -> list[str] | None:
+        """The pieces of `text` that the text encoder reads; None if it doesn't read pieces."""
+        return None
+
     @abstractmethod
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """One call of the network on a whole batch; output in the model's parameterisation."""
@@ -355,6 +359,15 @@ class DiffusersBackbone(Backbone):
         states = self._in_fixed_batches(lambda ids: text(ids)[0], tokens)
         where = {prompt: i for i, prompt in enumerate(distinct)}
         return states[[where[prompt] for prompt in prompts]]
+
+    def tokens(self, text: str) -> list[str] | None:
+        """The pieces of `text` that the text encoder reads; what is too long is cut off."""
+        tokenizer = cast("Any", self._tokenizer)
+        if tokenizer is None:
+            return None
+        pieces: list[str] = tokenizer.tokenize(text)
+        room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
+        return pieces[:room]
 
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         x_t = x_t.to(self.dtype)
