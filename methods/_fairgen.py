@@ -75,6 +75,11 @@ def prompt_pairs(neutral: str, prompts: Sequence[Prompt], level: str) -> list[tu
     return [(prompt.text, prompt.naming(words)) for prompt in prompts]
 
 
+def initial_seed(seed: int, attribute: str) -> int:
+    """Of an attribute's first values: two attributes must not start from the same directions."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {attribute}".encode()).digest()[:6])
+
+
 def overlap(bank: AdapterBank, references: Sequence[AdapterBank]) -> Tensor:
     """How parallel adapters of several attributes are, in [0, 2]; 0 is orthogonal.
 
@@ -156,8 +161,7 @@ class AdapterTraining:
             backbone.unet,
             [f"{attribute}={level}" for level in levels],
             rank=method.rank,
-            # Two attributes must not start from the same directions.
-            seed=int.from_bytes(hashlib.sha256(f"{seed} {attribute}".encode()).digest()[:6]),
+            seed=initial_seed(seed, attribute),
         )
         self.optimizer = torch.optim.AdamW(
             self.bank.parameters(), lr=method.learning_rate, weight_decay=0.0

@@ -17,7 +17,13 @@ NAMES = method_names()
 TRAINED = {"steps": 2, "batch": 4, "learning_rate": 0.05}
 SMALL = {
     "balanced_data": ("pixels", TRAINED),
+    "debiased_loss_weighting": ("pixels", TRAINED),
+    "fair_prompt": ("mixture", {}),
     "fairgen": ("unet", {"iterations": 2, "batch": 4, "learning_rate": 0.05}),
+    "fairgen_distilled": (
+        "pixels",
+        {"iterations": 2, "batch": 4, "learning_rate": 0.05, "classifier_iterations": 2},
+    ),
     "prompt_append": ("mixture", {}),
     "vanilla": ("mixture", {}),
 }
@@ -26,13 +32,16 @@ VARIANTS = [
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "merged": True})),
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "cfg_branch": "both"})),
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "indicator": "stratified"})),
+    ("fairgen", ("unet", {**SMALL["fairgen"][1], "joint": True})),
+    ("fairgen_distilled", ("pixels", {**SMALL["fairgen_distilled"][1], "distil": False})),
     ("prompt_append", ("mixture", {"indicator": "per_prompt"})),
 ]
 
 
 def variant_id(value):
     if isinstance(value, tuple):
-        own = {k: v for k, v in value[1].items() if k in ("merged", "cfg_branch", "indicator")}
+        chosen = ("merged", "cfg_branch", "indicator", "joint", "distil")
+        own = {k: v for k, v in value[1].items() if k in chosen}
         return "-".join(map(str, own.values())) or "default"
     return None
 
@@ -198,7 +207,7 @@ def test_network_calls_are_those_that_were_made(name, small, prepared, make_requ
     assert set(calls) == {backbone.network_batch}
 
 
-@pytest.mark.parametrize("name", ["fairgen", "prompt_append"])
+@pytest.mark.parametrize("name", ["fair_prompt", "fairgen", "prompt_append"])
 def test_methods_that_need_prompts_say_so(name, make_mixture, make_task, make_preparation, data):
     from fairbench.errors import InputError
 
