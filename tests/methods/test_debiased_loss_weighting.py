@@ -13,9 +13,9 @@ from torch import nn
 
 from fairbench.backbones import DiffusersBackbone
 from fairbench.errors import InputError
+from fairbench.methods._weighting import timestep_weights
 from fairbench.methods.balanced_data import BalancedData
 from fairbench.methods.debiased_loss_weighting import DebiasedLossWeighting
-from fairbench.methods._weighting import timestep_weights
 from fairbench.metrics.frechet import frechet_distance
 from fairbench.types import ImageSet, Prompt, Request, SamplingConfig, TrainingData
 
