@@ -585,6 +585,17 @@ def test_embeddings_are_the_same_in_any_company(backbones):
         assert torch.equal(made.embed([prompt])[0], together[i])
 
 
+def test_tokens_are_those_that_the_text_encoder_reads(backbones):
+    backbone = backbones["sd1"]
+    assert backbones["ddpm"].tokens("a photo") is None
+    assert mixture().tokens("a photo") is None
+    limit = backbone._tokenizer.model_max_length
+    long = backbone.tokens("a photo " * limit)
+    assert len(long) == limit - 2  # begin and end
+    assert backbone.tokens("a photo") == long[: len(backbone.tokens("a photo"))]
+    assert backbone.tokens("") == []
+
+
 def test_rows_may_have_timesteps_of_their_own(backbone):
     x, context = randn(3, *backbone.latent_shape), backbone.embed(["", "man", "woman"])
     times = [10, 500, 999]
