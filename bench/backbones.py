@@ -176,6 +176,7 @@ class Backbone(ABC):
         network_batch: The batch shape that its networks always see when no gradient is wanted.
         device: Where its networks run.
         unet: The denoising network, None for a formula.
+        token_limit: Pieces of a prompt that the text encoder reads; the rest is cut off.
     """
 
     name: str
@@ -187,6 +188,7 @@ class Backbone(ABC):
     device: torch.device
     unet: nn.Module | None
     conditional: bool
+    token_limit: int = 0
 
     @abstractmethod
     def encode(self, images: NDArray[np.uint8]) -> Tensor:
@@ -201,7 +203,7 @@ class Backbone(ABC):
         """What the network is conditioned on, (B, L, D); None for an unconditional backbone."""
 
     def tokens(self, text: str) -> list[str] | None:
-        """The pieces of `text` that the text encoder reads; None if it doesn't read pieces."""
+        """The pieces that the tokenizer splits `text` into; None without a tokenizer."""
         return None
 
     @abstractmethod
@@ -281,7 +283,9 @@ class DiffusersBackbone(Backbone):
         self.device, self.dtype = device, dtype
         self._vae = getattr(pipeline, "vae", None)
         self._text = getattr(pipeline, "text_encoder", None)
-        self._tokenizer = getattr(pipeline, "tokenizer", None)
+        self._tokenizer: Any = getattr(pipeline, "tokenizer", None)
+        if self._text is not None:
+            self.token_limit = int(self._tokenizer.model_max_length) - 2  # begin, end
         self._unet: Any = pipeline.unet
         self.unet = self._unet
         for module in (self._vae, self._text, self._unet):
@@ -361,13 +365,8 @@ class DiffusersBackbone(Backbone):
         return states[[where[prompt] for prompt in prompts]]
 
     def tokens(self, text: str) -> list[str] | None:
-        """The pieces of `text` that the text encoder reads; what is too long is cut off."""
-        tokenizer = cast("Any", self._tokenizer)
-        if tokenizer is None:
-            return None
-        pieces: list[str] = tokenizer.tokenize(text)
-        room = tokenizer.model_max_length - tokenizer.num_special_tokens_to_add()
-        return pieces[:room]
+        """The pieces that the tokenizer splits `text` into; None without a tokenizer."""
+        return None if self._tokenizer is None else list(self._tokenizer.tokenize(text))
 
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         x_t = x_t.to(self.dtype)

@@ -37,13 +37,37 @@ def log_noise(schedule: Schedule, t: Tensor) -> Tensor:
     return (-0.5 * snr.log()).float().to(t.device)
 
 
+class NoisedClassifier(nn.Module):
+    """Logits of levels that are equally frequent, from an image at any noise level.
+
+    They are the network's times alpha, since without signal all levels are equally likely. So the
+    gradient fades as fast as the signal does: the guided clean image divides it by alpha again,
+    and what a free network's gradient is left with at high noise would become a large push in
+    some random direction.
+
+    Args:
+        channels: Of the input.
+        levels: K.
+    """
+
+    def __init__(self, channels: int, levels: int) -> None:
+        super().__init__()
+        self.network = ImageNetwork(channels, levels)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        """(B, C, h, w) and the log of sigma / alpha of each row, (B,) -> (B, K) logits."""
+        alpha = torch.sigmoid(-2 * level).sqrt()
+        logits: Tensor = alpha[:, None].to(x.dtype) * self.network(x, level)
+        return logits
+
+
 def log_likelihood_gradient(
     classifier: nn.Module, schedule: Schedule, x_t: Tensor, t: Tensor, category: Tensor
 ) -> Tensor:
     """Gradient of log q(category | x_t, t) by x_t, (B, C, h, w), of each row's own category.
 
     Args:
-        classifier: (B, C, h, w) and (B,) log noise -> (B, K) logits.
+        classifier: (B, C, h, w) and log of sigma / alpha, (B,) -> (B, K) logits.
         schedule: Noise levels.
         x_t: (B, C, h, w).
         t: (B,) timesteps.
@@ -101,7 +125,7 @@ class ClassifierTraining:
         self.held_out, self.seen = np.split(order, [max(1, len(order) // HELD_OUT)])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(preparation.seed)
-            network = ImageNetwork(images.latents.shape[1], levels)
+            network = NoisedClassifier(images.latents.shape[1], levels)
         self.network = network.to(self.device)
         # The same noise at each validation, at timesteps spread evenly over the schedule.
         steps = len(images.backbone.schedule)

@@ -87,15 +87,12 @@ def _reading(backbone: Backbone, prompts: list[str], phrase: str) -> dict[str, A
     ``words_known`` are one token each; others are spelled. ``tokens_cut_off`` is the most that a
     prompt's length leaves no room for.
     """
-    whole = backbone.tokens(phrase)
-    if whole is None:
+    lengths = [len(backbone.tokens(appended(prompt, phrase)) or ()) for prompt in prompts]
+    if not any(lengths):
         return {}
     words = phrase.split()
     known = [word for word in words if len(backbone.tokens(word) or ()) == 1]
-    cut_off = 0
-    for prompt in prompts:
-        both = len(backbone.tokens(appended(prompt, phrase)) or ())
-        cut_off = max(cut_off, len(whole) - (both - len(backbone.tokens(prompt) or ())))
+    cut_off = max(0, max(lengths) - backbone.token_limit)
     return {"words": len(words), "words_known": len(known), "tokens_cut_off": cut_off}
 
 

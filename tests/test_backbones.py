@@ -585,15 +585,18 @@ def test_embeddings_are_the_same_in_any_company(backbones):
         assert torch.equal(made.embed([prompt])[0], together[i])
 
 
-def test_tokens_are_those_that_the_text_encoder_reads(backbones):
+def test_tokens_are_those_of_the_tokenizer(backbones):
     backbone = backbones["sd1"]
     assert backbones["ddpm"].tokens("a photo") is None
     assert mixture().tokens("a photo") is None
-    limit = backbone._tokenizer.model_max_length
-    long = backbone.tokens("a photo " * limit)
-    assert len(long) == limit - 2  # begin and end
-    assert backbone.tokens("a photo") == long[: len(backbone.tokens("a photo"))]
-    assert backbone.tokens("") == []
+    pieces = backbone.tokens("a photo")
+    ids = backbone._tokenizer("a photo").input_ids
+    assert pieces == backbone._tokenizer.convert_ids_to_tokens(ids)[1:-1]
+    # What lies beyond the limit changes nothing, what lies within it does.
+    fits = ["a"] * (backbone.token_limit // len(backbone.tokens("a")))
+    whole = backbone.embed([" ".join(fits)])
+    assert torch.equal(backbone.embed([" ".join([*fits, "photo"])]), whole)
+    assert not torch.equal(backbone.embed([" ".join([*fits[:-1], "photo"])]), whole)
 
 
 def test_rows_may_have_timesteps_of_their_own(backbone):

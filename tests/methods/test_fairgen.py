@@ -811,7 +811,9 @@ def test_overlap_is_the_mean_squared_cosine(backbone, randomise):
             ]
             layers.append(2 * sum(squares) / len(squares))
     seen = _fairgen.overlap(bank, others)
-    assert float(seen.detach()) == pytest.approx(float(sum(layers) / len(layers)), rel=1e-4)
+    assert float(seen.detach()) == pytest.approx(
+        float(sum(layers).detach() / len(layers)), rel=1e-4
+    )
     assert float(_fairgen.overlap(bank, [bank]).detach()) > 0.9  # itself, and the other category
     seen.backward()
     assert all(p.grad is not None and p.grad.any() for p in bank.parameters())
@@ -830,7 +832,7 @@ def test_orthogonality_makes_attributes_orthogonal_and_leaves_the_first_alone(
     make_backbone, make_task, data, make_preparation
 ):
     task, backbone = make_task("gender", "race"), make_backbone()
-    options = {**QUICK, "iterations": 12, "batch": 8}
+    options = {**QUICK, "iterations": 4, "rollout_every": 4}
     plain, tied = (
         prepared(
             FairGen(**options, orthogonality=weight), task, backbone, data, make_preparation()
@@ -841,7 +843,7 @@ def test_orthogonality_makes_attributes_orthogonal_and_leaves_the_first_alone(
         assert torch.equal(one[:2], two[:2])
         assert not torch.equal(one[2:], two[2:])
     assert set(plain.facts["overlap"]) == set(tied.facts["overlap"]) == {"race"}
-    assert 0 <= tied.facts["overlap"]["race"] < plain.facts["overlap"]["race"] / 2
+    assert 0 <= tied.facts["overlap"]["race"] < 0.7 * plain.facts["overlap"]["race"]
 
 
 def test_joint_adapters_are_one_a_group(make_backbone, make_task, data, make_preparation):
