@@ -283,9 +283,9 @@ class DiffusersBackbone(Backbone):
         self.device, self.dtype = device, dtype
         self._vae = getattr(pipeline, "vae", None)
         self._text = getattr(pipeline, "text_encoder", None)
-        self._tokenizer: Any = getattr(pipeline, "tokenizer", None)
-        if self._text is not None:
-            self.token_limit = int(self._tokenizer.model_max_length) - 2  # begin, end
+        self._tokenizer = getattr(pipeline, "tokenizer", None)
+        if self._text is not None:  # the limit counts its begin and end
+            self.token_limit = int(cast("Any", self._tokenizer).model_max_length) - 2
         self._unet: Any = pipeline.unet
         self.unet = self._unet
         for module in (self._vae, self._text, self._unet):
@@ -366,7 +366,8 @@ class DiffusersBackbone(Backbone):
 
     def tokens(self, text: str) -> list[str] | None:
         """The pieces that the tokenizer splits `text` into; None without a tokenizer."""
-        return None if self._tokenizer is None else list(self._tokenizer.tokenize(text))
+        tokenizer = cast("Any", self._tokenizer)
+        return None if tokenizer is None else list(tokenizer.tokenize(text))
 
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         x_t = x_t.to(self.dtype)
