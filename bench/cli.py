@@ -155,18 +155,19 @@ def run(
 
         for config in configs:
             make_method(config.method, config.parameters)  # before torch is even imported
-        from fairbench.pipeline import baseline_of
-        from fairbench.pipeline import run as run_one
+        from fairbench.pipeline import baseline_of, take_part
 
         records = []
         for config in configs:
             with _reporting() as reporter:
-                outcome = run_one(config, reporter)
+                outcome = take_part(config, reporter)
+                if outcome is None:  # this process only helped to train
+                    continue
                 baseline = baseline_of(outcome.record, results, reporter.warn)
             records.append(outcome.record)
             if not json_:
                 _print_outcome(outcome, baseline)
-        if json_:
+        if json_ and records:
             documents = [_as_json(record) for record in records]
             _print_json(documents[0] if seeds is None else documents)
 
@@ -474,8 +475,12 @@ def _reporting() -> Iterator[Reporter]:
         TimeRemainingColumn,
     )
 
+    from fairbench.devices import is_main_process
     from fairbench.generation import Reporter
 
+    if not is_main_process():
+        yield Reporter()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Reporter(note=lambda line: print(line, file=sys.stderr), warn=_warn)

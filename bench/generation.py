@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
     from fairbench.backbones import Backbone
 
-__all__ = ["Generated", "Plan", "Reporter", "generate", "training_data"]
+__all__ = ["Generated", "Plan", "Reporter", "generate", "help_to_prepare", "training_data"]
 
 PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seconds"})
 STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
+WHOLE = "all.npz"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
         report: Told about progress.
     """
     folder = cache / "images" / key
-    whole = folder / "all.npz"
+    whole = folder / WHOLE
     if plan.config.force:
         remove(folder)
     stored = load_arrays(whole)
@@ -161,6 +162,23 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     for part in folder.glob("batch-*.npz"):
         part.unlink(missing_ok=True)
     return _unpacked(arrays)
+
+
+def help_to_prepare(plan: Plan, key: str, cache: Path, report: Reporter) -> None:
+    """Prepare the method together with the first process, which then goes on alone.
+
+    Nothing is done if that process has nothing to prepare, because the images are there.
+
+    Args:
+        plan: What to make.
+        key: Generation key.
+        cache: Cache folder.
+        report: Told about progress.
+    """
+    stored = None if plan.config.force else load_arrays(cache / "images" / key / WHOLE)
+    if stored is None or not stored.keys() >= STORED:
+        with _method_cache(cache, forced=plan.config.force) as method_cache:
+            _prepared(plan, _backbone(plan), method_cache, report)
 
 
 def _rows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, dict[str, Any]]:

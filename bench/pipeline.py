@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import AssetError, InputError
 from fairbench.face_scores import FaceInstruments, face_scores, load_face_instruments
 from fairbench.fairness_scores import RANKED
-from fairbench.generation import Plan, Reporter, generate
+from fairbench.generation import Plan, Reporter, generate, help_to_prepare
 from fairbench.measuring import Instruments, Measurements, load_instruments, measure
 from fairbench.pictures import sample_grid
 from fairbench.records import (
@@ -44,9 +44,9 @@ from fairbench.registry import make_method
 from fairbench.scoring import METRIC_VERSION, Sample, score_all
 from fairbench.store import image_sha256
 from fairbench.strata import check_controls
-from fairbench.types import MethodCard, Request, Score, Task
+from fairbench.types import Method, MethodCard, Request, Score, Task
 
-__all__ = ["Outcome", "baseline_of", "run"]
+__all__ = ["Outcome", "baseline_of", "run", "take_part"]
 
 GRID_COLUMNS = 16
 
@@ -95,7 +95,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     config: dict[str, Any] = {
         "method": card.name,
         "version": plan.method.version,
-        "parameters": asdict(plan.method),  # type: ignore[call-overload]
+        "parameters": _parameters(plan.method),
         "backbone_sha256": backbone_sha256,
         "prompts": [prompt.text for prompt in plan.task.prompts],
         "num_images": plan.config.num_images,
@@ -114,6 +114,19 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     return config
 
 
+def _parameters(method: Method) -> dict[str, Any]:
+    """The parameters as they enter a key.
+
+    One that is newer than committed records is marked ``omit_default``: at its default, with which
+    images are what they were before, it is left out, so that those records are still found.
+    """
+    return {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(cast("Any", method))
+        if not field.metadata.get("omit_default") or getattr(method, field.name) != field.default
+    }
+
+
 def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     """Do one run, or find its record.
 
@@ -122,11 +135,26 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
         reporter: Told what happens; silent by default.
     Raises:
         FairbenchError: If the user's input or environment is wrong.
+        SystemExit: With code 0, on a process that only helped to train.
+    """
+    outcome = take_part(config, reporter)
+    if outcome is None:
+        raise SystemExit(0)
+    return outcome
+
+
+def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | None:
+    """As :func:`run`, on one of several processes that train together.
+
+    Every process prepares the method; then the first makes images and the record alone.
+
+    Returns:
+        The outcome; None on any process but the first.
     """
     report = reporter or Reporter()
     plan = plan_run(config)
     from fairbench.backbones import weights_sha256
-    from fairbench.devices import begin_run
+    from fairbench.devices import begin_run, is_main_process
 
     begin_run(plan.device)
     instruments = load_instruments(
@@ -153,7 +181,10 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     path = record_path(config.results, plan.dataset.name, name, key)
     found = find_record(path)
     if found is not None and not config.force:
-        return Outcome(found, path, True)
+        return Outcome(found, path, True) if is_main_process() else None
+    if not is_main_process():
+        help_to_prepare(plan, generation_key, cache_folder(), report)
+        return None
     blank = _blank_record(plan, key, generation_key, full_config)
     with _failures_recorded(config.results, blank):
         record = _compute(plan, blank, instruments, looking, report)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fairbench.backbones import Backbone, Prediction
 from fairbench.errors import InputError
 from fairbench.methods._parameters import FineTuned
-from fairbench.methods._weighting import timestep_weights
+from fairbench.methods._weighting import timestep_weights, weight_summary
 from fairbench.sampling import DDIMSampler
 from fairbench.training import Draws, train_or_load
 from fairbench.types import ImageSet, Preparation, Prompt
@@ -181,7 +181,7 @@ def finetune(
     )
     unet.requires_grad_(False)
     unet.to(next(backbone.unet.parameters()).dtype)
-    return student, facts
+    return student, {**facts, "weights": weight_summary(weights)}
 
 
 def _initialise(unet: nn.Module, seed: int) -> None:

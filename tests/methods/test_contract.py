@@ -22,6 +22,12 @@ SMALL = {
     "dsm_reference": ("pixels", TRAINED),
     "fairgen": ("unet", {"iterations": 2, "batch": 4, "learning_rate": 0.05}),
     "iw": ("pixels", TRAINED | RATIO),
+    "debiased_loss_weighting": ("pixels", TRAINED),
+    "fair_prompt": ("mixture", {}),
+    "fairgen_distilled": (
+        "pixels",
+        {"iterations": 2, "batch": 4, "learning_rate": 0.05, "classifier_iterations": 2},
+    ),
     "prompt_append": ("mixture", {}),
     "tiw": ("pixels", TRAINED | RATIO),
     "vanilla": ("mixture", {}),
@@ -31,6 +37,8 @@ VARIANTS = [
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "merged": True})),
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "cfg_branch": "both"})),
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "indicator": "stratified"})),
+    ("fairgen", ("unet", {**SMALL["fairgen"][1], "joint": True})),
+    ("fairgen_distilled", ("pixels", {**SMALL["fairgen_distilled"][1], "distil": False})),
     ("prompt_append", ("mixture", {"indicator": "per_prompt"})),
     ("tiw", ("unet", SMALL["tiw"][1])),
 ]
@@ -38,7 +46,8 @@ VARIANTS = [
 
 def variant_id(value):
     if isinstance(value, tuple):
-        own = {k: v for k, v in value[1].items() if k in ("merged", "cfg_branch", "indicator")}
+        chosen = ("merged", "cfg_branch", "indicator", "joint", "distil")
+        own = {k: v for k, v in value[1].items() if k in chosen}
         return "-".join(map(str, own.values())) or "default"
     return None
 
@@ -207,7 +216,7 @@ def test_network_calls_are_those_that_were_made(name, small, prepared, make_requ
     assert set(calls) == {backbone.network_batch}
 
 
-@pytest.mark.parametrize("name", ["fairgen", "prompt_append"])
+@pytest.mark.parametrize("name", ["fair_prompt", "fairgen", "prompt_append"])
 def test_methods_that_need_prompts_say_so(name, make_mixture, make_task, make_preparation, data):
     from fairbench.errors import InputError
 
