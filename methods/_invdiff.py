@@ -185,7 +185,7 @@ def guided_loss(
         target = backbone.schedule.target(batch.clean, batch.noise, batch.t)
         errors = by_timestep[batch.t] * squared_error(mixed, target)
         index = torch.from_numpy(batch.index).to(rows.device)
-        draws.log("mean_error", errors.mean())
+        draws.log("mean_error", errors.detach().mean())
         draws.log("groups_present", float((rows[index].sum(0) > PRESENT).sum()))
         return invariant_loss(errors, rows[index], method.variance_weight)
 
