@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fairbench.errors import ContractError, InputError
-from fairbench.methods import _invdiff, _invdiff_groups
+from fairbench.hidden_labels import hidden_label_facts
+from fairbench.methods import _denoising, _invdiff, _invdiff_groups
 from fairbench.methods._finetuning import NoisedImages, loss_weights
 from fairbench.methods._invdiff import invariant_loss, mix
 from fairbench.methods._invdiff_groups import (
@@ -22,12 +23,13 @@ from fairbench.methods._invdiff_groups import (
     infer_groups,
     oracle_groups,
 )
+from fairbench.methods.balanced_data import BalancedData
 from fairbench.methods.invdiff import InvDiff
 from fairbench.metrics import discrepancy_family
 from fairbench.registry import make_method
 from fairbench.sampling import DDIMSampler
 from fairbench.training import Draws
-from fairbench.types import SamplingConfig
+from fairbench.types import ImageSet, Prompt, Request, SamplingConfig, TrainingData
 
 CPU = torch.device("cpu")
 QUICK = {"steps": 2, "batch": 4, "learning_rate": 0.05, "risk_draws": 2}
@@ -684,3 +686,66 @@ def test_a_loss_weighting_composes(make_unconditional, data):
     expected = means.mean() + (means.var() if len(means) > 1 else 0)
     assert float(found.detach()) == pytest.approx(float(expected), rel=1e-5)
     assert loss_weights(method, backbone).std() > 0.1
+
+
+# 10. End to end
+
+
+def toy_images(n, seed):
+    """A background of -0.5 or 0.5, the second nine times as often, and one row of the other."""
+    rng = np.random.default_rng(seed)
+    label = (rng.random(n) < 0.9).astype(np.uint8)
+    pixels = np.repeat(label - 0.5, 48).reshape(n, 4, 4, 3)
+    pixels[np.arange(n), rng.integers(4, size=n)] *= -1
+    pixels += rng.normal(0, 0.05, pixels.shape)
+    images = ((pixels.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+    return ImageSet(images, np.zeros(n, dtype=np.int64), {"gender": label})
+
+
+@pytest.mark.slow
+def test_inferred_groups_reach_most_of_what_true_ones_do(
+    make_unconditional, make_task, make_preparation
+):
+    """Everything is trained here, the biased model too; about two minutes on one core."""
+    levels = {"gender": ("female", "male")}
+    data = TrainingData((), (Prompt(""),), toy_images(4000, 0), None, levels)
+    config = SamplingConfig(25, 1.0)
+    biased = BalancedData(start="scratch", steps=600, batch=128, learning_rate=4e-3)
+    plain = _denoising.prepare(
+        biased, make_unconditional(), [data.training], data, make_preparation(sampling=config)
+    )
+    backbone = plain.backbone
+    backbone.network_batch = 64
+    handed_in = {}
+
+    def prepared(**changes):
+        budget = {"steps": 400, "batch": 128, "learning_rate": 2e-3, "width": 1.0}
+        preparation = make_preparation(sampling=config, audit=handed_in.__setitem__)
+        return InvDiff(**{**budget, **changes}).prepare(make_task(), backbone, data, preparation)
+
+    def lean(sampler):
+        """Share of the frequent background less that of the rare one; 0 is fair."""
+        requests = [Request(Prompt(""), 0, i, 0) for i in range(512)]
+        images = sampler(requests).images
+        return 2 * float((images.mean((1, 2, 3)) > 127.5).mean()) - 1
+
+    found = {"base": lean(DDIMSampler(backbone, config))}
+    for grouping in ("oracle", "random", "single"):
+        found[grouping] = lean(prepared(grouping=grouping))
+    found["oracle_further"] = lean(prepared(grouping="oracle", r_sample=1.5))
+    found["inferred"] = lean(prepared())
+    told = hidden_label_facts(handed_in, data.training, levels)
+    seen = f"{found} {told}"
+    assert 0.8 < found["base"] < 0.97, seen
+    assert abs(found["oracle"]) <= 0.15, seen
+    assert found["random"] == pytest.approx(found["base"], abs=0.05), seen
+    assert found["single"] == pytest.approx(found["base"], abs=0.05), seen
+    assert found["oracle_further"] < found["oracle"] - 0.05, seen
+    assert -0.1 < found["inferred"] < 0.45, seen
+    assert told["risk"]["gender"]["rare"]["auc"] > 0.95, seen
+    assert told["high_risk_group"]["gender"]["rare"]["weighted_share"] > 0.6, seen
+    released = InvDiff(**InvDiff.presets["as_released"])
+    images = NoisedImages(backbone, [data.training], data.subjects)
+    risks, _ = denoising_risks(released, backbone, images, {}, make_preparation())
+    energy = hidden_label_facts({"risk": risks[0]}, data.training, levels)
+    assert 0.3 < energy["risk"]["gender"]["rare"]["auc"] < 0.7, energy
