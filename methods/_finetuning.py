@@ -27,7 +27,9 @@ __all__ = [
     "NoisedImages",
     "finetune",
     "images_sha256",
+    "loss_weights",
     "squared_error",
+    "tensor_sha256",
 ]
 
 CAPTION_DROP = 0.1
@@ -121,6 +123,28 @@ def images_sha256(*sets: ImageSet | None) -> str:
     return total.hexdigest()
 
 
+def tensor_sha256(values: Tensor) -> str:
+    """Hash of the numbers of a tensor, for a content key."""
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def loss_weights(method: FineTuned, backbone: Backbone) -> Tensor:
+    """(T,) float32 factors on the squared error of the network's own output."""
+    return (
+        timestep_weights(
+            backbone.schedule,
+            method.loss_weighting,
+            p2_k=method.p2_k,
+            p2_gamma=method.p2_gamma,
+            gamma=method.min_snr_gamma,
+            max_weight=method.max_weight,
+            normalise=method.normalise_weights,
+        )
+        .float()
+        .to(backbone.device)
+    )
+
+
 def finetune(
     method: FineTuned,
     backbone: Backbone,
@@ -147,19 +171,7 @@ def finetune(
     """
     if backbone.unet is None:
         raise InputError(f"{what}: {backbone.name} has no network to train")
-    weights = (
-        timestep_weights(
-            backbone.schedule,
-            method.loss_weighting,
-            p2_k=method.p2_k,
-            p2_gamma=method.p2_gamma,
-            gamma=method.min_snr_gamma,
-            max_weight=method.max_weight,
-            normalise=method.normalise_weights,
-        )
-        .float()
-        .to(backbone.device)
-    )
+    weights = loss_weights(method, backbone)
     unet = copy.deepcopy(backbone.unet).float().requires_grad_(True)
     if method.start == "scratch":
         _initialise(unet, preparation.seed)
@@ -171,7 +183,7 @@ def finetune(
             **content,
             "backbone": backbone.weights_sha256,
             "start": method.start,
-            "weights": hashlib.sha256(weights.cpu().numpy().tobytes()).hexdigest(),
+            "weights": tensor_sha256(weights),
         },
         method.plan(),
         lambda draws: loss_of(student, draws, weights),
