@@ -195,8 +195,17 @@ class Backbone(ABC):
         """Images, (B, H, W, 3) uint8, to latents, (B, C, h, w) float32."""
 
     @abstractmethod
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Latents, (B, C, h, w), to pixels, (B, 3, H, W) float32, nominally in [-1, 1].
+
+        Not rounded or clamped, so that a gradient flows back to the latents if one is wanted.
+        """
+
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """Latents, (B, C, h, w), to images, (B, H, W, 3) uint8."""
+        with torch.no_grad():
+            pixels = ((self.pixels(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
@@ -333,18 +342,14 @@ class DiffusersBackbone(Backbone):
             pixels,
         )
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Latents, (B, C, h, w), to images, (B, H, W, 3) uint8."""
-        pixels = latents
-        if self._vae is not None:
-            vae = self._vae
-            pixels = self._in_fixed_batches(
-                lambda z: vae.decode((z / vae.config.scaling_factor).to(self.dtype)).sample,
-                latents,
-            )
-        pixels = ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Latents, (B, C, h, w), to pixels, (B, 3, H, W) float32, through the VAE's decoder."""
+        if self._vae is None:
+            return latents.float()
+        vae = self._vae
+        return self._in_fixed_batches(
+            lambda z: vae.decode((z / vae.config.scaling_factor).to(self.dtype)).sample, latents
+        ).float()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
@@ -453,10 +458,9 @@ class GaussianMixture(Backbone):
         """Images, (B, S, S, 3) uint8, to (B, 3, S, S) float32 in [-1, 1]."""
         return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
-    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """(B, 3, S, S) in [-1, 1] to images, (B, S, S, 3) uint8."""
-        pixels = ((latents + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).numpy()
+    def pixels(self, latents: Tensor) -> Tensor:
+        """(B, 3, S, S), as they are."""
+        return latents
 
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
         """(B, 1, K) log weights of the components that each prompt allows.

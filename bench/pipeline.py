@@ -109,8 +109,6 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
         config["neutral_prompts"] = [prompt.text for prompt in plan.dataset.prompts]
     if "reference-set" in card.supervision or card.training_set != "none":
         config["data_sha256"] = plan.dataset.data_sha256()
-    if card.batch_coupled:
-        config["batch_size"] = plan.config.batch_size
     return config
 
 

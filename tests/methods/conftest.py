@@ -133,6 +133,43 @@ def build_unconditional(prediction_type="v_prediction", network_batch=4, sha256=
     )
 
 
+@functools.cache
+def build_text_unet(prediction_type, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            sample_size=4,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=12,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        )
+
+
+@pytest.fixture
+def make_text_unet():
+    """A random text-to-image backbone, 4 x 4, with a middle block of 16 channels of 2 x 2."""
+
+    def make(prediction_type="epsilon", seed=0):
+        pipeline = copy.copy(build_pipeline(prediction_type, seed))
+        pipeline.unet = copy.deepcopy(build_text_unet(prediction_type, seed))
+        return DiffusersBackbone(
+            "tiny-text",
+            pipeline,
+            sha256=f"text-{prediction_type}",
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            network_batch=4,
+        )
+
+    return make
+
+
 @pytest.fixture
 def make_unconditional():
     return build_unconditional

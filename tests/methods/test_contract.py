@@ -16,21 +16,28 @@ NAMES = method_names()
 # Method -> the small backbone that it is tested on, and parameters that make it quick.
 TRAINED = {"steps": 2, "batch": 4, "learning_rate": 0.05}
 RATIO = {"ratio_steps": 2, "ratio_batch": 4, "ratio_width": 8}
+CLASSIFIED = {"classifier_steps": 2}
+BOTTLENECK = {**CLASSIFIED, "trajectories": 12, "skip_first": 0}
 SMALL = {
     "balanced_data": ("pixels", TRAINED),
+    "debiased_loss_weighting": ("pixels", TRAINED),
+    "distribution_guidance": ("pixels", {**BOTTLENECK, "batch": 4}),
     "dsm_observed": ("pixels", TRAINED),
     "dsm_reference": ("pixels", TRAINED),
-    "fairgen": ("unet", {"iterations": 2, "batch": 4, "learning_rate": 0.05}),
-    "iw": ("pixels", TRAINED | RATIO),
-    "debiased_loss_weighting": ("pixels", TRAINED),
     "fair_prompt": ("mixture", {}),
+    "fairgen": ("unet", {"iterations": 2, "batch": 4, "learning_rate": 0.05}),
     "fairgen_distilled": (
         "pixels",
         {"iterations": 2, "batch": 4, "learning_rate": 0.05, "classifier_iterations": 2},
     ),
     "invdiff": ("pixels", {**TRAINED, "risk_draws": 1}),
+    "iw": ("pixels", TRAINED | RATIO),
+    "latent_editing": ("pixels", BOTTLENECK),
     "prompt_append": ("mixture", {}),
+    "rejection": ("pixels", {**CLASSIFIED, "max_attempts": 1}),
+    "sample_guidance": ("pixels", BOTTLENECK),
     "tiw": ("pixels", TRAINED | RATIO),
+    "universal_guidance": ("pixels", {**CLASSIFIED, "scale": 1.0}),
     "vanilla": ("mixture", {}),
 }
 VARIANTS = [
@@ -43,6 +50,11 @@ VARIANTS = [
     ("invdiff", ("unet", {**SMALL["invdiff"][1], "mixing": "convex"})),
     ("prompt_append", ("mixture", {"indicator": "per_prompt"})),
     ("tiw", ("unet", SMALL["tiw"][1])),
+    ("distribution_guidance", ("mixture", {**BOTTLENECK, "batch": 3, "asymmetric": True})),
+    ("latent_editing", ("mixture", {**BOTTLENECK, "indicator": "stratified"})),
+    ("rejection", ("mixture", {**CLASSIFIED, "max_attempts": 3})),
+    ("sample_guidance", ("mixture", {**BOTTLENECK, "indicator": "stratified"})),
+    ("universal_guidance", ("mixture", {**CLASSIFIED, "scale": 1.0})),
 ]
 
 CHANGED = ("merged", "cfg_branch", "indicator", "mixing", "joint", "distil")
@@ -84,8 +96,9 @@ def images_of(sampler, requests, size):
     """Request -> its image, made in the sampler's own batches."""
     made = {}
     for batch in sampler.batches(requests, size):
-        assert 1 <= len(batch) <= size
         samples = sampler(batch)
+        coupled = len(batch) > 1 and len(set(samples.batch_id)) == 1
+        assert 1 <= len(batch) <= size or coupled
         assert samples.images.dtype == np.uint8
         assert len(samples.images) == len(samples.network_calls) == len(samples.batch_id)
         assert len(samples.images) == len(batch)
@@ -161,6 +174,31 @@ def test_an_image_depends_on_its_request_alone(name, small, prepared, make_reque
             assert np.array_equal(again[key], image), (size, key)
 
 
+COUPLED = [name for name in NAMES if get_method(name).card.batch_coupled]
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_coupled_batches_hold_one_prompt_and_are_the_same_whoever_asks(
+    name, prepared, make_requests
+):
+    sampler, task = prepared(name, SMALL[name])
+    requests = make_requests(task, 6)  # a batch of 4 and a short one of 2, for either prompt
+    whole, together = {}, {}
+    for batch in sampler.batches(requests, 3):
+        assert len({request.prompt_index for request in batch}) == 1
+        samples = sampler(batch)
+        assert len(set(samples.batch_id)) == 1
+        together.setdefault(int(samples.batch_id[0]), []).extend(batch)
+        whole |= {
+            (r.prompt_index, r.image_index): image
+            for r, image in zip(batch, samples.images, strict=True)
+        }
+    assert sorted(map(len, together.values())) == [2, 2, 4, 4]
+    some = [requests[i] for i in (7, 2, 5)]
+    for request, image in zip(some, sampler(some).images, strict=True):
+        assert np.array_equal(whole[request.prompt_index, request.image_index], image)
+
+
 @pytest.mark.parametrize(("name", "small"), SMALL.items(), ids=variant_id)
 def test_prepared_anew_a_seed_gives_the_same_images(
     name, small, prepared, make_requests, tmp_path
@@ -219,7 +257,7 @@ def test_network_calls_are_those_that_were_made(name, small, prepared, make_requ
         "_network",
         lambda self, x, t, c: (calls.append(len(x)), network(self, x, t, c))[1],
     )
-    samples = sampler(make_requests(task, 2)[:3])  # one network batch
+    samples = sampler(make_requests(task, 3)[:3])  # one network batch, one prompt
     assert samples.network_calls.tolist() == [len(calls)] * 3
     assert set(calls) == {backbone.network_batch}
 

@@ -1,0 +1,412 @@
+"""Guidance of a batch's attribute distribution; ``distribution_guidance.py`` has the parameters.
+
+Source: Parihar et al. 2024, arXiv 2402.18206. All gradients are closed forms of the linear heads,
+so that neither autograd nor the U-Net's backward pass is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairbench.backbones import Backbone, Edit, Prediction, Schedule
+from fairbench.errors import ContractError, InputError
+from fairbench.methods._bottleneck import Heads, edited_denoiser, learn_heads
+from fairbench.methods._classifier import train_classifier
+from fairbench.sampling import DDIMSampler, Denoiser, ddim
+from fairbench.types import Preparation, Request, Sampler, Samples, Task, TrainingData
+
+if TYPE_CHECKING:
+    from fairbench.methods.distribution_guidance import DistributionGuidance
+
+__all__ = [
+    "CoupledSampler",
+    "Goal",
+    "SplitPrediction",
+    "capped",
+    "distance",
+    "distribution_gradient",
+    "newton_size",
+    "paper_size",
+]
+
+LEAST_SHARE = 1e-3
+"""Wanted shares below it count as it: both losses divide by them."""
+
+
+def distance(p: Tensor, target: Tensor, loss: str) -> Tensor:
+    """Distance of the batch's shares (K,) from the wanted ones (K,), a scalar; 0 is reached.
+
+    ``chi2``: sum (p - r)² / r. ``kl``: sum p log(p / r).
+    """
+    r = target.clamp(min=LEAST_SHARE)
+    if loss == "chi2":
+        return ((p - r).square() / r).sum()
+    return torch.xlogy(p, p / r).sum()
+
+
+def _slope(p: Tensor, target: Tensor, loss: str) -> Tensor:
+    """(K,) derivative of `distance` by p."""
+    r = target.clamp(min=LEAST_SHARE)
+    slope: Tensor = 2 * (p - r) / r if loss == "chi2" else (p.clamp(min=1e-12) / r).log() + 1
+    return slope
+
+
+def _through_softmax(pi: Tensor, slope: Tensor, scale: float) -> Tensor:
+    """(N, K) softmax probabilities times the Jacobian: scale * pi (slope - <pi, slope>)."""
+    return scale * pi * (slope - (pi * slope).sum(1, keepdim=True))
+
+
+def distribution_gradient(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, tau: float, loss: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the batch's distance by each member's h.
+
+    Args:
+        h: (N, D).
+        weight: (K, D) of the linear head.
+        bias: (K,).
+        target: (K,) wanted shares.
+        tau: Temperature of the softmax.
+        loss: ``chi2`` or ``kl``.
+    Returns:
+        (N, K) probabilities pi, (N, K) gradient by the logits, and (N, D) gradient by h.
+
+    Source: arXiv 2402.18206, batch distribution = mean of the members' probabilities.
+    """
+    pi = ((h @ weight.T + bias) / tau).softmax(1)
+    by_logits = _through_softmax(pi, _slope(pi.mean(0), target, loss), 1 / (len(h) * tau))
+    return pi, by_logits, by_logits @ weight
+
+
+def newton_size(
+    pi: Tensor, by_logits: Tensor, weight: Tensor, target: Tensor, tau: float
+) -> Tensor:
+    """Step size at which the linearised shares come closest to the wanted ones, a scalar.
+
+    A step of size gamma along the gradient changes the shares by -gamma q to first order. The
+    chi-square distance of p - gamma q from r is least at gamma = sum((p - r) q / r) / sum(q² / r);
+    for two groups p = r is reached exactly. 0 where the shares can't be moved.
+    """
+    p, r = pi.mean(0), target.clamp(min=LEAST_SHARE)
+    moved = by_logits @ (weight @ weight.T)
+    q = (pi * (moved - (pi * moved).sum(1, keepdim=True))).mean(0) / tau
+    curvature = (q.square() / r).sum()
+    size = ((p - r) * q / r).sum() / curvature
+    return torch.where(curvature > 0, size, torch.zeros_like(size))
+
+
+def paper_size(schedule: Schedule, t: int, scale: float) -> float:
+    """The paper's step size, 300 scale * 1.5 beta_t^0.05, for every batch size.
+
+    Source: released code of arXiv 2402.18206.
+    """
+    before = float(schedule.alpha(t - 1)) ** 2 if t > 0 else 1.0
+    beta = 1 - float(schedule.alpha(t)) ** 2 / before
+    return 300 * scale * 1.5 * float(beta**0.05)
+
+
+def capped(step: Tensor, h: Tensor, max_rel: float) -> Tensor:
+    """Rows of a step (N, D), none longer than max_rel times its row of h; 0: no cap."""
+    if max_rel == 0:
+        return step
+    length = step.norm(dim=1, keepdim=True)
+    longest = max_rel * h.norm(dim=1, keepdim=True)
+    short: Tensor = step * (longest / length.clamp(min=1e-20)).clamp(max=1)
+    return short
+
+
+@dataclass(frozen=True)
+class SplitPrediction(Prediction):
+    """The edited clean image with the noise of the unedited prediction.
+
+    Attributes:
+        direction: The unedited prediction.
+
+    Source: the asymmetric reverse process of Kwon et al. 2022, arXiv 2210.10960.
+    """
+
+    direction: Prediction
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Predicted noise of the unedited network, (B, C, h, w)."""
+        return self.direction.noise
+
+    def clipped(self, bound: float | None) -> SplitPrediction:
+        """Both clean images in [-bound, bound]; itself without a bound."""
+        if bound is None:
+            return self
+        return dataclasses.replace(
+            self,
+            kind="sample",
+            value=self.clean.clamp(-bound, bound),
+            direction=self.direction.clipped(bound),
+        )
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Heads and the shares that they are to see.
+
+    Attributes:
+        name: Grouping, such as ``"gender/race"``.
+        heads: Branch of guidance -> heads.
+        target: (K,) wanted shares.
+    """
+
+    name: str
+    heads: Mapping[str, Heads]
+    target: Tensor
+
+
+class Guide:
+    """Moves h of one batch towards all goals at once, and keeps a log.
+
+    Args:
+        method: Its parameters.
+        goals: Several for marginals of several attributes.
+        schedule: For the paper's step size.
+        times: Timesteps at which to guide.
+        rows: N members of the batch; further rows of a network call are padding.
+    """
+
+    def __init__(
+        self,
+        method: DistributionGuidance,
+        goals: Sequence[Goal],
+        schedule: Schedule,
+        times: Sequence[int],
+        rows: int,
+    ) -> None:
+        self.method, self.goals, self.schedule = method, goals, schedule
+        self.times, self.rows = frozenset(times), rows
+        self.log: list[dict[str, Any]] = []
+
+    def edit(self, branch: str) -> Edit:
+        """The edit of one branch."""
+
+        def change(h: Tensor, t: int) -> Tensor:
+            flat = h[: self.rows].flatten(1).float()
+            step, shares = self.step(flat, t, branch)
+            relative = step.norm(dim=1) / flat.norm(dim=1).clamp(min=1e-20)
+            guided = t in self.times
+            self.log.append(
+                {"t": t, "branch": branch, "p": shares, "relative": relative, "guided": guided}
+            )
+            if not guided:
+                return h
+            moved = (flat - step).to(h.dtype).reshape(h[: self.rows].shape)
+            return torch.cat([moved, h[self.rows :]])
+
+        return change
+
+    def step(self, h: Tensor, t: int, branch: str) -> tuple[Tensor, list[Tensor]]:
+        """What to take from h, (N, D), the goals' steps at the same h summed, and their shares."""
+        method, whole, shares = self.method, torch.zeros_like(h), []
+        for goal in self.goals:
+            heads = goal.heads[branch]
+            k = heads.index(t)
+            weight, bias = heads.weight[k].to(h.dtype), heads.bias[k].to(h.dtype)
+            pi, by_logits, gradient = distribution_gradient(
+                h, weight, bias, goal.target.to(h.dtype), method.temperature, method.loss
+            )
+            shares.append(pi.mean(0))
+            size: Tensor | float
+            if method.step_rule == "paper":
+                size = paper_size(self.schedule, t, method.scale)
+            else:
+                size = method.newton * newton_size(
+                    pi, by_logits, weight, goal.target.to(h.dtype), method.temperature
+                )
+            whole = whole + size * gradient
+        return capped(whole, h, method.max_rel), shares
+
+
+class CoupledSampler(DDIMSampler):
+    """DDIM whose batches of one prompt are guided together.
+
+    Batch b of a prompt holds its images b N … (b + 1) N - 1, whoever asks: members that weren't
+    asked for are made as well and dropped, so that an image never depends on what else a run, or
+    a resumed half of one, asks for.
+
+    Args:
+        backbone: Frozen.
+        preparation: Sampling and seed.
+        method: Its parameters.
+        goals: What to steer to.
+        facts: For the record; what the guidance saw is added while sampling.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        preparation: Preparation,
+        method: DistributionGuidance,
+        goals: Sequence[Goal],
+        facts: Mapping[str, Any],
+    ) -> None:
+        super().__init__(backbone, preparation.sampling)
+        self.method, self.goals = method, goals
+        self.extra_parameters = sum(
+            head.weight.numel() + head.bias.numel()
+            for goal in goals
+            for head in goal.heads.values()
+        )
+        self.times = self.backbone.schedule.timesteps(self.config.steps, self.config.spacing)
+        end = len(self.times) - method.skip_last
+        self.guided_times = self.times[method.skip_first : max(end, 0)]
+        self.logs: list[list[dict[str, Any]]] = []
+        self._facts = dict(facts)
+        self.facts = self._facts
+
+    def batch_id(self, request: Request) -> int:
+        """Prompt and number of the batch."""
+        return request.prompt_index << 32 | request.image_index // self.method.batch
+
+    def batches(self, requests: Sequence[Request], size: int) -> list[list[Request]]:
+        """The requests by coupled batch; `size` has no say."""
+        found: dict[int, list[Request]] = {}
+        for request in requests:
+            found.setdefault(self.batch_id(request), []).append(request)
+        return list(found.values())
+
+    def members(self, request: Request) -> list[Request]:
+        """All N members of a request's batch."""
+        first = request.image_index - request.image_index % self.method.batch
+        return [
+            dataclasses.replace(request, image_index=first + i) for i in range(self.method.batch)
+        ]
+
+    def denoiser(
+        self, requests: Sequence[Request], groups: Sequence[int | None]
+    ) -> tuple[Denoiser, int]:
+        """A denoiser for one whole batch, and its calls an image and step."""
+        context = self.backbone.embed([request.prompt.text for request in requests])
+        empty = None
+        if context is not None and self.config.guidance != 1:
+            empty = self.backbone.embed([""] * len(requests))
+        guide = Guide(
+            self.method, self.goals, self.backbone.schedule, self.guided_times, len(requests)
+        )
+        self.logs.append(guide.log)
+        branches = self.goals[0].heads
+        edits = {branch: guide.edit(branch) for branch in branches}
+        guidance = self.config.guidance
+        edited = edited_denoiser(self.backbone, context, empty, guidance, edits)
+        a_step = 1 if empty is None else 2
+        if not self.method.asymmetric:
+            return edited, a_step
+        plain = edited_denoiser(self.backbone, context, empty, guidance, {})
+
+        def denoise(x: Tensor, t: int) -> Prediction:
+            one = edited(x, t)
+            return SplitPrediction(one.x_t, one.alpha, one.sigma, one.kind, one.value, plain(x, t))
+
+        return denoise, 2 * a_step
+
+    @torch.inference_mode()
+    def __call__(self, requests: Sequence[Request]) -> Samples:
+        """Make one image a request, in whole coupled batches.
+
+        Raises:
+            ContractError: If there are no requests.
+            InputError: If a batch doesn't fit one network call.
+        """
+        if not requests:
+            raise ContractError("expected at least one request, seen none")
+        if self.method.batch > self.backbone.network_batch:
+            raise InputError(
+                f"{self.method.card.name} sees a batch in one network call; {self.method.batch} "
+                f"don't fit its {self.backbone.network_batch} rows; lower --param batch"
+            )
+        made: dict[tuple[int, int], tuple[Any, int]] = {}
+        for batch in self.batches(requests, len(requests)):
+            members = self.members(batch[0])
+            denoise, a_step = self.denoiser(members, [None] * len(members))
+            images = self.backbone.decode(ddim(self.backbone, denoise, members, self.config))
+            for request in batch:
+                row = request.image_index % self.method.batch
+                calls = a_step * self.config.steps
+                made[request.prompt_index, request.image_index] = images[row], calls
+        rows = [made[request.prompt_index, request.image_index] for request in requests]
+        self._facts["guidance"] = self.summary()
+        return Samples(
+            images=np.stack([image for image, _ in rows]),
+            requested=None,
+            network_calls=np.array([calls for _, calls in rows], np.int64),
+            batch_id=np.array([self.batch_id(request) for request in requests], np.int64),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the batches made so far of what the guidance saw at each step.
+
+        ``p_hat``: shares that the heads see before the step, by grouping and branch; ``relative``:
+        mean length of the steps beside that of h.
+        """
+        found: dict[str, Any] = {"batches": len(self.logs), "timesteps": list(self.times)}
+        for branch in self.goals[0].heads:
+            entries = [[e for e in log if e["branch"] == branch] for log in self.logs]
+            for g, goal in enumerate(self.goals):
+                shares = torch.stack([torch.stack([e["p"][g] for e in log]) for log in entries])
+                found[f"p_hat {goal.name} {branch}"] = _rounded(shares.mean(0))
+            relative = torch.stack([torch.stack([e["relative"] for e in log]) for log in entries])
+            guided = torch.tensor([e["guided"] for e in entries[0]], device=relative.device)
+            found[f"relative {branch}"] = _rounded(relative.mean((0, 2)) * guided)
+        return found
+
+
+def _rounded(values: Tensor) -> Any:
+    return np.round(values.double().cpu().numpy(), 4).tolist()
+
+
+def _marginal(task: Task, name: str) -> list[float]:
+    """Wanted shares of one attribute's levels."""
+    at = list(task.attributes).index(name)
+    return [
+        sum(share for share, cell in zip(task.target, task.cells, strict=True) if cell[at] == one)
+        for one in task.attributes[name]
+    ]
+
+
+def groupings_of(task: Task, joint: bool) -> dict[str, list[float]]:
+    """Grouping -> wanted shares: the task's groups, or each attribute for itself."""
+    if joint:
+        return {"/".join(task.attributes): list(task.target)}
+    return {name: _marginal(task, name) for name in task.attributes}
+
+
+def prepare(
+    method: DistributionGuidance,
+    task: Task,
+    backbone: Backbone,
+    data: TrainingData,
+    preparation: Preparation,
+) -> Sampler:
+    """Train the classifier and the heads, or load those trained before."""
+    classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
+    targets = groupings_of(task, method.joint)
+    heads, learned = learn_heads(
+        method, task, backbone, classifier, data, preparation, list(targets)
+    )
+    goals = [
+        Goal(
+            name,
+            {branch: found for (grouping, branch), found in heads.items() if grouping == name},
+            torch.tensor(target, device=backbone.device),
+        )
+        for name, target in targets.items()
+    ]
+    facts = {
+        "training_seconds": seen["seconds"] + learned["seconds"],
+        "classifier": seen,
+        "bottleneck": learned,
+    }
+    return CoupledSampler(backbone, preparation, method, goals, facts)

@@ -1,0 +1,64 @@
+"""Latent editing: a fixed direction on the bottleneck of a share of the images; a control.
+
+Source: baseline of Parihar et al. 2024, arXiv 2402.18206.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fairbench.methods._guidance_parameters import (
+    CLASSIFIED,
+    REFERENCE_IMAGES,
+    BottleneckGuided,
+)
+from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+
+if TYPE_CHECKING:
+    from fairbench.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class LatentEditing(BottleneckGuided):
+    """Add a difference of group means to the bottleneck of a drawn share of the images.
+
+    Attributes:
+        indicator: How edits are drawn.
+        strength: Length of the edit beside the mean length of h.
+    """
+
+    indicator: Literal["iid", "stratified"] = field(
+        default="iid", metadata={"help": "edits drawn an image (iid) or by shuffled quotas"}
+    )
+    strength: float = field(
+        default=0.3, metadata={"help": "length of the edit beside that of h", "minimum": 0}
+    )
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="latent_editing",
+        title="a fixed bottleneck direction added to a share of the images",
+        arxiv="2402.18206",
+        family="sampling",
+        supervision=CLASSIFIED,
+        reference_images=REFERENCE_IMAGES,
+        role="control",
+        ranked=False,
+        trains=True,
+        deviations=(
+            "The paper's exact form isn't public: here a unit difference of group means a "
+            "timestep, scaled by the mean length of h, on the fewest images with which the "
+            "expected shares are the target if every edit succeeds.",
+        ),
+    )
+
+    def prepare(
+        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+    ) -> Sampler:
+        """Train the classifier and find the directions, or load those found before."""
+        from fairbench.methods import _latent_editing
+
+        return _latent_editing.prepare(self, task, backbone, data, preparation)
+
+
+METHOD = LatentEditing

@@ -1,0 +1,70 @@
+"""Sample guidance: every image is pushed to a group drawn for it; the control of the batch loss.
+
+Source: baseline of Parihar et al. 2024, arXiv 2402.18206.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fairbench.methods._guidance_parameters import (
+    CLASSIFIED,
+    REFERENCE_IMAGES,
+    BottleneckGuided,
+)
+from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+
+if TYPE_CHECKING:
+    from fairbench.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class SampleGuidance(BottleneckGuided):
+    """One gradient step a sampling step on the bottleneck of each image, for its own group.
+
+    Attributes:
+        indicator: How groups are drawn.
+        temperature: Of the heads' softmax.
+        scale: Of the step, in the paper's rule.
+        max_rel: Longest step beside the length of h; 0: no bound.
+    """
+
+    indicator: Literal["iid", "stratified"] = field(
+        default="iid", metadata={"help": "groups drawn an image (iid) or by shuffled quotas"}
+    )
+    temperature: float = field(
+        default=8.0, metadata={"help": "of the heads' softmax", "minimum": 1e-3}
+    )
+    scale: float = field(default=15.0, metadata={"help": "of the step", "minimum": 0})
+    max_rel: float = field(
+        default=0.3, metadata={"help": "longest step beside h; 0: no bound", "minimum": 0}
+    )
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="sample_guidance",
+        title="each image pushed to its drawn group through the U-Net's bottleneck",
+        arxiv="2402.18206",
+        family="sampling",
+        supervision=CLASSIFIED,
+        reference_images=REFERENCE_IMAGES,
+        role="control",
+        ranked=False,
+        trains=True,
+        deviations=(
+            "Heads are those of distribution_guidance, learned from trajectories of the sampler "
+            "in use.",
+            "A step is at most max_rel times as long as h.",
+        ),
+    )
+
+    def prepare(
+        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+    ) -> Sampler:
+        """Train the attribute classifier and the heads, or load those trained before."""
+        from fairbench.methods import _sample_guidance
+
+        return _sample_guidance.prepare(self, task, backbone, data, preparation)
+
+
+METHOD = SampleGuidance
