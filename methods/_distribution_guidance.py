@@ -65,7 +65,13 @@ def _through_softmax(pi: Tensor, slope: Tensor, scale: float) -> Tensor:
 
 
 def distribution_gradient(
-    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, tau: float, loss: str
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    tau: float,
+    loss: str,
+    softening: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the batch's distance by each member's h.
 
@@ -74,15 +80,21 @@ def distribution_gradient(
         weight: (K, D) of the linear head.
         bias: (K,).
         target: (K,) wanted shares.
-        tau: Temperature of the softmax.
+        tau: Temperature of the softmax that the shares are means of.
         loss: ``chi2`` or ``kl``.
+        softening: Factor on the temperature of the softmax through which the gradient goes back;
+            1 is the gradient itself. Above it confident members move too, while the shares, and
+            so where the steps end, stay what they are.
     Returns:
         (N, K) probabilities pi, (N, K) gradient by the logits, and (N, D) gradient by h.
 
     Source: arXiv 2402.18206, batch distribution = mean of the members' probabilities.
     """
-    pi = ((h @ weight.T + bias) / tau).softmax(1)
-    by_logits = _through_softmax(pi, _slope(pi.mean(0), target, loss), 1 / (len(h) * tau))
+    logits = (h @ weight.T + bias) / tau
+    pi = logits.softmax(1)
+    soft = pi if softening == 1 else (logits / softening).softmax(1)
+    scale = 1 / (len(h) * tau * softening)
+    by_logits = _through_softmax(soft, _slope(pi.mean(0), target, loss), scale)
     return pi, by_logits, by_logits @ weight
 
 
@@ -93,14 +105,14 @@ def newton_size(
 
     A step of size gamma along the gradient changes the shares by -gamma q to first order. The
     chi-square distance of p - gamma q from r is least at gamma = sum((p - r) q / r) / sum(q² / r);
-    for two groups p = r is reached exactly. 0 where the shares can't be moved.
+    for two groups p = r is reached exactly. 0 where the shares can't be moved that way.
     """
     p, r = pi.mean(0), target.clamp(min=LEAST_SHARE)
     moved = by_logits @ (weight @ weight.T)
     q = (pi * (moved - (pi * moved).sum(1, keepdim=True))).mean(0) / tau
     curvature = (q.square() / r).sum()
     size = ((p - r) * q / r).sum() / curvature
-    return torch.where(curvature > 0, size, torch.zeros_like(size))
+    return torch.where(curvature > 0, size.clamp(min=0), torch.zeros_like(size))
 
 
 def paper_size(schedule: Schedule, t: int, scale: float) -> float:
@@ -215,8 +227,15 @@ class Guide:
             heads = goal.heads[branch]
             k = heads.index(t)
             weight, bias = heads.weight[k].to(h.dtype), heads.bias[k].to(h.dtype)
+            target = goal.target.to(h.dtype)
             pi, by_logits, gradient = distribution_gradient(
-                h, weight, bias, goal.target.to(h.dtype), method.temperature, method.loss
+                h,
+                weight,
+                bias,
+                target,
+                method.temperature,
+                method.loss,
+                method.softening,
             )
             shares.append(pi.mean(0))
             size: Tensor | float
@@ -224,7 +243,7 @@ class Guide:
                 size = paper_size(self.schedule, t, method.scale)
             else:
                 size = method.newton * newton_size(
-                    pi, by_logits, weight, goal.target.to(h.dtype), method.temperature
+                    pi, by_logits, weight, target, method.temperature
                 )
             whole = whole + size * gradient
         return capped(whole, h, method.max_rel), shares

@@ -29,7 +29,9 @@ class DistributionGuidance(BottleneckGuided):
     Attributes:
         batch: Images that are guided together.
         loss: Distance between the batch's predicted shares and the wanted ones.
-        temperature: Of the heads' softmax.
+        temperature: Of the heads' softmax, whose mean over the batch is the predicted shares.
+        softening: Factor on the temperature in the gradient alone, so that confident images move
+            too; 1: the gradient itself.
         step_rule: ``newton``, the step after which the linearised shares are the wanted ones, or
             ``paper``, its rule of a scale tuned by hand.
         newton: Share of the Newton step that is taken.
@@ -45,6 +47,10 @@ class DistributionGuidance(BottleneckGuided):
     )
     temperature: float = field(
         default=1.0, metadata={"help": "of the heads' softmax", "minimum": 1e-3}
+    )
+    softening: float = field(
+        default=4.0,
+        metadata={"help": "temperature factor of the gradient alone", "minimum": 1},
     )
     step_rule: Literal["newton", "paper"] = field(
         default="newton", metadata={"help": "how long a step is"}
@@ -94,6 +100,7 @@ class DistributionGuidance(BottleneckGuided):
                 {
                     "features": "inversion",
                     "temperature": 8.0,
+                    "softening": 1.0,
                     "step_rule": "paper",
                     "max_rel": 0.0,
                     "branch": "both",

@@ -221,6 +221,27 @@ def test_newton_step_is_zero_where_nothing_moves():
     assert float(newton_size(pi, by_logits, 0 * weight, target, 1.0)) == 0
 
 
+def test_softening_changes_who_moves_and_not_where_it_ends():
+    h, weight, bias, _ = random_case(3, n=6, k=2)
+    target = shares(h, weight, bias)
+    _, _, at_goal = distribution_gradient(h, weight, bias, target, 1.0, "chi2", 4.0)
+    assert at_goal.abs().max() < 1e-15
+    half, far = tensor(0.5, 0.5), 8 * h
+    pi, _, plain = distribution_gradient(far, weight, bias, half, 1.0, "chi2")
+    same, by_logits, soft = distribution_gradient(far, weight, bias, half, 1.0, "chi2", 4.0)
+    assert torch.equal(pi, same)
+
+    def evenness(gradient):
+        length = gradient.norm(dim=1)
+        return float(length.min() / length.max())
+
+    assert evenness(soft) > 10 * evenness(plain)
+    size = newton_size(pi, by_logits, weight, half, 1.0)
+    jacobian = torch.autograd.functional.jacobian(lambda x: shares(x, weight, bias), far)
+    q = (jacobian * soft).sum((1, 2))
+    torch.testing.assert_close(pi.mean(0) - size * q, half)  # to first order, exactly there
+
+
 # 4. Direction
 
 
@@ -354,7 +375,7 @@ def test_marginals_are_summed_at_the_same_h():
         Goal("b", {"cond": make_heads(times, 3, 6, seed=2)}, tensor(0.2, 0.3, 0.5)),
     ]
     for rule in ("newton", "paper"):
-        method = DistributionGuidance(step_rule=rule, scale=1e-2, max_rel=0.0)
+        method = DistributionGuidance(step_rule=rule, softening=2.0, scale=1e-2, max_rel=0.0)
         schedule = Schedule(torch.linspace(0.99, 0.01, 10, dtype=torch.float64), "epsilon")
 
         def step(some, method=method, schedule=schedule):
@@ -596,7 +617,11 @@ def test_guidance_reaches_the_target_on_a_mixture_of_two_groups(
     found = {}
     for wanted in (None, 0.5, 0.8):
         method = DistributionGuidance(
-            loss=loss, newton=0.0 if wanted is None else 1.0, max_rel=0.0, skip_first=0
+            loss=loss,
+            newton=0.0 if wanted is None else 1.0,
+            softening=1.0,
+            max_rel=0.0,
+            skip_first=0,
         )
         target = torch.tensor([wanted or 0.5, 1 - (wanted or 0.5)])
         goal = Goal("gender", {"cond": heads}, target)
