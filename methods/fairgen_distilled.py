@@ -36,7 +36,7 @@ class FairGenDistilled(MethodBase):
         strength: Multiplier of the adapters when sampling.
         rank: Rank of an adapter.
         iterations: Optimiser steps of an attribute's adapters.
-        batch: Images a step, of adapters and classifier.
+        batch: Images a step of the adapters.
         learning_rate: Of the adapters.
         classifier_iterations: Optimiser steps of an attribute's classifier.
         classifier_learning_rate: Of the classifier.
@@ -57,7 +57,7 @@ class FairGenDistilled(MethodBase):
     iterations: int = field(
         default=150, metadata={"help": "training steps of an attribute's adapters", "minimum": 1}
     )
-    batch: int = field(default=64, metadata={"help": "images a training step", "minimum": 1})
+    batch: int = field(default=32, metadata={"help": "images an adapter step", "minimum": 1})
     learning_rate: float = field(
         default=1e-2, metadata={"help": "of the adapters, cosine decay", "minimum": 0}
     )
