@@ -33,8 +33,8 @@ class FairGenDistilled(MethodBase):
         indicator: How groups are drawn.
         layers: What is adapted: linear maps of the attentions, those that read the timestep, or
             both.
-        strength: Multiplier of the adapters when sampling. The default is the smallest of 0.4, 0.6,
-            0.8 and 1 at which the classifier finds the wanted level in every image.
+        strength: Multiplier of the adapters when sampling. The default is the smallest of 0.4,
+            0.6, 0.8 and 1 at which the classifier finds the wanted level in every image.
         rank: Rank of an adapter.
         iterations: Optimiser steps of an attribute's adapters.
         batch: Images a step of the adapters.
