@@ -27,6 +27,7 @@ from fairbench.types import Preparation, Request, Sampler, SamplingConfig, Task,
 if TYPE_CHECKING:
     from fairbench.methods.fairgen_distilled import FairGenDistilled
 
+CLASSIFIER_BATCH = 64
 HELD_OUT = 5
 """One in so many reference images is held out from a classifier's training."""
 
@@ -162,7 +163,7 @@ class ClassifierTraining:
         """Train or load; facts for the record."""
         plan = TrainingPlan(
             self.method.classifier_iterations,
-            self.method.batch,
+            CLASSIFIER_BATCH,
             self.method.classifier_learning_rate,
             warmup=min(20, self.method.classifier_iterations // 10),
             ema_decay=0.99,
@@ -221,11 +222,10 @@ def distillation_loss(
     levels = len(bank.categories)
     category = torch.from_numpy(draws.rng.permutation(np.arange(draws.rows) % levels)).to(device)
     x_t = images.at(index, t, draws.gaussian(draws.rows, *images.latents.shape[1:]), None).x_t
-    with torch.autocast(device.type, enabled=False):
-        gradient = log_likelihood_gradient(classifier, schedule, x_t, t, category)
-        plain = backbone.predict(x_t, t, None)
-        target = guided(plain, gradient, scale).value
-        moved = (target - plain.value).square().mean()
+    gradient = log_likelihood_gradient(classifier, schedule, x_t, t, category)
+    plain = backbone.predict(x_t, t, None)
+    target = guided(plain, gradient, scale).value
+    moved = (target - plain.value).square().mean()
     with bank.gated(functional.one_hot(category, levels).float()):
         adapted = backbone.predict(x_t, t, None).value.float()
     return (adapted - target).square().mean() / moved.clamp(min=1e-12)

@@ -263,12 +263,10 @@ def test_adapters_learn_what_guidance_moves(make_unconditional, data):
     images = NoisedImages(backbone, [data.reference], data.subjects)
     layers = adapted_linears(backbone.unet, "both")
     bank = AdapterBank(backbone.unet, ("a", "b"), layers, rank=4)
-    optimizer = torch.optim.Adam(bank.parameters(), lr=0.03)
-    losses = []
-    for _ in range(15):
-        loss = distillation_loss(
-            backbone, bank, tiny_classifier(), images, Draws(0, 0, 0, 4, CPU), 2.0
-        )
+    optimizer = torch.optim.Adam(bank.parameters(), lr=0.01)
+    classifier, losses = tiny_classifier(), []
+    for _ in range(20):
+        loss = distillation_loss(backbone, bank, classifier, images, Draws(0, 0, 0, 4, CPU), 20.0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
