@@ -202,7 +202,7 @@ CARTOONFACES = Dataset(
             "cartoonfaces-ddpm",
             ASSETS / "backbones" / "cartoonfaces-ddpm",
             False,
-            SamplingConfig(steps=25, guidance=1.0),
+            SamplingConfig(steps=50, guidance=1.0),
             "tiny unconditional pixel model (UNet2DModel) trained on the same biased images",
             cartoonfaces.training_split,
         ),
