@@ -176,6 +176,7 @@ class Backbone(ABC):
         network_batch: The batch shape that its networks always see when no gradient is wanted.
         device: Where its networks run.
         unet: The denoising network, None for a formula.
+        token_limit: Pieces of a prompt that the text encoder reads; the rest is cut off.
     """
 
     name: str
@@ -187,6 +188,7 @@ class Backbone(ABC):
     device: torch.device
     unet: nn.Module | None
     conditional: bool
+    token_limit: int = 0
 
     @abstractmethod
     def encode(self, images: NDArray[np.uint8]) -> Tensor:
@@ -208,6 +210,10 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
         """What the network is conditioned on, (B, L, D); None for an unconditional backbone."""
+
+    def tokens(self, text: str) -> list[str] | None:
+        """The pieces that the tokenizer splits `text` into; None without a tokenizer."""
+        return None
 
     @abstractmethod
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -287,6 +293,8 @@ class DiffusersBackbone(Backbone):
         self._vae = getattr(pipeline, "vae", None)
         self._text = getattr(pipeline, "text_encoder", None)
         self._tokenizer = getattr(pipeline, "tokenizer", None)
+        if self._text is not None:  # the limit counts its begin and end
+            self.token_limit = int(cast("Any", self._tokenizer).model_max_length) - 2
         self._unet: Any = pipeline.unet
         self.unet = self._unet
         for module in (self._vae, self._text, self._unet):
@@ -360,6 +368,11 @@ class DiffusersBackbone(Backbone):
         states = self._in_fixed_batches(lambda ids: text(ids)[0], tokens)
         where = {prompt: i for i, prompt in enumerate(distinct)}
         return states[[where[prompt] for prompt in prompts]]
+
+    def tokens(self, text: str) -> list[str] | None:
+        """The pieces that the tokenizer splits `text` into; None without a tokenizer."""
+        tokenizer = cast("Any", self._tokenizer)
+        return None if tokenizer is None else list(tokenizer.tokenize(text))
 
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         x_t = x_t.to(self.dtype)

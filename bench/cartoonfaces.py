@@ -28,11 +28,14 @@ __all__ = [
     "CELL_ATTRIBUTES",
     "DEFAULT_BIAS",
     "SPLITS",
+    "TRAINING_IMAGES",
+    "TRAINING_SEED",
     "BiasProfile",
     "Split",
     "load_split",
     "manifest",
     "pack_split",
+    "training_split",
 ]
 
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -50,6 +53,10 @@ CELL_ATTRIBUTES = ("role", "gender", "race")
 """The attributes whose crossing the splits are balanced over and a bias profile speaks of."""
 
 SPLITS = ("pool", "method_reference", "judge", "evaluation")
+
+TRAINING_IMAGES = 8000
+TRAINING_SEED = 0
+"""The draw from the pool that the shipped backbones were trained on, by the default bias."""
 
 XZ_FILTER = {
     "id": lzma.FILTER_LZMA2,
@@ -178,10 +185,6 @@ DEFAULT_BIAS = BiasProfile.from_conditionals(
     },
     race={"asian": 0.15, "black": 0.15, "brown": 0.15, "white": 0.55},
 )
-TRAINING_IMAGES = 8000
-"""Size of a training set drawn from the pool, biased or balanced."""
-TRAINING_SEED = 0
-"""Which images of the pool it is; the shipped backbones were trained on this draw."""
 BALANCED = BiasProfile("balanced", np.full((5, 2, 4), 1 / 40))
 
 
@@ -240,3 +243,15 @@ def load_split(name: str) -> Split:
     for array in (images, *labels.values()):
         array.setflags(write=False)
     return Split(images, MappingProxyType(labels))
+
+
+def training_split(profile: BiasProfile = DEFAULT_BIAS) -> Split:
+    """The 8,000 images that the shipped backbones were trained on, in the order of the draw.
+
+    Args:
+        profile: Another one draws as many images of another composition.
+    Raises:
+        AssetError: As `load_split`.
+    """
+    pool = load_split("pool")
+    return pool.take(profile.draw(pool.labels, TRAINING_IMAGES, TRAINING_SEED))

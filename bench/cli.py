@@ -81,6 +81,10 @@ Encoders = Annotated[
 FacesToo = Annotated[
     bool, typer.Option("--faces", help="Find faces too, in 2,000 images; trained on photographs.")
 ]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(help="Compare groups within each level of this attribute too; may be repeated."),
+]
 Download = Annotated[
     bool, typer.Option("--allow-download", help="Get missing weights of --encoder and --faces.")
 ]
@@ -112,6 +116,7 @@ def run(
     eta: Annotated[float | None, typer.Option(help="DDIM noise share in [0, 1].")] = None,
     encoder: Encoders = None,
     faces: FacesToo = False,
+    control: Controls = None,
     allow_download: Download = False,
     results: Results = Path("results"),
     force: Annotated[bool, typer.Option("--force", help="Compute again.")] = False,
@@ -139,6 +144,7 @@ def run(
                 eta=eta,
                 encoders=tuple(encoder or ()),
                 faces=faces,
+                controls=tuple(control or ()),
                 allow_download=allow_download,
                 results=results,
                 force=force,
@@ -149,18 +155,19 @@ def run(
 
         for config in configs:
             make_method(config.method, config.parameters)  # before torch is even imported
-        from fairbench.pipeline import baseline_of
-        from fairbench.pipeline import run as run_one
+        from fairbench.pipeline import baseline_of, take_part
 
         records = []
         for config in configs:
             with _reporting() as reporter:
-                outcome = run_one(config, reporter)
+                outcome = take_part(config, reporter)
+                if outcome is None:  # this process only helped to train
+                    continue
                 baseline = baseline_of(outcome.record, results, reporter.warn)
             records.append(outcome.record)
             if not json_:
                 _print_outcome(outcome, baseline)
-        if json_:
+        if json_ and records:
             documents = [_as_json(record) for record in records]
             _print_json(documents[0] if seeds is None else documents)
 
@@ -177,10 +184,13 @@ def evaluate(
     num_images: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>."),
+        typer.Option(
+            help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>, control_<any>."
+        ),
     ] = None,
     encoder: Encoders = None,
     faces: FacesToo = False,
+    control: Controls = None,
     allow_download: Download = False,
     device: Device = "auto",
     batch_size: Annotated[
@@ -207,6 +217,7 @@ def evaluate(
                 labels=labels,
                 encoders=tuple(encoder or ()),
                 faces=faces,
+                controls=tuple(control or ()),
                 allow_download=allow_download,
                 device=device,
                 batch_size=batch_size,
@@ -234,6 +245,9 @@ def leaderboard(
         str, typer.Option("--format", metavar="|".join(Format), help="How to print.")
     ] = Format.TABLE.value,
     output: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw fairness against quality to this PNG, too.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Turn records into one table."""
@@ -255,6 +269,8 @@ def leaderboard(
                 f"{results} holds no complete record{' of ' + asked if asked else ''}; "
                 "make one with fairbench run"
             )
+        if plot is not None:
+            _write_file(plot, leaderboards.to_plot(rows), "--plot")
         if layout is Format.TABLE:
             if output is not None:
                 raise InputError("--output needs --format csv, markdown or json")
@@ -271,13 +287,17 @@ def leaderboard(
         if output is None:
             sys.stdout.write(text)
             return
-        from fairbench.files import atomic_write
+        _write_file(output, text.encode(), "--output")
 
-        try:
-            with atomic_write(output) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise InputError(f"--output {output} can't be written: {error.strerror}") from error
+
+def _write_file(path: Path, content: bytes, option: str) -> None:
+    from fairbench.files import atomic_write
+
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise InputError(f"{option} {path} can't be written: {error.strerror}") from error
 
 
 @app.command("list")
@@ -455,8 +475,12 @@ def _reporting() -> Iterator[Reporter]:
         TimeRemainingColumn,
     )
 
+    from fairbench.devices import is_main_process
     from fairbench.generation import Reporter
 
+    if not is_main_process():
+        yield Reporter()
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Reporter(note=lambda line: print(line, file=sys.stderr), warn=_warn)

@@ -41,6 +41,7 @@ class RunConfig:
         steps, guidance, eta: Of sampling; None for the backbone's defaults.
         encoders: Public encoders to measure with beside the data set's own.
         faces: Whether to look for faces too, as on photographs.
+        controls: Attributes within whose levels groups are compared too.
         allow_download: Get their weights from upstream if they are nowhere.
         results: Folder of records.
         force: Compute although a record exists.
@@ -62,6 +63,7 @@ class RunConfig:
     eta: float | None = None
     encoders: tuple[str, ...] = ()
     faces: bool = False
+    controls: tuple[str, ...] = ()
     allow_download: bool = False
     results: Path = Path("results")
     force: bool = False

@@ -13,10 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.measuring import Measurements
+from fairbench.metrics.clusters import GroupEffects, group_design_effects
 from fairbench.metrics.counting import count_groups
 from fairbench.types import Task
 
-__all__ = ["Reading", "Sample", "crossing", "crossing_groups", "crossings", "target_of"]
+__all__ = [
+    "GIVEN_BATCHES",
+    "WORTH_BATCHES",
+    "Reading",
+    "Sample",
+    "crossing",
+    "crossing_groups",
+    "crossings",
+    "target_of",
+]
+
+
+GIVEN_BATCHES = "given what each batch of dependent images drew"
+WORTH_BATCHES = "as of independent images worth the batches"
+"""What an interval says of coupled images, where their batches can't be told apart and can."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +137,30 @@ class Reading:
         """Whether any images depend on each other."""
         batches = self.sample.batch_id
         return len(np.unique(batches)) < len(batches)
+
+    def effects(
+        self,
+        labels: NDArray[np.integer[Any]],
+        num_groups: int,
+        within: NDArray[np.bool_] | None = None,
+        *,
+        every: bool = False,
+    ) -> GroupEffects | None:
+        """What batches do to the variance of shares; None if nothing, or if it can't be seen.
+
+        Args:
+            labels: Group of each image that counts.
+            num_groups: K.
+            within: Which of the valid images those are, (n,); None for all of them.
+            every: Whether `within` picks among all images instead, (N,).
+        """
+        if not self.coupled:
+            return None
+        batches = self.sample.batch_id if every else self.batches
+        prompts = self.sample.prompt_index if every else self.prompts
+        if within is not None:
+            batches, prompts = batches[within], prompts[within]
+        return group_design_effects(labels, batches, num_groups, strata=prompts)
 
     def index(self, chosen: Sequence[str]) -> NDArray[np.int64]:
         """(N,) cell of every image in a crossing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,7 @@ class BackboneSpec:
         conditional: Whether it takes prompts.
         sampling: How it is sampled unless the user says otherwise.
         title: One line.
+        training: Gives the images that it was trained on; None if nobody knows them.
     """
 
     name: str
@@ -37,6 +38,7 @@ class BackboneSpec:
     conditional: bool
     sampling: SamplingConfig
     title: str
+    training: Callable[[], cartoonfaces.Split] | None = None
 
     def image_size(self) -> int:
         """Pixels a side of its images, from its configuration files alone.
@@ -149,11 +151,7 @@ class Dataset:
             labelled: Whether labels come with them.
         """
         profile = {"biased": cartoonfaces.DEFAULT_BIAS, "balanced": cartoonfaces.BALANCED}
-        pool = cartoonfaces.load_split("pool")
-        index = profile[composition].draw(
-            pool.labels, cartoonfaces.TRAINING_IMAGES, cartoonfaces.TRAINING_SEED
-        )
-        return self._image_set(pool.take(index), labelled)
+        return self._image_set(cartoonfaces.training_split(profile[composition]), labelled)
 
     def reference_images(self, n: int, *, labelled: bool) -> ImageSet:
         """The first `n` of the balanced images that methods may use as a reference set."""
@@ -198,13 +196,15 @@ CARTOONFACES = Dataset(
             True,
             SamplingConfig(steps=25, guidance=3.0),
             "tiny StableDiffusionPipeline, text-to-image; understands roles and attribute words",
+            cartoonfaces.training_split,
         ),
         BackboneSpec(
             "cartoonfaces-ddpm",
             ASSETS / "backbones" / "cartoonfaces-ddpm",
             False,
-            SamplingConfig(steps=25, guidance=1.0),
+            SamplingConfig(steps=50, guidance=1.0),
             "tiny unconditional pixel model (UNet2DModel) trained on the same biased images",
+            cartoonfaces.training_split,
         ),
     ),
 )

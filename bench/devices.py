@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "begin_run",
+    "is_main_process",
     "peak_memory_mib",
     "resolve_autocast",
     "resolve_device",
@@ -22,6 +24,9 @@ __all__ = [
 
 def resolve_device(name: str) -> torch.device:
     """The device that ``--device`` names; ``auto`` takes the first of cuda, mps, cpu.
+
+    Of several processes on one machine, as torchrun and ``accelerate launch`` start them, each
+    has the GPU of its own number for ``auto`` and ``cuda``.
 
     Raises:
         InputError: If the name is none of auto, cpu, cuda, cuda:N, mps or isn't there.
@@ -34,6 +39,9 @@ def resolve_device(name: str) -> torch.device:
         name = "mps" if torch.backends.mps.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
         raise InputError(f"--device must be auto, cpu, cuda, cuda:N or mps; seen {name!r}")
+    place = os.environ.get("LOCAL_RANK", "")
+    if name == "cuda" and place.isdecimal():
+        name = f"cuda:{place}"
     device = torch.device(name)
     if device.type == "cuda":
         found = torch.cuda.device_count()
@@ -44,6 +52,11 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("--device mps isn't there; use --device auto")
     return device
+
+
+def is_main_process() -> bool:
+    """Whether this process makes images and records, the first of those started together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

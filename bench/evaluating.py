@@ -26,6 +26,7 @@ from fairbench.reference import confusions_of, encoder_columns, make_reference
 from fairbench.registry import method_names
 from fairbench.scoring import Sample, score_all
 from fairbench.store import image_sha256
+from fairbench.strata import check_controls
 from fairbench.types import Task
 
 __all__ = ["evaluate"]
@@ -42,6 +43,7 @@ def evaluate(
     labels: Path | None = None,
     encoders: Sequence[str] = (),
     faces: bool = False,
+    controls: Sequence[str] = (),
     allow_download: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
@@ -62,6 +64,8 @@ def evaluate(
         labels: Table of prompts, requested groups and labels, as `fairbench.labels` reads it.
         encoders: Public encoders to measure with beside the data set's own.
         faces: Whether to look for faces too, as on photographs.
+        controls: Attributes within whose levels groups are compared too, as they are within the
+            columns ``control_<name>`` of the labels.
         allow_download: Get their weights from upstream if they are nowhere.
         device: Where the instruments run.
         batch_size: Images that a public encoder sees at once; None for its default.
@@ -84,6 +88,7 @@ def evaluate(
             f"prompt made which; give --labels with a column prompt, or choose one of "
             f"{', '.join(t for t in chosen.tasks if '_by_' not in t)}"
         )
+    controlled = check_controls(controls, chosen.attributes, chosen.sensitive)
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must lie in 0…{2**32 - 1}; seen {seed}")
     if batch_size is not None and batch_size < 1:
@@ -126,6 +131,9 @@ def evaluate(
     }
     if known.labels is not None:
         config["labels"] = known.labels.sha256
+        controlled += known.labels.controls
+    if controls:
+        config["control"] = sorted(set(controls))
     if seed:
         config["scoring_seed"] = seed
     key = run_key(config)
@@ -150,6 +158,7 @@ def evaluate(
         confusions_of(instruments),
         encoder_columns(instruments),
         given={} if known.labels is None else known.labels.given,
+        controls=controlled,
         seed=seed,
     )
     if looking is not None:

@@ -1,7 +1,8 @@
-"""Faces to scores: whether photographs show faces, and how many different ones; by group."""
+"""Faces to scores: whether there are any, how many different ones, whether copied; by group."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from fairbench.config import Progress
 from fairbench.crossings import Reading
 from fairbench.group_tables import validity_by_requested
-from fairbench.metrics import duplicate_rate, mean_pairwise_cosine
+from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, memorisation
 from fairbench.metrics.jackknife import jackknife_variance, split, student
-from fairbench.plain_scores import mean_score, share_score
+from fairbench.plain_scores import NORMAL, mean_score, share_score
 from fairbench.quality_scores import diversity_score
+from fairbench.records import run_key
 from fairbench.types import Score
 
 if TYPE_CHECKING:
@@ -24,13 +26,19 @@ if TYPE_CHECKING:
 
 __all__ = ["FaceInstruments", "face_scores", "load_face_instruments"]
 
+SCORES = 2
+"""Raised whenever the same faces give other scores."""
+
 SUBSAMPLE = 2000
 """Images looked at: both networks are slow without a GPU."""
 
 FALSE_MATCHES = 1e-3
-"""Share of pairs of different real faces that may pass for the same one."""
+"""Share of pairs of different real faces that may pass for the same one, and of real faces that
+may pass for a copy of a training image."""
 
 LEAST = 10
+
+UNKNOWN = "nobody says which images the generator was trained on"
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,12 @@ class FaceInstruments:
         if self.identity is not None:
             hashes["face_identity"] = self.identity.weights_sha256
         return hashes
+
+    def readings(self) -> dict[str, str]:
+        """Instrument -> hash of what else its scores depend on."""
+        used = [self.detector, self.identity]
+        ways = [(one.preprocessing, one.dtype) for one in used if one is not None]
+        return {"faces": run_key({"reading": (SCORES, SUBSAMPLE, FALSE_MATCHES, ways)})}
 
 
 def load_face_instruments(device: str, *, allow_download: bool = False) -> FaceInstruments:
@@ -82,6 +96,7 @@ def face_scores(
     instruments: FaceInstruments,
     cache: Path,
     progress: Progress,
+    training: NDArray[np.uint8] | None = None,
 ) -> tuple[list[Score], dict[str, Any]]:
     """Faces found, and how varied they are next to as many real ones of the same group.
 
@@ -96,6 +111,8 @@ def face_scores(
         instruments: Detector and identity network.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
+        training: (T, H, W, 3) uint8, all images that the generator was trained on, to look for
+            copies of; none of them is among `real`. None if nobody knows them.
 
     Returns:
         Scores, and facts: other thresholds, images on which the detector broke off, rows by
@@ -109,8 +126,9 @@ def face_scores(
     scores, facts = _detection(faces)
     groups = reading.groups(sensitive)
     facts["by_requested_group"] = validity_by_requested(reading, faces.valid(), chosen) or []
+    unknown = {} if training is not None else {"identity_memorisation": UNKNOWN}
     if instruments.identity is None:
-        facts["not_measured"] = {"identity": instruments.missing}
+        facts["not_measured"] = {"identity": instruments.missing, **unknown}
         return scores, facts
     seen = identities(looked, faces, instruments.identity, cache, progress)
     compared = np.linspace(0, len(real) - 1, min(SUBSAMPLE, len(real))).astype(int)
@@ -118,7 +136,16 @@ def face_scores(
     real_faces = detect_faces(real, instruments.detector, cache, progress)
     known = identities(real, real_faces, instruments.identity, cache, progress)
     mine = reading.index(sensitive)[chosen][seen.index]
-    more, missing = _variety(seen, mine, known, real_groups[known.index], groups)
+    theirs = real_groups[known.index]
+    more, missing = _variety(seen, mine, known, theirs, groups)
+    missing |= unknown
+    if training is not None and min(len(seen), len(known)) >= LEAST:
+        found = detect_faces(training, instruments.detector, cache, progress)
+        trained = identities(training, found, instruments.identity, cache, progress)
+        sides = (seen.vectors, mine), (known.vectors, theirs)
+        copied, facts["memorisation"], gaps = _memorisation(*sides, trained.vectors, groups)
+        more += copied
+        missing |= gaps
     if missing:
         facts["not_measured"] = missing
     return [*scores, *more], facts
@@ -199,6 +226,108 @@ def _variety(
     how = f"{worst.interval}, of the group that came out worst"
     scores.append(replace(worst, interval=how))
     return scores, {}
+
+
+Side = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Unit vectors of faces, (N, D), and the group of each, (N,)."""
+
+
+def _memorisation(
+    generated: Side, real: Side, trained: NDArray[np.float32], groups: Sequence[str]
+) -> tuple[list[Score], dict[str, Any], dict[str, str]]:
+    """Whether generated faces lie nearer to the training images than unseen real ones do.
+
+    Real and generated faces are compared within each group: few training images of a group make
+    its neighbours far, whoever draws it.
+    """
+    name = "identity_memorisation"
+    counts = np.bincount(real[1], minlength=len(groups))
+    unseen = [
+        group for k, group in enumerate(groups) if not counts[k] and (generated[1] == k).any()
+    ]
+    if unseen or len(trained) < LEAST:
+        reason = f"no real face of {', '.join(unseen)}"
+        if len(trained) < LEAST:
+            reason = f"{len(trained)} faces in the training images; {LEAST} are needed"
+        return [], {}, {name: reason}
+    found = memorisation(
+        generated[0],
+        trained,
+        real[0],
+        groups=(generated[1], real[1], len(groups)),
+        false_matches=FALSE_MATCHES,
+    )
+    n = len(generated[0])
+    source = (
+        f"facenet-vggface2, cosine to the nearest of {len(trained)} training faces, against "
+        f"{len(real[0])} unseen real faces of the same group"
+    )
+
+    def chance(name: str, auc: float, error: float, n: int, interval: str, source: str) -> Score:
+        return Score(
+            name=name,
+            value=auc,
+            low=max(0.0, auc - NORMAL * error),
+            high=min(1.0, auc + NORMAL * error),
+            n=n,
+            better="lower",
+            interval=interval,
+            unit="probability",
+            source=source,
+        )
+
+    told = f"{source}: chance of being nearer, 0.5 without copies"
+    scores = [chance(name, found.auc, found.auc_error, n, "normal, DeLong", told)]
+    if found.ratio is not None and found.ratio_error is not None:
+        half = NORMAL * found.ratio_error
+        ratio = Score(
+            name=f"{name}_ratio",
+            value=found.ratio,
+            low=found.ratio - half,
+            high=found.ratio + half,
+            n=n,
+            better="lower",
+            interval="normal",
+            source=f"{source}: ratio of mean cosines",
+        )
+        scores.append(ratio)
+    beyond = f"facenet-vggface2, nearest training face beyond {found.threshold:.3f}, which 1 in "
+    beyond += f"{1 / FALSE_MATCHES:,.0f} unseen real faces reach"
+    scores.append(share_score("identity_copies", round(found.copies * n), n, "lower", beyond))
+    rows = [
+        {
+            "group": group,
+            "n": one.num_generated,
+            "n_real": one.num_held_out,
+            "auc": _or_none(one.auc),
+            "copies": _or_none(one.copies),
+            "real_copies": _or_none(one.held_out_copies),
+        }
+        for group, one in zip(groups, found.by_group, strict=True)
+    ]
+    facts = {
+        "training_faces": len(trained),
+        "threshold": found.threshold,
+        "nearest_generated": found.generated,
+        "nearest_real": found.held_out,
+        "by_group": rows,
+    }
+    for group, one in zip(groups, found.by_group, strict=True):
+        if min(one.num_generated, one.num_held_out) < LEAST:
+            few = f"{one.num_generated} generated and {one.num_held_out} real faces"
+            return scores, facts, {f"{name}_worst_group": f"{group} has {few}; {LEAST} needed"}
+    worst = max(range(len(groups)), key=lambda k: found.by_group[k].auc)
+    one = found.by_group[worst]
+    how = "normal, DeLong, of the group that came out worst"
+    told = f"{told}; {groups[worst]}"
+    scores.append(
+        chance(f"{name}_worst_group", one.auc, one.auc_error, one.num_generated, how, told)
+    )
+    return scores, facts, {}
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _jackknife(

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.crossings import Reading, crossings
+from fairbench.crossings import GIVEN_BATCHES, WORTH_BATCHES, Reading, crossings
 from fairbench.metrics import (
     CorrectedDiscrepancy,
     DiscrepancyInterval,
     cluster_counts,
+    clustered_share_intervals,
     corrected_discrepancy,
     design_effect,
     detect_quota,
@@ -33,6 +34,7 @@ from fairbench.metrics import (
     representation_ratios,
     resampled_interval,
     shares,
+    soft_design_effect,
     soft_discrepancy_interval,
     subgroup_coverage,
     subgroup_lattice,
@@ -54,6 +56,7 @@ RAW = "fairness_discrepancy"
 SMOOTHING = 0.5
 NORMAL = 1.959964  # two-sided quantile at 95 %
 COVERED = (1, 10)
+ONE_BATCH = "each prompt's images are a single batch, so what batches do can't be seen"
 
 
 class FairnessScores:
@@ -224,7 +227,7 @@ class FairnessScores:
             found = _at_size(counts, target, sizes, self.seed)
             floor = mean_noise_floor(sizes, target)
             self.floors[name] = {"n": sizes, "target": target.tolist()}
-            given = ", as of independent images worth the batches" if reading.coupled else ""
+            given = self._given_batches(effect)
         over = f", mean over {len(counts)} prompts" if by_prompt else ""
         source = f", hard labels, valid images{over}"
         return self._discrepancy(name, found, floor, source, given)
@@ -251,9 +254,16 @@ class FairnessScores:
 
     def _family(self, counts: NDArray[np.int64], target: NDArray[np.float64]) -> list[Score]:
         """The other norms, each prompt's averaged; ends of the mean are the mean of the ends."""
-        each = [family_intervals(row, target, seed=self.seed) for row in counts]
-        alone = len(counts) == 1 and not self.first.coupled
-        floors = family_noise_floors(target, self.first.n) if alone else {}
+        effect = self._effect(self.first, self.ranked)
+        each = [
+            family_intervals(row, target, design_effect=effect or 1.0, seed=self.seed)
+            for row in counts
+        ]
+        floors: dict[str, float] = {}
+        if effect is None:
+            self.details["no_floor"] = ONE_BATCH
+        elif len(counts) == 1:
+            floors = family_noise_floors(target, _effective(self.first.n, effect))
         over = f", mean over {len(counts)} prompts" if len(counts) > 1 else ""
         scores = []
         for name in each[0]:
@@ -265,23 +275,35 @@ class FairnessScores:
                 self.not_measured[name] = "infinite: a group that isn't wanted has images"
                 continue
             source = f", hard labels, valid images{over}"
-            scores.append(self._discrepancy(name, mean, floors.get(name), source))
+            given = self._given_batches(effect)
+            scores.append(self._discrepancy(name, mean, floors.get(name), source, given))
         return scores
 
     def _soft(self, by_prompt: bool) -> Score:
         """Of mean probabilities, which are right only if the judge is calibrated."""
         table, target = self.first.soft(self.ranked), self.first.target(self.ranked)
+        effect: float | None = 1.0
+        if self.first.coupled:
+            effect = soft_design_effect(table, self.first.batches, self.first.prompts)
         found = []
         for mine in self._places(self.first.prompts):
             rows = table[mine]
             # A single image shows no spread; doubled it has the same mean and no interval.
             rows = rows if len(rows) > 1 else rows.repeat(2, axis=0)
-            found.append(soft_discrepancy_interval(rows, target, seed=self.seed))
-        floor = found[0][1] if len(found) == 1 and not self.first.coupled else None
+            found.append(
+                soft_discrepancy_interval(
+                    rows, target, design_effect=effect or 1.0, seed=self.seed
+                )
+            )
+        floor = found[0][1] if len(found) == 1 and effect is not None else None
         over = f", mean over {len(found)} prompts" if by_prompt else ""
         mean = _mean_of([one for one, _ in found])
         return self._discrepancy(
-            f"{RAW}_soft", mean, floor, f", mean probabilities, valid images{over}"
+            f"{RAW}_soft",
+            mean,
+            floor,
+            f", mean probabilities, valid images{over}",
+            self._given_batches(effect),
         )
 
     def _places(self, prompts: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
@@ -296,15 +318,28 @@ class FairnessScores:
         target = self.first.target(self.ranked)
         prompts = self.first.sample.prompt_index
         index, size = self.first.index(self.ranked), len(target)
+        labels = np.where(self.first.valid, index, size)
+        effect: float | None = 1.0
+        if self.first.coupled:
+            effects = self.first.effects(labels, size + 1, every=True)
+            effect = None if effects is None else effects.overall
         found = []
         for mine in self._places(prompts):
             counts = np.bincount(index[mine & self.first.valid], minlength=size)
             invalid = int((mine & ~self.first.valid).sum())
-            found.append(penalised_discrepancy(counts, invalid, target, seed=self.seed))
+            found.append(
+                penalised_discrepancy(
+                    counts, invalid, target, design_effect=effect or 1.0, seed=self.seed
+                )
+            )
         mean = _mean_of(found)
         over = f", mean over {len(found)} prompts" if by_prompt else ""
         score = self._discrepancy(
-            f"{RAW}_penalised", mean, None, f", hard labels, all images{over}"
+            f"{RAW}_penalised",
+            mean,
+            None,
+            f", hard labels, all images{over}",
+            self._given_batches(effect),
         )
         return replace(score, n=len(prompts))
 
@@ -312,7 +347,9 @@ class FairnessScores:
         if counts.sum(axis=1).min() < 2:
             self.not_measured["prompt_dependence"] = "a prompt has a single valid image"
             return []
-        found = prompt_discrepancies(counts, target, seed=self.seed)
+        effect = self._effect(self.first, self.ranked)
+        given = self._given_batches(effect)
+        found = prompt_discrepancies(counts, target, design_effect=effect or 1.0, seed=self.seed)
         self.details["by_prompt"] = {
             prompt.subject: {"value": value, "p_value": p_value}
             for prompt, value, p_value in zip(
@@ -335,12 +372,14 @@ class FairnessScores:
                 found.per_prompt_worst,
                 None,
                 f", hard labels, valid images, {worst}",
+                given,
             ),
             self._discrepancy(
                 f"{RAW}_pooled",
                 found.pooled,
                 found.pooled_floor,
                 ", hard labels, valid images, all prompts together",
+                given,
             ),
             self._of_counts(
                 "prompt_dependence",
@@ -349,6 +388,7 @@ class FairnessScores:
                 "neither",
                 f"judge {self.first.judge}: mutual information of prompt and group, bias "
                 "corrected",
+                effect,
                 unit="nats",
             ),
         ]
@@ -372,6 +412,7 @@ class FairnessScores:
         groups = reading.groups(chosen)
         lattice = subgroup_lattice(table, levels, target)
         coverage = subgroup_coverage(counts, at=COVERED)
+        effect = self._effect(reading, chosen)
         source = f"judge {reading.judge}, {' × '.join(chosen)}, valid images"
         self.details["lattice"] = {
             "/".join(one.attributes): {
@@ -389,9 +430,16 @@ class FairnessScores:
         }
         scores = [
             self._of_counts(
-                "joint_excess", square, partial(_joint_excess, target=target), "neither", source
+                "joint_excess",
+                square,
+                partial(_joint_excess, target=target),
+                "neither",
+                source,
+                effect,
             ),
-            self._of_counts("effective_groups", square, _effective_groups, "higher", source),
+            self._of_counts(
+                "effective_groups", square, _effective_groups, "higher", source, effect
+            ),
             *(
                 share_score(
                     f"coverage_at_{m}",
@@ -404,7 +452,7 @@ class FairnessScores:
                 )
                 for m in COVERED
             ),
-            *self._representation(counts, target, groups, source),
+            *self._representation(counts, target, groups, source, effect),
         ]
         if len(chosen) == 2:
             first, second = chosen
@@ -425,6 +473,7 @@ class FairnessScores:
                     _information,
                     "neither",
                     f"{source}, bias corrected",
+                    effect,
                     unit="nats",
                 )
             )
@@ -459,6 +508,7 @@ class FairnessScores:
         target: NDArray[np.float64],
         groups: Sequence[str],
         source: str,
+        effect: float | None,
     ) -> list[Score]:
         if target.min() <= 0:
             self.not_measured["representation_worst"] = "a group with target 0 has no ratio"
@@ -467,6 +517,11 @@ class FairnessScores:
         epsilon = representation_epsilon(counts, target, alpha=SMOOTHING, seed=self.seed)
         worst = int(found.worst_group)
         low, high = wilson_interval(int(counts[worst]), int(counts.sum()))
+        effects = self.first.effects(
+            self.first.index(self.sensitive)[self.first.valid], len(counts)
+        )
+        if effects is not None:
+            low, high = (float(ends[worst]) for ends in clustered_share_intervals(counts, effects))
         self.details["representation"] = {
             "worst_group": groups[worst],
             "expected_worst_if_fair": found.expected_smallest,
@@ -495,7 +550,8 @@ class FairnessScores:
                 high=high / float(target[worst]),
                 n=self.first.n,
                 better="higher",
-                interval="wilson, of the group that came out worst",
+                interval="wilson, of the group that came out worst"
+                + ("" if effects is None else f", {WORTH_BATCHES}"),
                 source=f"{source}: share over target of {groups[worst]}",
             ),
             self._of_counts(
@@ -504,6 +560,7 @@ class FairnessScores:
                 partial(_min_over_max, target=target),
                 "higher",
                 f"{source}: smallest over largest share / target",
+                effect,
             ),
         ]
         interval = Score(
@@ -525,10 +582,13 @@ class FairnessScores:
         statistic: Callable[[NDArray[np.int64]], float],
         better: Better,
         source: str,
+        effect: float | None,
         unit: str = "",
     ) -> Score:
         """A number that counts decide, with the interval of resampled ones."""
-        low, high = resampled_interval(counts, statistic, seed=self.seed)
+        low, high = resampled_interval(
+            counts, statistic, design_effect=effect or 1.0, seed=self.seed
+        )
         return Score(
             name=name,
             value=statistic(counts),
@@ -536,13 +596,16 @@ class FairnessScores:
             high=high,
             n=self.first.n,
             better=better,
-            interval=f"bootstrap, bias corrected{self._given_batches()}",
+            interval=f"bootstrap, bias corrected{self._given_batches(effect)}",
             unit=unit,
             source=source,
         )
 
-    def _given_batches(self) -> str:
-        return ", given what each batch of dependent images drew" if self.first.coupled else ""
+    def _given_batches(self, effect: float | None = None) -> str:
+        """What an interval says of batches; without their effect, that it leaves them out."""
+        if not self.first.coupled:
+            return ""
+        return f", {GIVEN_BATCHES if effect is None else WORTH_BATCHES}"
 
 
 def _information(counts: NDArray[np.int64]) -> float:

@@ -19,6 +19,7 @@ from fairbench.cache import load_arrays, remove, save_arrays
 from fairbench.config import Progress, RunConfig, silent
 from fairbench.datasets import BackboneSpec, Dataset
 from fairbench.errors import InputError
+from fairbench.hidden_labels import hidden_label_facts
 from fairbench.types import (
     Method,
     MethodCard,
@@ -36,10 +37,11 @@ if TYPE_CHECKING:
 
     from fairbench.backbones import Backbone
 
-__all__ = ["Generated", "Plan", "Reporter", "generate", "training_data"]
+__all__ = ["Generated", "Plan", "Reporter", "generate", "help_to_prepare", "training_data"]
 
 PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seconds"})
 STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
+WHOLE = "all.npz"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
         report: Told about progress.
     """
     folder = cache / "images" / key
-    whole = folder / "all.npz"
+    whole = folder / WHOLE
     if plan.config.force:
         remove(folder)
     stored = load_arrays(whole)
@@ -122,7 +124,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     started = time.monotonic()
     backbone = _backbone(plan)
     with _method_cache(cache, forced=plan.config.force) as method_cache:
-        sampler = _prepared(plan, backbone, method_cache, report)
+        sampler, audit = _prepared(plan, backbone, method_cache, report)
     prepared = time.monotonic() - started
     requests = plan.requests
     done = _finished_batches(folder)
@@ -155,12 +157,29 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
     arrays["prepare_seconds"] = np.array(prepared)
     arrays["extra_parameters"] = np.array(sampler.extra_parameters)
-    facts = {**sampler.facts, "network_batch": backbone.network_batch}
+    facts = {**sampler.facts, **audit, "network_batch": backbone.network_batch}
     arrays["facts"] = np.array(json.dumps(facts))
     save_arrays(whole, arrays)
     for part in folder.glob("batch-*.npz"):
         part.unlink(missing_ok=True)
     return _unpacked(arrays)
+
+
+def help_to_prepare(plan: Plan, key: str, cache: Path, report: Reporter) -> None:
+    """Prepare the method together with the first process, which then goes on alone.
+
+    Nothing is done if that process has nothing to prepare, because the images are there.
+
+    Args:
+        plan: What to make.
+        key: Generation key.
+        cache: Cache folder.
+        report: Told about progress.
+    """
+    stored = None if plan.config.force else load_arrays(cache / "images" / key / WHOLE)
+    if stored is None or not stored.keys() >= STORED:
+        with _method_cache(cache, forced=plan.config.force) as method_cache:
+            _prepared(plan, _backbone(plan), method_cache, report)
 
 
 def _rows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, dict[str, Any]]:
@@ -215,25 +234,46 @@ def _backbone(plan: Plan) -> Backbone:
     )
 
 
-def _prepared(plan: Plan, backbone: Backbone, cache: Path, report: Reporter) -> Sampler:
+def _prepared(
+    plan: Plan, backbone: Backbone, cache: Path, report: Reporter
+) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler, and facts about what the method handed in for an audit.
+
+    The method gets a plain place to put values into. Labels that its card doesn't declare are
+    read after it is prepared, so that nothing which it holds leads to them.
+    """
+    handed_in: dict[str, NDArray[Any]] = {}
     preparation = Preparation(
         seed=plan.config.seed,
         sampling=plan.sampling,
         images_per_prompt=plan.images_per_prompt,
         cache=cache,
         progress=report.progress,
+        audit=handed_in.__setitem__,
     )
     card = plan.method.configured_card()
     data = training_data(plan.dataset, card)
     import torch
 
     try:
-        return plan.method.prepare(plan.task, backbone, data, preparation)
+        sampler = plan.method.prepare(plan.task, backbone, data, preparation)
     except torch.OutOfMemoryError:
         raise InputError(
             f"{backbone.device} has too little memory to prepare {card.name} on "
             f"{backbone.name}; lower its batch by --param if it has one or use another --device"
         ) from None
+    return sampler, _audited(plan.dataset, card, handed_in)
+
+
+def _audited(
+    dataset: Dataset, card: MethodCard, scores: Mapping[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """What hidden labels say of scores of the training images; empty without scores."""
+    if not scores:
+        return {}
+    images = dataset.training_images(card.training_set, labelled=True)
+    attributes = {name: dataset.attributes[name] for name in dataset.sensitive}
+    return {"audit": hidden_label_facts(scores, images, attributes)}
 
 
 def _sampled(

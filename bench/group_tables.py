@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.crossings import Reading, crossings
-from fairbench.metrics import CorrectedShares, GroupQuality, correct_shares, wilson_interval
+from fairbench.crossings import GIVEN_BATCHES, WORTH_BATCHES, Reading, crossings
+from fairbench.metrics import (
+    CorrectedShares,
+    GroupEffects,
+    GroupQuality,
+    clustered_share_intervals,
+    correct_shares,
+    wilson_interval,
+)
 
-__all__ = ["group_tables", "hit_matrix", "validity_by_requested"]
+__all__ = ["group_tables", "hit_matrix", "share_rows", "validity_by_requested"]
 
 Row = dict[str, Any]
 
@@ -32,37 +39,48 @@ def group_tables(
 
     Returns:
         ``"gender"``, ``"gender/race"``, … and ``"gender|tennis player"`` for each prompt of
-        several -> rows in declared order. A group without images has count 0.
+        several -> rows in declared order. A group without images has count 0. Where batches
+        couple images, rows say what their interval is.
     """
     tables: dict[str, list[Row]] = {}
     for chosen in crossings(sensitive):
-        rows = _rows(reading, chosen, None, reading.target(chosen))
-        _add_corrected(rows, reading.counts(chosen), confusions.get("/".join(chosen)))
+        rows = share_rows(reading, chosen, None, reading.target(chosen))
+        effects = _effects(reading, chosen, None)
+        _add_corrected(rows, reading.counts(chosen), confusions.get("/".join(chosen)), effects)
         _add_accuracy(rows, reading, chosen)
         tables["/".join(chosen)] = rows
     for encoder, found in quality.items():
         _add_quality(tables["/".join(sensitive)], encoder, found)
     for name in reading.levels:
         if name not in sensitive:
-            tables[name] = _rows(reading, (name,), None, None)
+            tables[name] = share_rows(reading, (name,), None, None)
     if len(reading.task.prompts) > 1:
         for p, prompt in enumerate(reading.task.prompts):
             mine = reading.prompts == p
             for chosen in crossings(sensitive) if mine.any() else ():
-                rows = _rows(reading, chosen, mine, reading.target(chosen))
+                rows = share_rows(reading, chosen, mine, reading.target(chosen))
                 tables[f"{'/'.join(chosen)}|{prompt.subject}"] = rows
     return tables
 
 
-def _rows(
+def share_rows(
     reading: Reading,
     chosen: Sequence[str],
     within: NDArray[np.bool_] | None,
     target: NDArray[np.float64] | None,
 ) -> list[Row]:
+    """Count, share, interval and target of each cell of a crossing.
+
+    Args:
+        reading: The sample.
+        chosen: Attributes that are crossed.
+        within: Which of the valid images count, (n,), at least one; None for all.
+        target: Wanted shares, (K,); None if there are none.
+    """
     counts = reading.counts(chosen, within)
     n = int(counts.sum())
-    low, high = map(np.asarray, wilson_interval(counts, np.full(counts.shape, n)))
+    effects = _effects(reading, chosen, within)
+    low, high = _intervals(counts, effects)
     return [
         {
             "group": group,
@@ -72,18 +90,49 @@ def _rows(
             "low": float(low[k]),
             "high": float(high[k]),
             "target": None if target is None else float(target[k]),
+            **_how(reading, effects),
         }
         for k, group in enumerate(reading.groups(chosen))
     ]
 
 
+def _effects(
+    reading: Reading, chosen: Sequence[str], within: NDArray[np.bool_] | None
+) -> GroupEffects | None:
+    index = reading.index(chosen)[reading.valid]
+    return reading.effects(
+        index if within is None else index[within], len(reading.groups(chosen)), within
+    )
+
+
+def _intervals(
+    counts: NDArray[np.int64], effects: GroupEffects | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's, of as many independent images as coupled ones are worth."""
+    if effects is not None:
+        return clustered_share_intervals(counts, effects)
+    low, high = wilson_interval(counts, np.full(counts.shape, counts.sum()))
+    return np.asarray(low), np.asarray(high)
+
+
+def _how(reading: Reading, effects: GroupEffects | None) -> Row:
+    """How the interval was found, where images depend on each other."""
+    if not reading.coupled:
+        return {}
+    return {"interval": f"wilson, {GIVEN_BATCHES if effects is None else WORTH_BATCHES}"}
+
+
 def _add_corrected(
-    rows: list[Row], counts: NDArray[np.int64], confusion: NDArray[np.int64] | None
+    rows: list[Row],
+    counts: NDArray[np.int64],
+    confusion: NDArray[np.int64] | None,
+    effects: GroupEffects | None,
 ) -> None:
     """The share with classifier error undone; None where that can't be."""
     found: CorrectedShares | None = None
     if confusion is not None:
-        found = correct_shares(counts, confusion)
+        effect = 1.0 if effects is None else effects.overall
+        found = correct_shares(counts, confusion, design_effect=effect)
     for k, row in enumerate(rows):
         row["corrected"] = None
         if found is not None and found.reason is None:
@@ -104,9 +153,22 @@ def _add_accuracy(rows: list[Row], reading: Reading, chosen: Sequence[str]) -> N
         among = right[index == k]
         row["prompt_accuracy"] = None
         if len(among):
-            low, high = wilson_interval(int(among.sum()), len(among))
+            low, high = _interval(reading, among, index == k)
             value = float(among.mean())
             row["prompt_accuracy"] = {"value": value, "low": low, "high": high, "n": len(among)}
+
+
+def _interval(
+    reading: Reading,
+    hits: NDArray[np.bool_],
+    within: NDArray[np.bool_],
+    *,
+    every: bool = False,
+) -> tuple[float, float]:
+    """Interval of the share of hits among some of the valid images, or of all."""
+    effects = reading.effects(hits.astype(np.int64), 2, within, every=every)
+    low, high = _intervals(np.bincount(hits, minlength=2), effects)
+    return float(low[1]), float(high[1])
 
 
 def _add_quality(rows: list[Row], encoder: str, quality: GroupQuality) -> None:
@@ -154,15 +216,18 @@ def validity_by_requested(
     requested = reading.sample.requested
     if requested is None:
         return None
-    requested = requested if chosen is None else requested[chosen]
-    passed = reading.valid if valid is None else valid
+    places = np.arange(len(requested)) if chosen is None else chosen
+    passed = np.zeros(len(requested), dtype=bool)
+    passed[places] = reading.valid if valid is None else valid
+    looked = np.zeros(len(requested), dtype=bool)
+    looked[places] = True
     rows: list[Row] = []
     for k, group in enumerate(reading.groups(tuple(reading.task.attributes))):
-        mine = requested == k
+        mine = looked & (requested == k)
         row: Row = {"group": group, "n": int(mine.sum()), "value": None}
         if mine.any():
-            count = int((mine & passed).sum())
-            low, high = wilson_interval(count, row["n"])
-            row |= {"value": count / row["n"], "low": low, "high": high}
+            low, high = _interval(reading, passed[mine], mine, every=True)
+            value = int(passed[mine].sum()) / row["n"]
+            row |= {"value": value, "low": low, "high": high}
         rows.append(row)
     return rows

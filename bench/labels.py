@@ -2,7 +2,8 @@
 
 Columns: ``file``, the image's name as the reader of images gives it; ``prompt``, what it was made
 from; ``requested_<attribute>``, the level that was asked for; ``<attribute>``, the level that
-somebody saw in it. All but ``file`` are optional.
+somebody saw in it; ``control_<name>``, any text, within whose values groups are compared too. All
+but ``file`` are optional.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.errors import ContractError, InputError, unknown_name
+from fairbench.sources import natural
+from fairbench.strata import Control
 
-__all__ = ["REQUESTED", "Labels", "read_labels"]
+__all__ = ["CONTROL", "REQUESTED", "Labels", "read_labels"]
 
 REQUESTED = "requested_"
 """What the name of a column of requested levels begins with."""
+
+CONTROL = "control_"
+"""What the name of a column of a control variable begins with."""
+
+MOST_LEVELS = 100
+"""Values of a control variable: more are a number an image, not a variable to split by."""
 
 Table = dict[str, list[str]]
 """Column -> its cells, all columns of one length; an empty text stands for nothing."""
@@ -39,7 +48,9 @@ class Labels:
         prompts: What each was made from; None if the table doesn't say.
         requested: Attribute -> (N,) int64, index of the level that was asked for.
         given: Attribute -> (N,) int64, index of the level that somebody saw.
-        sha256: Of all of the above, in hex; the order of the table's rows changes nothing.
+        sha256: Of all of the above and the controls, in hex; the order of the table's rows
+            changes nothing.
+        controls: Variables to split by, their levels in natural order.
     """
 
     names: tuple[str, ...]
@@ -47,6 +58,7 @@ class Labels:
     requested: Mapping[str, NDArray[np.int64]]
     given: Mapping[str, NDArray[np.int64]]
     sha256: str
+    controls: tuple[Control, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -78,7 +90,7 @@ def read_labels(
     known = {"file": None, "prompt": None}
     known |= dict.fromkeys([*(REQUESTED + name for name in attributes), *attributes])
     for column in table:
-        if column not in known:
+        if column not in known and not _is_control(column):
             raise InputError(f"{path}: {unknown_name('column', column, known)}")
     if "file" not in table:
         raise InputError(
@@ -90,21 +102,60 @@ def read_labels(
     prompts = tuple(table["prompt"][row] for row in rows) if "prompt" in table else None
     levels: dict[str, NDArray[np.int64]] = {}
     for column, cells in table.items():
-        if column not in ("file", "prompt"):
+        if column in known and column not in ("file", "prompt"):
             declared = attributes[column.removeprefix(REQUESTED)]
             levels[column] = _indices(path, table["file"], column, cells, declared)[rows]
     requested = {
         c.removeprefix(REQUESTED): v for c, v in levels.items() if c.startswith(REQUESTED)
     }
     given = {c: v for c, v in levels.items() if not c.startswith(REQUESTED)}
-    content = [list(names), prompts, *(_plain(part) for part in (requested, given))]
+    controls = tuple(
+        _control(path, column, [table[column][row] for row in rows], attributes)
+        for column in table
+        if _is_control(column)
+    )
+    content: list[object] = [list(names), prompts, *(_plain(part) for part in (requested, given))]
+    # Only where there are some, so that tables without keep their hash.
+    if controls:
+        content.append(
+            sorted((c.name, [table[_column(c)][row] for row in rows]) for c in controls)
+        )
     return Labels(
         tuple(names),
         prompts,
         MappingProxyType(requested),
         MappingProxyType(given),
         hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        controls,
     )
+
+
+def _is_control(column: str) -> bool:
+    return column.startswith(CONTROL) and column != CONTROL
+
+
+def _column(control: Control) -> str:
+    return CONTROL + control.name
+
+
+def _control(
+    path: Path, column: str, cells: Sequence[str], attributes: Mapping[str, tuple[str, ...]]
+) -> Control:
+    """A column of a control variable as levels and their indices."""
+    name = column.removeprefix(CONTROL)
+    if name in attributes:
+        raise InputError(
+            f"{path}: column {column}: judges read {name} themselves; use --control {name}, or "
+            "call the column otherwise"
+        )
+    levels = tuple(sorted(set(cells), key=natural))
+    if len(levels) > MOST_LEVELS:
+        raise InputError(
+            f"{path}: column {column} has {len(levels)} values, expected at most {MOST_LEVELS}; "
+            "put them into bands"
+        )
+    places = {level: index for index, level in enumerate(levels)}
+    return Control(name, levels, np.array([places[cell] for cell in cells], np.int64))
 
 
 def _plain(levels: Mapping[str, NDArray[np.int64]]) -> list[tuple[str, list[int]]]:

@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.cache import cache_folder
+from fairbench.cartoonfaces import Split
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.crossings import Reading, crossing
 from fairbench.datasets import Dataset, get_dataset
 from fairbench.errors import AssetError, InputError
 from fairbench.face_scores import FaceInstruments, face_scores, load_face_instruments
 from fairbench.fairness_scores import RANKED
-from fairbench.generation import Plan, Reporter, generate
+from fairbench.generation import Plan, Reporter, generate, help_to_prepare
 from fairbench.measuring import Instruments, Measurements, load_instruments, measure
 from fairbench.pictures import sample_grid
 from fairbench.records import (
@@ -42,9 +43,10 @@ from fairbench.reference import (
 from fairbench.registry import make_method
 from fairbench.scoring import METRIC_VERSION, Sample, score_all
 from fairbench.store import image_sha256
-from fairbench.types import MethodCard, Request, Score, Task
+from fairbench.strata import check_controls
+from fairbench.types import Method, MethodCard, Request, Score, Task
 
-__all__ = ["Outcome", "baseline_of", "run"]
+__all__ = ["Outcome", "baseline_of", "run", "take_part"]
 
 GRID_COLUMNS = 16
 
@@ -75,6 +77,7 @@ def plan_run(config: RunConfig) -> Plan:
         )
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
+    check_controls(config.controls, dataset.attributes, dataset.sensitive)
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
@@ -92,7 +95,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     config: dict[str, Any] = {
         "method": card.name,
         "version": plan.method.version,
-        "parameters": asdict(plan.method),  # type: ignore[call-overload]
+        "parameters": _parameters(plan.method),
         "backbone_sha256": backbone_sha256,
         "prompts": [prompt.text for prompt in plan.task.prompts],
         "num_images": plan.config.num_images,
@@ -109,6 +112,19 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     return config
 
 
+def _parameters(method: Method) -> dict[str, Any]:
+    """The parameters as they enter a key.
+
+    One that is newer than committed records is marked ``omit_default``: at its default, with which
+    images are what they were before, it is left out, so that those records are still found.
+    """
+    return {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(cast("Any", method))
+        if not field.metadata.get("omit_default") or getattr(method, field.name) != field.default
+    }
+
+
 def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     """Do one run, or find its record.
 
@@ -117,11 +133,26 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
         reporter: Told what happens; silent by default.
     Raises:
         FairbenchError: If the user's input or environment is wrong.
+        SystemExit: With code 0, on a process that only helped to train.
+    """
+    outcome = take_part(config, reporter)
+    if outcome is None:
+        raise SystemExit(0)
+    return outcome
+
+
+def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | None:
+    """As :func:`run`, on one of several processes that train together.
+
+    Every process prepares the method; then the first makes images and the record alone.
+
+    Returns:
+        The outcome; None on any process but the first.
     """
     report = reporter or Reporter()
     plan = plan_run(config)
     from fairbench.backbones import weights_sha256
-    from fairbench.devices import begin_run
+    from fairbench.devices import begin_run, is_main_process
 
     begin_run(plan.device)
     instruments = load_instruments(
@@ -139,6 +170,8 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     images_config = generation_config(plan, sha256)
     generation_key = run_key(images_config)
     key_config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
+    if config.controls:
+        key_config["control"] = sorted(set(config.controls))
     key = run_key(key_config)
     # Names that change nothing: the weights' hash and the parameters stand for them.
     full_config = key_config | {"backbone": plan.backbone.name, "preset": plan.preset}
@@ -146,7 +179,10 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     path = record_path(config.results, plan.dataset.name, name, key)
     found = find_record(path)
     if found is not None and not config.force:
-        return Outcome(found, path, True)
+        return Outcome(found, path, True) if is_main_process() else None
+    if not is_main_process():
+        help_to_prepare(plan, generation_key, cache_folder(), report)
+        return None
     blank = _blank_record(plan, key, generation_key, full_config)
     with _failures_recorded(config.results, blank):
         record = _compute(plan, blank, instruments, looking, report)
@@ -166,7 +202,7 @@ def measuring_config(
             **(looking.hashes() if looking else {}),
             "reference": dataset.data_sha256(),
         },
-        "readings": instruments.readings(),
+        "readings": {**instruments.readings(), **(looking.readings() if looking else {})},
         "reference": _strata(task),
         "metric_version": METRIC_VERSION,
     }
@@ -264,10 +300,18 @@ def _compute(
         sensitive,
         confusions_of(instruments),
         encoder_columns(instruments),
+        controls=check_controls(plan.config.controls, plan.dataset.attributes, sensitive),
     )
     if looking is not None:
         scores, facts = add_faces(
-            (scores, facts), generated.images, sample, plan.task, plan.dataset, looking, report
+            (scores, facts),
+            generated.images,
+            sample,
+            plan.task,
+            plan.dataset,
+            looking,
+            report,
+            training=plan.backbone.training,
         )
     warn_of_gaps(facts, report)
     from fairbench.devices import peak_memory_mib
@@ -312,8 +356,13 @@ def add_faces(
     dataset: Dataset,
     looking: FaceInstruments,
     report: Reporter,
+    *,
+    training: Callable[[], Split] | None = None,
 ) -> tuple[tuple[Score, ...], dict[str, Any]]:
-    """Scores and facts with those of the face stage."""
+    """Scores and facts with those of the face stage.
+
+    `training` gives the images that the generator was trained on, None if nobody knows them.
+    """
     scores, facts = measured
     judge = next(iter(sample.measured.probabilities))
     real, _ = real_images(task)
@@ -326,6 +375,7 @@ def add_faces(
         looking,
         cache_folder(),
         report.progress,
+        training=None if training is None else training().images,
     )
     missing = found.pop("not_measured", {})
     for name, reason in missing.items():

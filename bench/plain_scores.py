@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.metrics import wilson_interval
+from fairbench.crossings import WORTH_BATCHES
+from fairbench.metrics import GroupEffects, clustered_share_intervals, wilson_interval
 from fairbench.types import Score
 
-__all__ = ["Better", "mean_score", "share_score"]
+__all__ = ["NORMAL", "Better", "mean_score", "share_score"]
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -26,9 +27,16 @@ def share_score(
     *,
     n: int | None = None,
     interval: bool = True,
+    effects: GroupEffects | None = None,
 ) -> Score:
-    """A share with Wilson's interval, unless the things counted aren't a sample."""
+    """A share with Wilson's interval, unless the things counted aren't a sample.
+
+    `effects` are those of the two groups, misses and hits, where batches couple images.
+    """
     low, high = wilson_interval(count, total) if interval else (None, None)
+    if effects is not None:
+        ends = clustered_share_intervals([total - count, count], effects)
+        low, high = (float(end[1]) for end in ends)
     return Score(
         name=name,
         value=count / total,
@@ -36,7 +44,7 @@ def share_score(
         high=high,
         n=total if n is None else n,
         better=better,
-        interval="wilson" if interval else "",
+        interval=f"wilson{f', {WORTH_BATCHES}' if effects else ''}" if interval else "",
         unit="share",
         source=source,
     )

@@ -39,6 +39,9 @@ NEIGHBOURS = 5
 DIVERSITY_BLOCKS = 20
 STUDENT_9 = 2.262  # 9 degrees of freedom
 NORMAL = 1.96
+INFINITY_N = 5000
+"""Images that extrapolating a distance to infinitely many needs."""
+
 GROUP_N = 30
 """Images of each group behind its Fréchet distance and neighbours: the same for every method."""
 
@@ -266,8 +269,9 @@ class QualityScores:
         name = f"{columns.frechet}_infinity_balanced"
         try:
             found = frechet_infinity(x, y, seed=self.seed)
-        except ContractError:
-            self.not_measured[name] = "not measurable at this n"
+        except ContractError as error:
+            few = len(x) < INFINITY_N
+            self.not_measured[name] = "not measurable at this n" if few else str(error)
             return []
         self.details[name] = {"r_squared": found.r_squared, "slope": found.slope}
         half = NORMAL * found.standard_error

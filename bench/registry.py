@@ -123,6 +123,10 @@ def _parse(key: str, text: str, kind: Any, limits: Mapping[str, Any]) -> Any:
         if text not in ("true", "false"):
             raise InputError(f"--param {key} must be true or false; seen {text!r}")
         return text == "true"
+    if kind is str:
+        if not text.strip():
+            raise InputError(f"--param {key} must be a text; seen {text!r}")
+        return text.strip()
     try:
         value = kind(text)
     except ValueError:

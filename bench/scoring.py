@@ -15,8 +15,9 @@ from fairbench.audit import audit_scores
 from fairbench.crossings import Reading, Sample
 from fairbench.fairness_scores import RANKED, RAW, FairnessScores
 from fairbench.group_tables import group_tables, hit_matrix, validity_by_requested
-from fairbench.plain_scores import mean_score, share_score
+from fairbench.plain_scores import Better, mean_score, share_score
 from fairbench.quality_scores import Columns, QualityScores, Reference
+from fairbench.strata import Control, strata_tables
 from fairbench.types import Score, Task
 
 __all__ = ["METRICS", "METRIC_VERSION", "Reference", "Sample", "score_all"]
@@ -80,7 +81,9 @@ METRICS: Mapping[str, str] = {
     ),
     "face_*": "with --faces: share of images with a face, with several, confidence, area",
     "identity_*": (
-        "with --faces and an identity network: how many different faces, next to real ones"
+        "with --faces and an identity network: how many different faces, next to real ones; "
+        "_memorisation, _copies: whether they lie nearer to the training images than real faces "
+        "do that weren't trained on (run only)"
     ),
     "validity": "share of images that the validity check accepts as a face. Higher is better.",
     "prompt_accuracy": "share of valid images that show the subject asked for. Higher is better.",
@@ -103,6 +106,7 @@ def score_all(
     encoders: Mapping[str, Columns],
     *,
     given: Mapping[str, NDArray[np.int64]] | None = None,
+    controls: Sequence[Control] = (),
     seed: int = 0,
 ) -> tuple[tuple[Score, ...], dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """Every score, every table of groups, and further facts of one run.
@@ -118,6 +122,7 @@ def score_all(
         encoders: Encoder -> how its columns are called.
         given: Attribute -> (N,) levels that somebody else saw in the images; tells how far to
             trust the judges on them.
+        controls: Variables within whose levels groups are compared too, in tables and facts.
         seed: Of every resample behind the intervals.
 
     Shares are taken of valid images. What can't be measured is left out, and the fact
@@ -149,6 +154,9 @@ def score_all(
     }
     if audit:
         facts["audit"] = audit
+    if controls:
+        more, facts["control"] = strata_tables(first, sensitive, controls)
+        tables |= more
     if missing := fairness.not_measured | quality.not_measured:
         facts["not_measured"] = missing
     if (matrix := hit_matrix(first)) is not None:
@@ -159,7 +167,17 @@ def score_all(
 
 def _validity(reading: Reading) -> Score:
     source = "validity check, all images"
-    return share_score("validity", reading.n, len(reading.valid), "higher", source)
+    effects = reading.effects(reading.valid.astype(np.int64), 2, every=True)
+    total = len(reading.valid)
+    return share_score("validity", reading.n, total, "higher", source, effects=effects)
+
+
+def _share_of_valid(
+    reading: Reading, name: str, hits: NDArray[np.bool_], better: Better, source: str
+) -> Score:
+    """Share of the valid images for which something holds, (n,)."""
+    effects = reading.effects(hits.astype(np.int64), 2)
+    return share_score(name, int(hits.sum()), reading.n, better, source, effects=effects)
 
 
 def _semantic(reading: Reading) -> list[Score]:
@@ -168,18 +186,17 @@ def _semantic(reading: Reading) -> list[Score]:
     scores = []
     right = reading.right_subject()
     if right is not None:
-        count = int(right.sum())
-        scores.append(share_score("prompt_accuracy", count, reading.n, "higher", source))
+        scores.append(_share_of_valid(reading, "prompt_accuracy", right, "higher", source))
     requested = reading.sample.requested
     if requested is not None:
         hits = (reading.index(tuple(reading.task.attributes)) == requested)[reading.valid]
-        scores.append(share_score("hit_rate", int(hits.sum()), reading.n, "higher", source))
+        scores.append(_share_of_valid(reading, "hit_rate", hits, "higher", source))
     return scores
 
 
 def _judges(readings: Sequence[Reading], sensitive: Sequence[str]) -> list[Score]:
     """How sure the primary judge is, and how often the others read an image differently."""
-    first, n = readings[0], readings[0].n
+    first = readings[0]
     scores = []
     for name in sensitive:
         scores.append(
@@ -194,7 +211,9 @@ def _judges(readings: Sequence[Reading], sensitive: Sequence[str]) -> list[Score
         )
     for name in sensitive:
         labels = np.stack([reading.labels[name][reading.valid] for reading in readings])
-        differ = int((labels != labels[0]).any(axis=0).sum())
+        differ = (labels != labels[0]).any(axis=0)
         source = f"judges {' and '.join(r.judge for r in readings)}, valid images"
-        scores.append(share_score(f"judge_disagreement_{name}", differ, n, "neither", source))
+        scores.append(
+            _share_of_valid(first, f"judge_disagreement_{name}", differ, "neither", source)
+        )
     return scores

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -132,10 +133,12 @@ class _Training:
         what: str,
         device: torch.device,
     ) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
         from diffusers.training_utils import EMAModel
 
-        self.accelerator = Accelerator(cpu=device.type == "cpu")
+        # Others wait for the first process, which makes a run's images between two trainings.
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
+        self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patient])
         self.module, self.plan, self.loss_of = module, plan, loss_of
         self.validate, self.seed, self.what, self.device = validate, seed, what, device
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -161,6 +164,7 @@ class _Training:
             cast("Any", module).enable_gradient_checkpointing()
         self.autocast = resolve_autocast(plan.precision, device)
         self.step, self.seconds = 0, 0.0
+        self.saved_step: int | None = None
         self.sums: dict[str, float] = {}
         self.losses: list[float] = []
         self.best: tuple[float, int, list[Tensor]] | None = None
@@ -180,6 +184,7 @@ class _Training:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.step, self.seconds = saved["step"], saved["seconds"]
+        self.saved_step = self.step
         self.sums, self.losses = saved["sums"], saved["losses"]
         if saved["best"] is not None:
             self.best = (saved["best"][0], saved["best"][1], list(saved["best"][2]))
@@ -199,6 +204,7 @@ class _Training:
         }
         with atomic_write(path) as file:
             torch.save(state, file)
+        self.saved_step = self.step
 
     def take_step(self, checkpoint: Callable[[], None]) -> None:
         """One optimiser step; `checkpoint` is called once the weights are known to be good."""
@@ -208,6 +214,7 @@ class _Training:
             group["lr"] = self.plan.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
+        logged: dict[str, float] = {}
         first = self.accelerator.process_index * self.plan.accumulate
         parts = self.plan.accumulate * self.accelerator.num_processes
         for part in range(first, first + self.plan.accumulate):
@@ -219,25 +226,30 @@ class _Training:
             (loss / parts).backward()
             total += float(loss.detach()) / parts
             for name, value in draws.logged.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value / self.plan.accumulate
+                logged[name] = logged.get(name, 0.0) + value / self.plan.accumulate
         if self.accelerator.num_processes > 1:
-            total = float(reduce(torch.tensor(total, device=self.device), "sum"))
+            whole = torch.tensor(total, dtype=torch.float64, device=self.device)
+            total = float(reduce(whole, "sum"))
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad = reduce(parameter.grad, "sum")
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.max_norm)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
+            kept = "no state was kept yet"
+            if self.saved_step is not None:
+                kept = f"the state after step {self.saved_step} is kept, and gone on from"
             raise InputError(
                 f"{self.what} diverged: loss {total} and gradient norm {float(norm)} at step "
                 f"{self.step + 1} of {self.plan.steps}; lower --param learning_rate (seen "
-                f"{self.plan.learning_rate:g}) and run again. The last good state is kept and "
-                "used again with the same parameters"
+                f"{self.plan.learning_rate:g}), which trains anew. For the same parameters {kept}"
             )
         checkpoint()
         self.optimizer.step()
         if self.ema is not None:
             self.ema.step(self.parameters)
         self.losses.append(total)
+        for name, value in logged.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.step += 1
         if self.validate is not None and (
             self.step % self.plan.validate_every == 0 or self.step == self.plan.steps

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fairbench.backbones import Backbone
 
 __all__ = [
+    "Deposit",
     "ImageSet",
     "Method",
     "MethodBase",
@@ -277,6 +278,14 @@ class TrainingData:
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+Deposit = Callable[[str, "NDArray[Any]"], None]
+"""``deposit(name, values)``: hand something in; nothing comes back."""
+
+
+def _dropped(name: str, values: NDArray[Any]) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """The surroundings of a method's preparation.
@@ -287,6 +296,9 @@ class Preparation:
         images_per_prompt: Images that will be asked for, by prompt.
         cache: Folder to keep trained parts in, under keys of their own content.
         progress: ``progress(what, done, total)``; called often, cheap.
+        audit: ``audit(name, values)`` hands in one number for each image of
+            `TrainingData.training`, (N,). What hidden labels say of them joins the record once the
+            method is prepared; the method itself learns nothing from it.
     """
 
     seed: int
@@ -294,6 +306,7 @@ class Preparation:
     images_per_prompt: tuple[int, ...]
     cache: Path
     progress: Callable[[str, int, int], None]
+    audit: Deposit = _dropped
 
 
 @runtime_checkable

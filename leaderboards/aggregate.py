@@ -148,20 +148,21 @@ def rows(
     return [row for _, block in blocks for row in _arrange(list(block))]
 
 
-def _newest(records: Iterable[Record]) -> dict[str, tuple[int, int]]:
+def _newest(records: Iterable[Record]) -> dict[str, tuple[int, int, int]]:
     """Question -> the best `_breadth` that a complete record answers it with."""
-    newest: dict[str, tuple[int, int]] = {}
+    newest: dict[str, tuple[int, int, int]] = {}
     for record in records:
         if record.status == "complete":
             question = _question(record)
-            newest[question] = max(newest.get(question, (0, 0)), _breadth(record))
+            newest[question] = max(newest.get(question, (0, 0, 0)), _breadth(record))
     return newest
 
 
-def _breadth(record: Record) -> tuple[int, int]:
-    """Version of the metrics, and how many instruments they were measured with."""
+def _breadth(record: Record) -> tuple[int, int, int]:
+    """Version of the metrics, and how many instruments and control variables they come with."""
     config = record.config
-    return int(config.get("metric_version", 0)), len(config.get("hashes", ()))
+    hashes, controls = config.get("hashes", ()), config.get("control", ())
+    return int(config.get("metric_version", 0)), len(hashes), len(controls)
 
 
 def _question(record: Record) -> str:
@@ -439,7 +440,8 @@ def _may_rank(card: Mapping[str, Any]) -> bool:
 
 
 def _without_seed(record: Record) -> dict[str, Any]:
-    return {name: value for name, value in record.config.items() if name != "seed"}
+    # Control variables add tables and change no score.
+    return {k: value for k, value in record.config.items() if k not in ("seed", "control")}
 
 
 def _images(record: Record) -> int:

@@ -1,4 +1,4 @@
-"""Rank-r adapters on the cross-attention of a frozen U-Net, one a category, gated by image.
+"""Rank-r adapters on linear maps of a frozen U-Net, one a category, gated by image.
 
 For an adapted linear map y = W x + b the adapters give y + sum_k h_k (1/r) U_k D_k x with one gate
 h_k an image and category. Source: Jiang et al., FairGen, arXiv 2412.18810, section on attribute
@@ -7,7 +7,7 @@ adapters; the form is SPM's (arXiv 2312.16145).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fairbench.errors import ContractError
 
-__all__ = ["AdapterBank", "cross_attention_linears"]
+__all__ = ["AdapterBank", "attention_linears", "cross_attention_linears", "time_linears"]
 
 
 def cross_attention_linears(unet: nn.Module) -> dict[str, nn.Linear]:
@@ -40,23 +40,52 @@ def cross_attention_linears(unet: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
+def attention_linears(unet: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear map inside an attention, self-attention too: to_q, to_k, to_v and to_out."""
+    from diffusers.models.attention_processor import Attention
+
+    return {
+        f"{place}.{name}": module
+        for place, attention in unet.named_modules()
+        if isinstance(attention, Attention)
+        for name, module in attention.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def time_linears(unet: nn.Module) -> dict[str, nn.Linear]:
+    """The linear map by which each residual block reads the embedding of the timestep."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith("time_emb_proj")
+    }
+
+
 class AdapterBank(nn.Module):
-    """One adapter a category, in every cross-attention linear of a U-Net.
+    """One adapter a category, in linear maps of a U-Net.
 
     Args:
         unet: Frozen; its parameters are never changed, except inside :meth:`merged`.
         categories: Names of the C categories, such as ``("gender=female", "gender=male")``.
+        layers: Name -> the linear maps to adapt; None for every one in a cross-attention.
         rank: r.
         seed: Of the initial values: D uniform in ±1/sqrt(in), U zero, so that a fresh bank
             changes nothing.
     """
 
     def __init__(
-        self, unet: nn.Module, categories: Sequence[str], *, rank: int = 1, seed: int = 0
+        self,
+        unet: nn.Module,
+        categories: Sequence[str],
+        layers: Mapping[str, nn.Linear] | None = None,
+        *,
+        rank: int = 1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.categories, self.rank = tuple(categories), rank
-        self._layers = cross_attention_linears(unet)
+        self._layers = dict(cross_attention_linears(unet) if layers is None else layers)
         self._names = {name: name.replace(".", "/") for name in self._layers}
         self._gates: Tensor | None = None
         count = len(self.categories)
@@ -96,12 +125,14 @@ class AdapterBank(nn.Module):
     def _hook(self, key: str, gates: Tensor) -> Any:
         down = self.down[key].flatten(0, 1)
         up = self.up[key].permute(0, 2, 1).flatten(0, 1) / self.rank
-        spread = gates.to(down).repeat_interleave(self.rank, dim=1)[:, None]
+        spread = gates.to(down).repeat_interleave(self.rank, dim=1)
 
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             # Gate 0 for the rows that fill up a batch: the product keeps the batch's own shape,
             # since kernels round differently for another one.
-            full = nn.functional.pad(spread, (0, 0, 0, 0, 0, len(output) - len(spread)))
+            full = nn.functional.pad(spread, (0, 0, 0, len(output) - len(spread)))
+            # (B, ..., C r): a timestep's embedding has no tokens between rows and channels.
+            full = full.reshape(len(output), *(1,) * (output.ndim - 2), -1)
             coded = args[0].to(down.dtype) @ down.T * full
             changed: Tensor = output + (coded @ up).to(output.dtype)
             return changed

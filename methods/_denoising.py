@@ -21,7 +21,7 @@ from fairbench.sampling import DDIMSampler
 from fairbench.training import Draws
 from fairbench.types import ImageSet, Preparation, TrainingData
 
-__all__ = ["mixed_index", "prepare"]
+__all__ = ["mixed_index", "prepare", "proportioned_index"]
 
 
 def mixed_index(
@@ -37,6 +37,23 @@ def mixed_index(
         for start, size, count in zip(starts, sizes, counts, strict=True)
     ]
     return rng.permutation(np.concatenate(rows)).astype(np.int64)
+
+
+def proportioned_index(
+    draws: Draws, sizes: Sequence[int], shares: Sequence[float]
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Rows of several sets in given proportions, exact on average and within one row each step.
+
+    Args:
+        draws: Gives the number of rows and the randomness.
+        sizes: Images of each set.
+        shares: Share of each set, in any unit.
+    """
+    ends = np.cumsum(shares) / np.sum(shares)
+    points = (np.arange(draws.rows) + draws.rng.random()) / draws.rows
+    which = np.minimum(np.searchsorted(ends, points, side="right"), len(sizes) - 1)
+    counts = np.bincount(which, minlength=len(sizes)).tolist()
+    return mixed_index(draws.rng, sizes, counts)
 
 
 def prepare(
@@ -63,13 +80,9 @@ def prepare(
     images = NoisedImages(backbone, seen, data.subjects)
     sizes = [len(part) for part in seen]
     wanted = np.array(shares if shares is not None else sizes, dtype=float)
-    ends = np.cumsum(wanted / wanted.sum())
 
     def loss_of(student: Backbone, draws: Draws, weights: Tensor) -> Tensor:
-        points = (np.arange(draws.rows) + draws.rng.random()) / draws.rows
-        which = np.minimum(np.searchsorted(ends, points, side="right"), len(sizes) - 1)
-        counts = np.bincount(which, minlength=len(sizes)).tolist()
-        batch = images.draw(draws, mixed_index(draws.rng, sizes, counts))
+        batch = images.draw(draws, proportioned_index(draws, sizes, wanted.tolist()))
         target = student.schedule.target(batch.clean, batch.noise, batch.t)
         error = squared_error(student.predict(batch.x_t, batch.t, batch.context), target)
         return (weights[batch.t] * error).mean()

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairbench.backbones import Backbone, Prediction
 from fairbench.errors import ContractError
 from fairbench.files import atomic_write
 from fairbench.methods._adapters import AdapterBank
-from fairbench.methods._indicator import Indicator
-from fairbench.sampling import DDIMSampler, Denoiser, Stream, ddim
+from fairbench.methods._indicator import IndicatedSampler, Indicator
+from fairbench.sampling import Denoiser, Stream, ddim
 from fairbench.types import (
     Preparation,
     Prompt,
@@ -62,10 +62,42 @@ def composed_target(neutral: Tensor, category: Tensor, eta: float) -> Tensor:
 
 
 def prompt_pairs(neutral: str, prompts: Sequence[Prompt], level: str) -> list[tuple[str, str]]:
-    """(neutral, category) texts that one category is trained on."""
+    """(neutral, category) texts that one category is trained on.
+
+    Args:
+        neutral: ``list`` or ``empty``.
+        prompts: Neutral prompts of the list.
+        level: The category, a level such as ``"female"`` or a group such as ``"female/asian"``.
+    """
+    words = level.split("/")[::-1]  # read as "asian female"
     if neutral == "empty":
-        return [("", level)]
-    return [(prompt.text, prompt.naming((level,))) for prompt in prompts]
+        return [("", " ".join(words))]
+    return [(prompt.text, prompt.naming(words)) for prompt in prompts]
+
+
+def initial_seed(seed: int, attribute: str) -> int:
+    """Of an attribute's first values: two attributes must not start from the same directions."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {attribute}".encode()).digest()[:6])
+
+
+def overlap(bank: AdapterBank, references: Sequence[AdapterBank]) -> Tensor:
+    """How parallel adapters of several attributes are, in [0, 2]; 0 is orthogonal.
+
+    Mean over layers and pairs of categories of cos²(U, U_ref) + cos²(D, D_ref), each factor
+    flattened. Gradients reach `bank` alone.
+
+    Source: arXiv 2412.18810, whose released form is the signed cosine of detached weights: it has
+        no gradient, and with one it would push adapters to be anti-parallel.
+    """
+    pairs = []
+    for reference in references:
+        for name, mine in bank.named_parameters():
+            # Squares keep an upper factor of zero, the start, finite.
+            theirs = reference.get_parameter(name).detach().flatten(1)
+            dots = mine.flatten(1) @ theirs.T
+            sizes = mine.flatten(1).square().sum(1)[:, None] * theirs.square().sum(1)
+            pairs.append((dots.square() / (sizes + 1e-12)).mean())
+    return 2 * torch.stack(pairs).mean()
 
 
 @dataclass(frozen=True)
@@ -100,6 +132,8 @@ class AdapterTraining:
         prompts: Neutral prompts.
         sampling: Steps and spacing of the trajectories.
         seed: The run's seed.
+        references: Trainings of other attributes, finished, to whose adapters these are to be
+            orthogonal.
     """
 
     def __init__(
@@ -111,10 +145,12 @@ class AdapterTraining:
         prompts: Sequence[Prompt],
         sampling: SamplingConfig,
         seed: int,
+        references: Sequence[AdapterTraining] = (),
     ) -> None:
         if backbone.unet is None:
             raise ContractError(f"{backbone.name} has no network to adapt")
         self.method, self.backbone, self.seed = method, backbone, seed
+        self.references = tuple(references) if method.orthogonality else ()
         self.dtype = str(next(backbone.unet.parameters()).dtype)
         self.attribute, self.levels = attribute, tuple(levels)
         self.rollout = SamplingConfig(
@@ -125,8 +161,7 @@ class AdapterTraining:
             backbone.unet,
             [f"{attribute}={level}" for level in levels],
             rank=method.rank,
-            # Two attributes must not start from the same directions.
-            seed=int.from_bytes(hashlib.sha256(f"{seed} {attribute}".encode()).digest()[:6]),
+            seed=initial_seed(seed, attribute),
         )
         self.optimizer = torch.optim.AdamW(
             self.bank.parameters(), lr=method.learning_rate, weight_decay=0.0
@@ -139,7 +174,7 @@ class AdapterTraining:
     def key(self) -> str:
         """Hash of everything that the trained adapters depend on."""
         parameters = asdict(self.method)
-        content = {
+        content: dict[str, Any] = {
             "what": "fairgen adapters",
             "version": self.method.version,
             "backbone": self.backbone.weights_sha256,
@@ -151,6 +186,9 @@ class AdapterTraining:
             "rows": self.backbone.network_batch,  # of a trajectory
             "seed": self.seed,
         }
+        if self.references:
+            content["orthogonality"] = self.method.orthogonality
+            content["references"] = [reference.key for reference in self.references]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def gates(self, category: Tensor) -> Tensor:
@@ -218,6 +256,10 @@ class AdapterTraining:
         # A mean for each category, so that a rare draw of one doesn't slow its learning.
         weight = 1 / torch.bincount(category, minlength=len(self.levels))[category]
         loss = (weight.to(error) * error).sum()
+        if self.references:
+            loss = loss + method.orthogonality * overlap(
+                self.bank, [reference.bank for reference in self.references]
+            )
         self._schedule_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -342,7 +384,7 @@ def adapted_denoiser(
     return denoise
 
 
-class FairGenSampler(DDIMSampler):
+class FairGenSampler(IndicatedSampler):
     """DDIM with the adapters of each image's own group on.
 
     Args:
@@ -365,20 +407,11 @@ class FairGenSampler(DDIMSampler):
         method: FairGen,
         facts: Mapping[str, Any],
     ) -> None:
-        super().__init__(backbone, config)
-        self.bank, self.group_gates, self.indicator = bank, group_gates, indicator
+        super().__init__(backbone, config, indicator)
+        self.bank, self.group_gates = bank, group_gates
         self.method, self.facts = method, facts
         self.extra_parameters = sum(p.numel() for p in bank.parameters())
         self._merged: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
-
-    def group(self, request: Request) -> int:
-        """The group that the indicator draws."""
-        return self.indicator(request)
-
-    def batch_id(self, request: Request) -> int:
-        """Shared by images for which one draw was made."""
-        shared = self.indicator.batch_id(request)
-        return super().batch_id(request) if shared is None else shared
 
     def batches(self, requests: Sequence[Request], size: int) -> list[list[Request]]:
         """Merged weights serve one group a batch; else consecutive runs."""
@@ -417,11 +450,17 @@ class FairGenSampler(DDIMSampler):
         return lambda: self.bank.merged(self._merged[groups[0]])
 
 
-def joined(backbone: Backbone, banks: Sequence[AdapterBank], rank: int) -> AdapterBank:
-    """One bank with the categories of several, in order."""
+def joined(
+    backbone: Backbone,
+    banks: Sequence[AdapterBank],
+    rank: int,
+    layers: Mapping[str, nn.Linear] | None = None,
+) -> AdapterBank:
+    """One bank with the categories of several, in order; `layers` as for each of them."""
     if backbone.unet is None:
         raise ContractError(f"{backbone.name} has no network to adapt")
-    whole = AdapterBank(backbone.unet, [c for bank in banks for c in bank.categories], rank=rank)
+    categories = [category for bank in banks for category in bank.categories]
+    whole = AdapterBank(backbone.unet, categories, layers, rank=rank)
     whole.load_state_dict(
         {
             name: torch.cat([bank.state_dict()[name] for bank in banks])
@@ -434,9 +473,10 @@ def joined(backbone: Backbone, banks: Sequence[AdapterBank], rank: int) -> Adapt
 def prepare(
     method: FairGen, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
 ) -> Sampler:
-    """Train or load the adapters of the task's attributes, and gate them by the indicator."""
-    banks, seconds, losses = [], 0.0, {}
-    for attribute, levels in task.attributes.items():
+    """Train or load the adapters of the task, and gate them by the indicator."""
+    learned = {"/".join(task.attributes): task.groups} if method.joint else task.attributes
+    trainings: list[AdapterTraining] = []
+    for attribute, levels in learned.items():
         training = AdapterTraining(
             method,
             backbone,
@@ -445,27 +485,43 @@ def prepare(
             data.neutral_prompts,
             preparation.sampling,
             preparation.seed,
+            trainings,
         )
         training.run(preparation.cache / "adapters", preparation)
-        banks.append(training.bank)
-        seconds += training.seconds
-        losses[attribute] = training.normalised_loss
+        trainings.append(training)
+    banks = [training.bank for training in trainings]
     bank = joined(backbone, banks, method.rank)
-    gates = torch.zeros(len(task.groups), len(bank.categories))
-    for group, cell in enumerate(task.cells):
-        for attribute, level in zip(task.attributes, cell, strict=True):
-            gates[group, bank.categories.index(f"{attribute}={level}")] = method.strength
+    cells = [(group,) for group in task.groups] if method.joint else task.cells
     facts = {
-        "training_seconds": seconds,
-        "normalised_loss": losses,
+        "training_seconds": sum(training.seconds for training in trainings),
+        "normalised_loss": {one.attribute: one.normalised_loss for one in trainings},
         "parameters_a_category": bank.parameters_a_category,
     }
+    if len(banks) > 1:
+        facts["overlap"] = {
+            trainings[i].attribute: float(overlap(banks[i], banks[:i]).detach())
+            for i in range(1, len(banks))
+        }
     return FairGenSampler(
         backbone,
         preparation.sampling,
         bank,
-        gates,
+        group_gates(bank, list(learned), cells, method.strength),
         Indicator(method.indicator, task.target, preparation.seed, preparation.images_per_prompt),
         method,
         facts,
     )
+
+
+def group_gates(
+    bank: AdapterBank,
+    attributes: Sequence[str],
+    cells: Sequence[tuple[str, ...]],
+    strength: float,
+) -> Tensor:
+    """(K, C) gates of each group, whose cell has one level an attribute."""
+    gates = torch.zeros(len(cells), len(bank.categories))
+    for group, cell in enumerate(cells):
+        for attribute, level in zip(attributes, cell, strict=True):
+            gates[group, bank.categories.index(f"{attribute}={level}")] = strength
+    return gates

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fairbench.backbones import Backbone, Prediction
 from fairbench.errors import InputError
 from fairbench.methods._parameters import FineTuned
-from fairbench.methods._weighting import timestep_weights
+from fairbench.methods._weighting import timestep_weights, weight_summary
 from fairbench.sampling import DDIMSampler
 from fairbench.training import Draws, train_or_load
 from fairbench.types import ImageSet, Preparation, Prompt
@@ -27,7 +27,9 @@ __all__ = [
     "NoisedImages",
     "finetune",
     "images_sha256",
+    "loss_weights",
     "squared_error",
+    "tensor_sha256",
 ]
 
 CAPTION_DROP = 0.1
@@ -43,6 +45,7 @@ class NoisedBatch:
         clean, noise, x_t: (B, C, h, w) float32, x_t = alpha clean + sigma noise.
         t: (B,) integer timesteps.
         context: (B, L, D) or None for an unconditional backbone.
+        dropped: (B,) rows whose prompt was replaced by the empty one; None: none was.
     """
 
     index: NDArray[np.int64]
@@ -51,6 +54,7 @@ class NoisedBatch:
     x_t: Tensor
     t: Tensor
     context: Tensor | None
+    dropped: NDArray[np.bool_] | None = None
 
 
 class NoisedImages:
@@ -97,7 +101,7 @@ class NoisedImages:
         t = (draws.stratified() * len(self.backbone.schedule)).long().to(self.latents.device)
         noise = draws.gaussian(len(index), *self.latents.shape[1:])
         dropped = draws.rng.random(len(index)) < CAPTION_DROP
-        return self.at(index, t, noise, self.prompts(index, dropped))
+        return replace(self.at(index, t, noise, self.prompts(index, dropped)), dropped=dropped)
 
 
 def squared_error(prediction: Prediction, target: Tensor) -> Tensor:
@@ -117,6 +121,28 @@ def images_sha256(*sets: ImageSet | None) -> str:
             total.update(str((values.dtype, values.shape)).encode())
             total.update(values.tobytes())
     return total.hexdigest()
+
+
+def tensor_sha256(values: Tensor) -> str:
+    """Hash of the numbers of a tensor, for a content key."""
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def loss_weights(method: FineTuned, backbone: Backbone) -> Tensor:
+    """(T,) float32 factors on the squared error of the network's own output."""
+    return (
+        timestep_weights(
+            backbone.schedule,
+            method.loss_weighting,
+            p2_k=method.p2_k,
+            p2_gamma=method.p2_gamma,
+            gamma=method.min_snr_gamma,
+            max_weight=method.max_weight,
+            normalise=method.normalise_weights,
+        )
+        .float()
+        .to(backbone.device)
+    )
 
 
 def finetune(
@@ -145,19 +171,7 @@ def finetune(
     """
     if backbone.unet is None:
         raise InputError(f"{what}: {backbone.name} has no network to train")
-    weights = (
-        timestep_weights(
-            backbone.schedule,
-            method.loss_weighting,
-            p2_k=method.p2_k,
-            p2_gamma=method.p2_gamma,
-            gamma=method.min_snr_gamma,
-            max_weight=method.max_weight,
-            normalise=method.normalise_weights,
-        )
-        .float()
-        .to(backbone.device)
-    )
+    weights = loss_weights(method, backbone)
     unet = copy.deepcopy(backbone.unet).float().requires_grad_(True)
     if method.start == "scratch":
         _initialise(unet, preparation.seed)
@@ -169,7 +183,7 @@ def finetune(
             **content,
             "backbone": backbone.weights_sha256,
             "start": method.start,
-            "weights": hashlib.sha256(weights.cpu().numpy().tobytes()).hexdigest(),
+            "weights": tensor_sha256(weights),
         },
         method.plan(),
         lambda draws: loss_of(student, draws, weights),
@@ -179,7 +193,7 @@ def finetune(
     )
     unet.requires_grad_(False)
     unet.to(next(backbone.unet.parameters()).dtype)
-    return student, facts
+    return student, {**facts, "weights": weight_summary(weights)}
 
 
 def _initialise(unet: nn.Module, seed: int) -> None:

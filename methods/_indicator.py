@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.sampling import Stream, indicator_rng
-from fairbench.types import Request
+from fairbench.backbones import Backbone
+from fairbench.sampling import DDIMSampler, Stream, indicator_rng
+from fairbench.types import Request, SamplingConfig
 
-__all__ = ["Indicator", "IndicatorKind", "systematic"]
+__all__ = ["IndicatedSampler", "Indicator", "IndicatorKind", "systematic"]
 
 IndicatorKind = Literal["iid", "stratified", "per_prompt"]
 
@@ -70,3 +71,20 @@ class Indicator:
         if self.kind == "stratified":
             return int(self.quotas[request.prompt_index][request.image_index])
         return int(_group_at(self.ends, indicator_rng(request).random(1))[0])
+
+
+class IndicatedSampler(DDIMSampler):
+    """The one sampling loop, asking each image to be in the group that an indicator draws."""
+
+    def __init__(self, backbone: Backbone, config: SamplingConfig, indicator: Indicator) -> None:
+        super().__init__(backbone, config)
+        self.indicator = indicator
+
+    def group(self, request: Request) -> int:
+        """The group that the indicator draws."""
+        return self.indicator(request)
+
+    def batch_id(self, request: Request) -> int:
+        """Shared by images for which one draw was made."""
+        shared = self.indicator.batch_id(request)
+        return super().batch_id(request) if shared is None else shared

@@ -34,7 +34,7 @@ class FineTuned(MethodBase):
     steps: int = field(default=600, metadata={"help": "optimiser steps", "minimum": 1})
     batch: int = field(default=64, metadata={"help": "images a step", "minimum": 1})
     learning_rate: float = field(
-        default=3e-4, metadata={"help": "peak of AdamW's, cosine decay", "minimum": 0}
+        default=1e-3, metadata={"help": "peak of AdamW's, cosine decay", "minimum": 0}
     )
     ema_decay: float = field(
         default=0.995, metadata={"help": "of the averaged weights; 0: the last", "minimum": 0}

@@ -36,6 +36,10 @@ class FairGen(MethodBase):
         rollout_guidance: Guidance scale of those trajectories.
         timestep_shift: Added to the timestep that networks are told while training.
         merged: Whether sampling folds an adapter into the weights, one category a batch.
+        joint: Whether a task of several attributes has one adapter a group, learned from the
+            joint phrase, instead of the sum of one an attribute.
+        orthogonality: Weight of the squared cosines between an attribute's adapters and those of
+            the attributes before it.
     """
 
     cfg_branch: Literal["cond", "both"] = field(
@@ -71,6 +75,25 @@ class FairGen(MethodBase):
     merged: bool = field(
         default=False, metadata={"help": "fold the adapter into the weights when sampling"}
     )
+    joint: bool = field(
+        default=False,
+        metadata={"help": "one adapter a group of several attributes", "omit_default": True},
+    )
+    orthogonality: float = field(
+        default=0.0,
+        metadata={
+            "help": "weight of the term between attributes' adapters",
+            "minimum": 0,
+            "omit_default": True,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.joint and self.orthogonality:
+            raise InputError(
+                "fairgen: orthogonality acts between the adapters of several attributes, and "
+                "joint has one adapter a group; leave one of them out"
+            )
 
     card: ClassVar[MethodCard] = MethodCard(
         name="fairgen",
@@ -88,9 +111,13 @@ class FairGen(MethodBase):
             "3,000 steps of one image at 1e-4 with warm-up and restarts.",
             "Trajectories have the sampler's own steps, are kept for 25 optimiser steps, and all "
             "timesteps on them are used; the release rolls out 30 steps anew for every step.",
-            "Several attributes are summed; the release enables one adapter at a time.",
-            "The paper's orthogonality loss between adapters of several attributes is left out: "
-            "its form isn't public and its weight is 0 in every released configuration.",
+            "Several attributes are summed, or by --param joint=true one adapter a group is "
+            "learned; the release enables one adapter at a time, and which of the two the paper's "
+            "tables use isn't known.",
+            "The orthogonality term between adapters of several attributes has weight 0, as in "
+            "every released configuration; by --param orthogonality=… it is the mean squared "
+            "cosine with the adapters of the attributes before. The released one has no gradient; "
+            "the paper's form isn't public.",
         ),
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(

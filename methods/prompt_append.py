@@ -47,8 +47,7 @@ class PromptAppend(MethodBase):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Nothing to learn; the backbone must understand prompts."""
-        from fairbench.methods._indicator import Indicator
-        from fairbench.sampling import DDIMSampler
+        from fairbench.methods._indicator import IndicatedSampler, Indicator
 
         if not backbone.conditional:
             raise InputError(
@@ -58,18 +57,11 @@ class PromptAppend(MethodBase):
             self.indicator, task.target, preparation.seed, preparation.images_per_prompt
         )
 
-        class PromptSampler(DDIMSampler):
+        class PromptSampler(IndicatedSampler):
             def text(self, request: Request, group: int | None) -> str:
                 return request.prompt.naming(() if group is None else task.words(group))
 
-            def group(self, request: Request) -> int:
-                return indicator(request)
-
-            def batch_id(self, request: Request) -> int:
-                shared = indicator.batch_id(request)
-                return super().batch_id(request) if shared is None else shared
-
-        return PromptSampler(backbone, preparation.sampling)
+        return PromptSampler(backbone, preparation.sampling, indicator)
 
 
 METHOD = PromptAppend

@@ -8,9 +8,13 @@ from fairbench.metrics.by_group import (
 )
 from fairbench.metrics.clusters import (
     ClusteredDiscrepancy,
+    GroupEffects,
     cluster_counts,
     clustered_discrepancy,
+    clustered_share_intervals,
     design_effect,
+    group_design_effects,
+    soft_design_effect,
 )
 from fairbench.metrics.correction import (
     CorrectedDiscrepancy,
@@ -40,6 +44,7 @@ from fairbench.metrics.discrepancies import (
     family_noise_floors,
 )
 from fairbench.metrics.diversity import (
+    GroupMemorisation,
     Memorisation,
     duplicate_rate,
     mean_pairwise_cosine,
@@ -152,6 +157,8 @@ __all__ = [
     "FrechetInterval",
     "FrechetMoments",
     "GoodnessOfFit",
+    "GroupEffects",
+    "GroupMemorisation",
     "GroupQuality",
     "GroupTable",
     "InceptionScore",
@@ -179,6 +186,7 @@ __all__ = [
     "check_calibration",
     "cluster_counts",
     "clustered_discrepancy",
+    "clustered_share_intervals",
     "correct_shares",
     "corrected_discrepancy",
     "corrected_noise_floor",
@@ -202,6 +210,7 @@ __all__ = [
     "frechet_interval",
     "gaussian_kernel_distance",
     "goodness_of_fit",
+    "group_design_effects",
     "group_quality",
     "holm",
     "inception_score",
@@ -226,6 +235,7 @@ __all__ = [
     "share_intervals",
     "shares",
     "signed_root",
+    "soft_design_effect",
     "soft_discrepancy_interval",
     "soft_shares",
     "stratified_kernel_distance",

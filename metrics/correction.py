@@ -99,7 +99,12 @@ class CorrectedDiscrepancy:
 
 
 def correct_shares(
-    counts: ArrayLike, confusion_counts: ArrayLike, *, level: float = 0.95, seed: int = 0
+    counts: ArrayLike,
+    confusion_counts: ArrayLike,
+    *,
+    design_effect: float = 1.0,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> CorrectedShares:
     """Estimate the true shares from what an imperfect classifier counted.
 
@@ -107,6 +112,7 @@ def correct_shares(
         counts: Images that the classifier put into each declared group, (K,) whole numbers.
         confusion_counts: Labelled images by true group (row) and classified group (column),
             (K, K) whole numbers, every row with an image.
+        design_effect: As in `corrected_discrepancy`.
         level: Confidence level in (0, 1) of each share's interval.
         seed: Seed of the 2000 resamples; unused for K = 2.
 
@@ -118,8 +124,8 @@ def correct_shares(
         10 or the classifier is right about fewer than half the images of a group.
 
     Raises:
-        ContractError: If shapes disagree, a row or all counts are 0, or a classifier of 2 groups
-            is no better than chance.
+        ContractError: If shapes disagree, a row or all counts are 0, a classifier of 2 groups is
+            no better than chance, or the design effect is negative.
 
     Source: Teo et al. 2023 (CLEAM) for the binary point; metric card B4. Deviations: their
         interval takes the confusion as exact and calls resamples of one pool independent
@@ -131,6 +137,7 @@ def correct_shares(
     table = check_confusion(confusion_counts)
     numbers = check_counts(counts, len(table))
     z = normal_quantile(level)
+    _check_effect(design_effect)
     confusion = confusion_rates(table)
     method: Literal["delta", "bootstrap"] = "delta" if len(table) == 2 else "bootstrap"
     condition, reason = judge_confusion(confusion)
@@ -141,10 +148,11 @@ def correct_shares(
     raw = np.linalg.solve(confusion.T, measured)
     point = likeliest_shares(measured[None], confusion)[0]
     if method == "delta":
-        half = z * _binary_error(numbers, table, raw[0], z)
+        half = z * _binary_error(numbers, table, raw[0], z, design_effect)
         low, high = np.clip([raw - half, raw + half], 0, 1)
     else:
-        errors = _bootstrap(numbers[None], table, level, np.random.default_rng(seed))[:, 0]
+        rng = np.random.default_rng(seed)
+        errors = _bootstrap(numbers[None], table, level, rng, design_effect)[:, 0]
         ends = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2], axis=0)
         low, high = np.clip(raw + ends, 0, 1)
     return CorrectedShares(
@@ -198,8 +206,7 @@ def corrected_discrepancy(
     measured = numbers / numbers.sum(axis=1, keepdims=True)
     point = likeliest_shares(measured, confusion)
     values = np.linalg.norm(point - wanted, axis=1)
-    if not (np.isfinite(design_effect) and design_effect >= 0):
-        raise ContractError(f"design_effect must be 0 or more; seen {design_effect}")
+    _check_effect(design_effect)
     floor = _floor(wanted, numbers.sum(axis=1), table, design_effect)
     if numbers.shape == (1, 2):
         raw = float(np.linalg.solve(confusion.T, measured[0])[0])
@@ -390,6 +397,12 @@ def _normal(probs: Array, n: int, draws: int, rng: np.random.Generator) -> Array
     """Normal errors with a multinomial's covariance, (draws, K)."""
     scaled = np.sqrt(probs) * rng.standard_normal((draws, probs.size))
     return np.asarray((scaled - probs * scaled.sum(axis=1, keepdims=True)) / np.sqrt(n))
+
+
+def _check_effect(design_effect: float) -> None:
+    # 0 is fine here: the error of the confusion remains.
+    if not (np.isfinite(design_effect) and design_effect >= 0):
+        raise ContractError(f"design_effect must be 0 or more; seen {design_effect}")
 
 
 def _check_rows(

@@ -17,6 +17,7 @@ from fairbench.errors import ContractError
 __all__ = [
     "Array",
     "check_counts",
+    "check_effect",
     "check_prompts",
     "check_same_groups",
     "check_shares",
@@ -237,6 +238,13 @@ def check_counts(counts: ArrayLike, num_groups: int) -> NDArray[np.int64]:
     if not (numbers == np.floor(numbers)).all():
         raise ContractError(f"counts must be whole numbers; seen {numbers.tolist()}")
     return numbers.astype(np.int64)
+
+
+def check_effect(design_effect: float) -> float:
+    """How many images say what an independent one does, above 0 and finite."""
+    if not (np.isfinite(design_effect) and design_effect > 0):
+        raise ContractError(f"design_effect must be above 0; seen {design_effect}")
+    return float(design_effect)
 
 
 def check_table(counts: ArrayLike, name: str = "counts") -> NDArray[np.int64]:

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fairbench.metrics.counting import (
     Array,
     check_counts,
+    check_effect,
     check_same_groups,
     check_shares,
     check_size,
@@ -123,7 +124,12 @@ def discrepancy_family(shares: ArrayLike, target: ArrayLike) -> DiscrepancyFamil
 
 
 def family_intervals(
-    counts: ArrayLike, target: ArrayLike, *, level: float = 0.95, seed: int = 0
+    counts: ArrayLike,
+    target: ArrayLike,
+    *,
+    design_effect: float = 1.0,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, DiscrepancyInterval]:
     """Every member with an interval that also holds at a fair generator, by column name.
 
@@ -140,6 +146,8 @@ def family_intervals(
     Args:
         counts: Images of each declared group, (K,) whole numbers, zeros included.
         target: Wanted shares, (K,), sums to 1.
+        design_effect: Variance of the counts over that of independent images, above 0, from
+            `fairbench.metrics.clusters` for images that batches couple.
         level: Confidence level in (0, 1).
         seed: Seed of the 2000 resamples; unused for K = 2.
 
@@ -154,11 +162,14 @@ def family_intervals(
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)
     found = shares_of(numbers)
-    base = discrepancy_interval(numbers, wanted, level=level, seed=seed)
+    base = discrepancy_interval(
+        numbers, wanted, design_effect=design_effect, level=level, seed=seed
+    )
+    worth = numbers / check_effect(design_effect)
     if wanted.size == 2:
-        ends = _wilson_family(numbers, wanted, level)
+        ends = _wilson_family(worth, wanted, level)
     else:
-        ends = _resampled_family(numbers, wanted, level, seed, base.method)
+        ends = _resampled_family(worth, wanted, level, seed, base.method)
     worst = worst_distance(wanted)
     ends["l2"] = (base.low, base.high, base.method)
     ends["normalised"] = (base.low / worst, base.high / worst, base.method)
@@ -237,9 +248,9 @@ def _divergence(found: Array, wanted: Array) -> Array:
 
 
 def _wilson_family(
-    counts: NDArray[np.int64], wanted: Array, level: float
+    counts: Array, wanted: Array, level: float
 ) -> dict[Member, tuple[float, float, IntervalMethod]]:
-    low, high = wilson_interval(int(counts[0]), int(counts.sum()), level=level)
+    low, high = (float(end) for end in wilson_interval(counts[0], counts.sum(), level=level))
     ends = np.array([[low, 1 - low], [high, 1 - high]])
     values = _members(ends, wanted)
     covered = low <= wanted[0] <= high
@@ -250,7 +261,7 @@ def _wilson_family(
 
 
 def _resampled_family(
-    counts: NDArray[np.int64], wanted: Array, level: float, seed: int, base: IntervalMethod
+    counts: Array, wanted: Array, level: float, seed: int, base: IntervalMethod
 ) -> dict[Member, tuple[float, float, IntervalMethod]]:
     """Ends of the other members from the resamples that `discrepancy_interval` draws."""
     centre, drawn = resample(counts, level, np.random.default_rng(seed))
@@ -293,7 +304,7 @@ def _sum_of_sizes(gaps: Array, errors: Array, level: float) -> tuple[float, floa
 
 
 def _divergence_ends(
-    counts: NDArray[np.int64],
+    counts: Array,
     wanted: Array,
     centre: Array,
     drawn: Array,

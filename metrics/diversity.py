@@ -13,15 +13,37 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fairbench.errors import ContractError
-from fairbench.metrics._features import Array, check_features, chunks, unit_rows
+from fairbench.metrics._features import Array, check_cells, check_features, chunks, unit_rows
 
 __all__ = [
+    "GroupMemorisation",
     "Memorisation",
     "duplicate_rate",
     "mean_pairwise_cosine",
     "memorisation",
     "vendi_score",
 ]
+
+
+@dataclass(frozen=True)
+class GroupMemorisation:
+    """How much nearer one group's generated images lie to the training images than real ones do.
+
+    Attributes:
+        auc: As of `Memorisation`, within the group; NaN where a side has no image.
+        auc_error: Its standard error; NaN likewise.
+        copies: Share of the generated images beyond the common threshold; NaN without one.
+        held_out_copies: The same of the held-out images. Above `false_matches` where embeddings
+            tell the group apart worse than others: then so are its copies.
+        num_generated, num_held_out: Images of the group.
+    """
+
+    auc: float
+    auc_error: float
+    copies: float
+    held_out_copies: float
+    num_generated: int
+    num_held_out: int
 
 
 @dataclass(frozen=True)
@@ -36,12 +58,23 @@ class Memorisation:
         auc: Chance that a generated image is nearer to its nearest training image than a
             held-out one, ties counting half; in [0, 1], ½ without memorisation, higher is worse.
             Below ½, generated images lie farther away than real ones: poor, not original.
+        ratio_error, auc_error: Their standard errors.
+        threshold: Cosine to the nearest training image that only `false_matches` of the held-out
+            images exceed.
+        copies: Share of generated images beyond it, in [0, 1]; `false_matches` without
+            memorisation, higher is worse.
+        by_group: Group by group; empty if no groups were given.
     """
 
     generated: float
     held_out: float
     ratio: float | None
     auc: float
+    ratio_error: float | None
+    auc_error: float
+    threshold: float
+    copies: float
+    by_group: tuple[GroupMemorisation, ...] = ()
 
 
 def vendi_score(embeddings: ArrayLike) -> float:
@@ -112,25 +145,43 @@ def duplicate_rate(embeddings: ArrayLike, threshold: float) -> float:
     return float((_nearest(rows, None) > threshold).mean())
 
 
-def memorisation(generated: ArrayLike, training: ArrayLike, held_out: ArrayLike) -> Memorisation:
+def memorisation(
+    generated: ArrayLike,
+    training: ArrayLike,
+    held_out: ArrayLike,
+    *,
+    groups: tuple[ArrayLike, ArrayLike, int] | None = None,
+    false_matches: float = 1e-3,
+) -> Memorisation:
     """Compare the nearest training image of generated images with that of unseen real images.
 
     Both look for neighbours in the same training set, so its size doesn't matter; held-out images
-    must come from the distribution that training images do.
+    must come from the distribution that training images do, within each group if groups are
+    given. Shares of groups may differ then: a group with few training images has farther
+    neighbours, and a generator that makes few of it must not pass for one that copies.
 
     Args:
         generated: Embeddings of generated images, (N, D) floats, no row of zeros in any set.
         training: Embeddings of the images trained on, (T, D).
         held_out: Embeddings of real images not trained on, (H, D).
+        groups: Group of each generated and of each held-out image, (N,) and (H,) integers in
+            [0, K), and K. `held_out`, `auc` and `ratio` are then means over groups in the shares
+            that the generated images have.
+        false_matches: Share of held-out images that may pass for copies, in (0, 1). With fewer
+            than 1 / `false_matches` of them the threshold is close to their largest cosine.
 
     Returns:
-        Mean nearest cosines, their ratio, and the AUC between the two distributions.
+        Mean nearest cosines, their ratio, the AUC between the two distributions, the share of
+        copies, and the same by group.
 
     Raises:
-        ContractError: If a set is empty, has a row of zeros, a value isn't finite, or D differs.
+        ContractError: If a set is empty, has a row of zeros, a value isn't finite, D differs, a
+            group isn't declared, or one has generated images and no held-out ones.
 
     Source: Meehan et al. 2020, arXiv 2004.05675 (the AUC is their three-sample statistic before
-        standardising, over one cell); metric card D2.
+        standardising; groups are their cells); DeLong et al. 1988, doi 10.2307/2531595, for its
+        error, with a 0 and a 1 added to the values so that the error of an AUC of 1 isn't 0;
+        metric card D2.
     """
     near, seen, fresh = (
         _unit(values, name, 1)
@@ -144,13 +195,69 @@ def memorisation(generated: ArrayLike, training: ArrayLike, held_out: ArrayLike)
         raise ContractError(
             f"all sets need the same D; seen {near.shape}, {seen.shape} and {fresh.shape}"
         )
+    if not 0 < false_matches < 1:
+        raise ContractError(f"false_matches must lie between 0 and 1; seen {false_matches}")
     mine, theirs = _nearest(near, seen), _nearest(fresh, seen)
-    base = float(theirs.mean())
+    # Held-out images that are in the training set after all leave no cosine above them.
+    threshold = min(float(np.quantile(theirs, 1 - false_matches)), 1 - 1e-9)
+    parts = [(mine, theirs)] if groups is None else _by_group(mine, theirs, groups)
+    by_group = tuple(_group_memorisation(a, b, threshold) for a, b in parts)
+    weights = np.array([len(a) / len(mine) for a, _ in parts])
+    held = [(w, a, b, one) for w, (a, b), one in zip(weights, parts, by_group, strict=True) if w]
+    base = float(sum(w * b.mean() for w, _, b, _ in held))
+    value = float(mine.mean())
+    ratio = value / base if base > 0 else None
+    ratio_error = None
+    if ratio is not None:
+        variance = sum(
+            w**2 * (_variance(a) / len(a) + ratio**2 * _variance(b) / len(b))
+            for w, a, b, _ in held
+        )
+        ratio_error = float(np.sqrt(variance)) / base
     return Memorisation(
-        generated=float(mine.mean()),
+        generated=value,
         held_out=base,
-        ratio=float(mine.mean()) / base if base > 0 else None,
-        auc=_auc(mine, theirs),
+        ratio=ratio,
+        auc=float(sum(w * one.auc for w, _, _, one in held)),
+        ratio_error=ratio_error,
+        auc_error=float(np.sqrt(sum((w * one.auc_error) ** 2 for w, _, _, one in held))),
+        threshold=threshold,
+        copies=float((mine > threshold).mean()),
+        by_group=() if groups is None else by_group,
+    )
+
+
+def _by_group(
+    mine: Array, theirs: Array, groups: tuple[ArrayLike, ArrayLike, int]
+) -> list[tuple[Array, Array]]:
+    """Nearest cosines of the generated and of the held-out images of each group."""
+    first, second, num_groups = groups
+    sides = []
+    for values, cells, name in (
+        (mine, first, "groups of generated images"),
+        (theirs, second, "groups of held-out images"),
+    ):
+        index = check_cells(cells, num_groups, name)
+        if len(index) != len(values):
+            raise ContractError(f"{name} must be {len(values)}; seen {len(index)}")
+        sides.append([values[index == k] for k in range(num_groups)])
+    for k, (a, b) in enumerate(zip(*sides, strict=True)):
+        if len(a) and not len(b):
+            raise ContractError(f"group {k} has {len(a)} generated and no held-out images")
+    return list(zip(*sides, strict=True))
+
+
+def _group_memorisation(mine: Array, theirs: Array, threshold: float) -> GroupMemorisation:
+    auc = error = float("nan")
+    if len(mine) and len(theirs):
+        auc, error = _auc(mine, theirs)
+    return GroupMemorisation(
+        auc=auc,
+        auc_error=error,
+        copies=float((mine > threshold).mean()) if len(mine) else float("nan"),
+        held_out_copies=float((theirs > threshold).mean()) if len(theirs) else float("nan"),
+        num_generated=len(mine),
+        num_held_out=len(theirs),
     )
 
 
@@ -170,9 +277,21 @@ def _nearest(rows: Array, others: Array | None) -> Array:
     return np.clip(found, -1, 1)
 
 
-def _auc(first: Array, second: Array) -> float:
-    """Chance that a value of the first is above one of the second, ties counting half."""
-    order = np.sort(second)
-    below = np.searchsorted(order, first, side="left")
-    not_above = np.searchsorted(order, first, side="right")
-    return float((below + not_above).mean() / (2 * len(second)))
+def _auc(first: Array, second: Array) -> tuple[float, float]:
+    """Chance that a value of the first is above one of the second, ties half, and its error."""
+    above, below = _placements(first, second), 1 - _placements(second, first)
+    variance = sum(_variance(np.append(p, [0, 1])) / len(p) for p in (above, below))
+    return float(above.mean()), float(np.sqrt(variance))
+
+
+def _placements(values: Array, others: Array) -> Array:
+    """Share of the others that each value is above, ties counting half."""
+    order = np.sort(others)
+    below = np.searchsorted(order, values, side="left")
+    not_above = np.searchsorted(order, values, side="right")
+    return np.asarray((below + not_above) / (2 * len(others)), dtype=np.float64)
+
+
+def _variance(values: Array) -> float:
+    """Sample variance; 0 for a single value, which shows none."""
+    return float(values.var(ddof=1)) if len(values) > 1 else 0.0

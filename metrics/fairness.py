@@ -1,7 +1,7 @@
 """How far the shares of generated groups lie from the wanted ones, and how sure that is.
 
-Every interval here assumes independent images; images that one batch couples need
-`fairbench.metrics.clusters`.
+Every interval here assumes independent images unless a design effect says how many of them one
+independent image is worth; `fairbench.metrics.clusters` finds it for images that batches couple.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fairbench.errors import ContractError
 from fairbench.metrics.counting import (
     Array,
     check_counts,
+    check_effect,
     check_prompts,
     check_same_groups,
     check_shares,
@@ -53,6 +54,7 @@ __all__ = [
     "shares",
     "soft_discrepancy_interval",
     "unbiased_squared_discrepancy",
+    "whole_size",
     "wilson_interval",
     "worst_distance",
 ]
@@ -128,7 +130,12 @@ def discrepancy_of_shares(shares: ArrayLike, target: ArrayLike) -> float:
 
 
 def discrepancy_interval(
-    counts: ArrayLike, target: ArrayLike, *, level: float = 0.95, seed: int = 0
+    counts: ArrayLike,
+    target: ArrayLike,
+    *,
+    design_effect: float = 1.0,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> DiscrepancyInterval:
     """Fairness discrepancy of hard labels with an interval that also holds at a fair generator.
 
@@ -147,6 +154,8 @@ def discrepancy_interval(
     Args:
         counts: Images of each declared group, (K,) whole numbers, zeros included.
         target: Wanted shares, (K,), sums to 1.
+        design_effect: Variance of the counts over that of independent images, above 0, from
+            `fairbench.metrics.clusters` for images that batches couple.
         level: Confidence level in (0, 1).
         seed: Seed of the 2000 resamples; unused for K = 2.
 
@@ -163,10 +172,11 @@ def discrepancy_interval(
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)
     value = discrepancy_of_shares(shares(numbers), wanted)
+    worth = numbers / check_effect(design_effect)
     if wanted.size == 2:
-        return _wilson_discrepancy(numbers, wanted, value, level)
-    base, drawn = resample(numbers, level, np.random.default_rng(seed))
-    if _is_far(value, wanted, int(numbers.sum())):
+        return _wilson_discrepancy(worth, wanted, value, level)
+    base, drawn = resample(worth, level, np.random.default_rng(seed))
+    if _is_far(value, wanted, whole_size(worth)):
         distances = np.linalg.norm(drawn - wanted, axis=1)
         low, high = np.quantile(distances, [(1 - level) / 2, (1 + level) / 2])
         return clipped_interval(value, low, high, wanted, "percentile")
@@ -175,7 +185,12 @@ def discrepancy_interval(
 
 
 def soft_discrepancy_interval(
-    probs: ArrayLike, target: ArrayLike, *, level: float = 0.95, seed: int = 0
+    probs: ArrayLike,
+    target: ArrayLike,
+    *,
+    design_effect: float = 1.0,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[DiscrepancyInterval, float]:
     """Fairness discrepancy of mean group probabilities, with its interval and noise floor.
 
@@ -185,6 +200,8 @@ def soft_discrepancy_interval(
     Args:
         probs: Group probabilities, (N, K) floats, N >= 2, rows sum to 1.
         target: Wanted shares, (K,), sums to 1.
+        design_effect: Variance of the mean over that of independent images, above 0, as
+            `soft_design_effect` of `fairbench.metrics.clusters` finds it.
         level: Confidence level in (0, 1).
         seed: Seed of the 2000 draws.
 
@@ -208,6 +225,7 @@ def soft_discrepancy_interval(
         raise ContractError("an interval of mean probabilities needs 2 images or more; seen 1")
     value = discrepancy_of_shares(found, wanted)
     covariance = np.cov(rows.astype(np.float64), rowvar=False) / len(rows)
+    covariance *= check_effect(design_effect)
     floor = gaussian_floor(covariance)
     errors = np.random.default_rng(seed).multivariate_normal(
         np.zeros(wanted.size), covariance, size=RESAMPLES, method="eigh"
@@ -322,6 +340,7 @@ def resampled_interval(
     counts: ArrayLike,
     statistic: Callable[[NDArray[np.int64]], float],
     *,
+    design_effect: float = 1.0,
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -330,6 +349,7 @@ def resampled_interval(
     Args:
         counts: Images of each declared cell, of any shape; whole numbers, zeros included.
         statistic: Turns counts of that shape into the number; finite.
+        design_effect: As in `discrepancy_interval`.
         level: Confidence level in (0, 1).
         seed: Seed of the 2000 resamples.
 
@@ -346,8 +366,9 @@ def resampled_interval(
     table = np.asarray(counts)
     flat = check_counts(table.ravel(), table.size)
     value = statistic(flat.reshape(table.shape))
-    n = int(flat.sum())
-    base, _ = resample(flat, level, np.random.default_rng(seed))
+    worth = flat / check_effect(design_effect)
+    n = whole_size(worth)
+    base, _ = resample(worth, level, np.random.default_rng(seed))
     drawn = np.random.default_rng(seed).multinomial(n, base, size=RESAMPLES)
     found = np.array([statistic(row.reshape(table.shape)) for row in drawn])
     low, high = value + np.quantile(found - found.mean(), [(1 - level) / 2, (1 + level) / 2])
@@ -355,23 +376,31 @@ def resampled_interval(
 
 
 def _wilson_discrepancy(
-    counts: NDArray[np.int64], target: Array, value: float, level: float
+    counts: Array, target: Array, value: float, level: float
 ) -> DiscrepancyInterval:
     """Wilson's interval of the first of two shares, mapped through sqrt(2) |p - t|."""
-    ends = wilson_interval(int(counts[0]), int(counts.sum()), level=level)
+    ends = [float(end) for end in wilson_interval(counts[0], counts.sum(), level=level)]
     distances = [float(np.sqrt(2) * abs(end - target[0])) for end in ends]
     low = 0.0 if ends[0] <= target[0] <= ends[1] else min(distances)
     return DiscrepancyInterval(value, min(low, value), max(*distances, value), "wilson")
 
 
+def whole_size(counts: NDArray[np.int64] | Array) -> int:
+    """How many images counts are worth, a whole number above 0."""
+    return max(1, round(float(counts.sum())))
+
+
 def resample(
-    counts: NDArray[np.int64], level: float, rng: np.random.Generator
+    counts: NDArray[np.int64] | Array, level: float, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Shrunk shares (K,) and shares resampled from them, (resamples, K)."""
-    n = int(counts.sum())
+    """Shrunk shares (K,) and shares resampled from them, (resamples, K).
+
+    Counts need not be whole: those of coupled images are worth fewer.
+    """
+    n, total = whole_size(counts), float(counts.sum())
     # Half z² images in the K - 1 other groups of a collapsed sample: Wilson's centre at K = 2.
     added = normal_quantile(level) ** 2 / (2 * (counts.size - 1))
-    base = np.asarray((counts + added) / (n + added * counts.size), dtype=np.float64)
+    base = np.asarray((counts + added) / (total + added * counts.size), dtype=np.float64)
     return base, rng.multinomial(n, base, size=RESAMPLES) / n
 
 

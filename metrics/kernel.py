@@ -35,6 +35,7 @@ __all__ = [
 _BLOCKS = 20
 _SUBSETS = 100
 _MINIMUM = 4
+_CACHED_VALUES = 32_000  # 256 kB
 
 # Kernel values of rows of one set with all rows of the other, (b, D), (n, D) -> (b, n).
 Kernel = Callable[[Array, Array], Array]
@@ -436,12 +437,15 @@ def _within_without(sums: Array, sizes: Array, squares: Array) -> Array:
 
 
 def _cubic(rows: Array, others: Array) -> Array:
-    base = rows @ others.T
-    base /= rows.shape[1]
-    base += 1
-    cube = base * base  # `** 3` takes five times as long
-    cube *= base
-    return cube
+    values = rows @ others.T
+    # A few rows at a time, so that each stays in the processor's cache until it is done.
+    step = max(1, _CACHED_VALUES // len(others))
+    for start in range(0, len(values), step):
+        base = values[start : start + step]
+        base /= rows.shape[1]
+        base += 1
+        base *= base * base  # `** 3` takes five times as long
+    return values
 
 
 def _pair_sums(x: Array, member: Array, kernel: Kernel) -> Array:

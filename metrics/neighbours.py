@@ -78,9 +78,10 @@ def precision_recall_density_coverage(
     fake_radii, real_radii = _squared_radii(fakes, k), _squared_radii(reals, k)
     precise, recalled = np.zeros(len(fake), dtype=bool), np.zeros(len(real), dtype=bool)
     covered, balls = np.zeros(len(real), dtype=bool), np.zeros(len(fake))
+    margins = fakes.margins(reals)
     for part in chunks(len(fake), len(real)):
         chosen = np.arange(part.start, part.stop)
-        square, margin = fakes.squared_distances(chosen, reals)
+        square, margin = fakes.squared_distances(part, reals), margins[part, None]
         near, touching = _compare((fakes, reals), chosen, square, margin, real_radii[None, :])
         precise[part] = touching.any(axis=1)
         covered |= near.any(axis=0)
@@ -160,22 +161,29 @@ class _Screened:
         return cls(x, coarse, norms, scale)
 
     def squared_distances(
-        self, rows: NDArray[np.intp], other: _Screened
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Coarse squared distances of rows to all others, (b, M), and what they're off by at most.
-
-        That bound, (b, 1), is the textbook one for a sum of D products, 2 ‖a‖ ‖b‖ being at most
-        (‖a‖ + ‖b‖)² / 2.
-        """
-        d = self.coarse.shape[1]
-        square = self.coarse[rows] @ other.coarse.T
+        self, rows: NDArray[np.intp] | slice, other: _Screened
+    ) -> NDArray[np.float32]:
+        """Coarse squared distances of rows to all others, (b, M)."""
+        square: NDArray[np.float32] = self.coarse[rows] @ other.coarse.T
         square *= -2
         square += (self.norms[rows] ** 2).astype(np.float32)[:, None]
         square += (other.norms**2).astype(np.float32)
-        reach = (self.norms[rows][:, None] + other.norms.max()) ** 2
+        return square
+
+    def margins(self, other: _Screened) -> NDArray[np.float32]:
+        """What the coarse squared distances of each row to all others are off by at most, (N,).
+
+        The textbook bound for a sum of D products, 2 ‖a‖ ‖b‖ being at most (‖a‖ + ‖b‖)² / 2.
+        """
+        d = self.coarse.shape[1]
+        reach = (self.norms + other.norms.max()) ** 2
         rounding = float(np.finfo(np.float32).eps) / 2
         margin = (d / 2 + 16) * rounding * reach + d * float(np.finfo(np.float32).tiny)
-        return square, margin.astype(np.float32)
+        return np.asarray(margin, dtype=np.float32)
+
+    def take(self, rows: NDArray[np.intp] | slice) -> _Screened:
+        """Some rows, in that order; a slice copies nothing."""
+        return _Screened(self.exact[rows], self.coarse[rows], self.norms[rows], self.scale)
 
     def exactly(
         self, rows: NDArray[np.intp], other: _Screened, columns: NDArray[np.intp]
@@ -192,22 +200,82 @@ class _Screened:
 
 
 def _squared_radii(points: _Screened, k: int) -> Array:
-    """Exact squared distance of each row to its k-th nearest other row, (N,), in coarse units."""
+    """Exact squared distance of each row to its k-th nearest other row, (N,), in coarse units.
+
+    Each pair is screened once: a chunk of rows meets only the rows from its own start on, and
+    what those have seen of earlier chunks waits for them.
+    """
     radii = np.zeros(len(points.norms))
     # More than k copies leave a radius of 0. Not only quicker: in a collapsed sample nearly every
     # pair would be too close to call.
-    open_rows = np.flatnonzero(_copies(points.exact) <= k)
-    for part in chunks(len(open_rows), len(radii)):
-        chosen = open_rows[part]
-        square, margin = points.squared_distances(chosen, points)
-        # Itself at 0 and k others lie no farther than the (k + 1)-th of the upper bounds.
-        bound = np.partition(square, k, axis=1)[:, k : k + 1] + 2 * margin
+    copied = _copies(points.exact) > k
+    order = np.argsort(copied, kind="stable")  # open rows first
+    num_open = int((~copied).sum())
+    if num_open < len(order):
+        points = points.take(order)
+    margins = points.margins(points)[:, None]
+    # Of the rows met so far; itself at 0 and k others lie no farther than the (k + 1)-th of the
+    # upper bounds.
+    nearest = np.full((num_open, k + 1), np.inf, dtype=np.float32)
+    waiting = _Pairs()
+    for part in chunks(num_open, len(radii)):
+        own = part.stop - part.start
+        square = points.squared_distances(part, points.take(slice(part.start, None)))
+        nearest[part] = _smallest(nearest[part], square, k)
+        bound = nearest[part, k:] + 2 * margins[part]
         rows, columns = np.nonzero(square <= bound)
-        exact = points.exactly(chosen[rows], points, columns)
-        order = np.lexsort((exact, rows))
-        first = np.searchsorted(rows, np.arange(len(chosen)))
-        radii[chosen] = exact[order][first + k]
+        earlier = waiting.pop(part, bound[:, 0])
+        rows = np.concatenate([rows, earlier[0] - part.start])
+        columns = np.concatenate([columns + part.start, earlier[1]])
+        later = slice(part.stop, num_open)
+        if later.start < later.stop:
+            across = np.ascontiguousarray(square[:, own : num_open - part.start].T)
+            nearest[later] = _smallest(nearest[later], across, k)
+            found = np.nonzero(across <= nearest[later, k:] + 2 * margins[later])
+            waiting.add(found[0] + part.stop, found[1] + part.start, across[found])
+        exact = points.exactly(rows + part.start, points, columns)
+        by_row = np.lexsort((exact, rows))
+        first = np.searchsorted(rows[by_row], np.arange(own))
+        radii[order[part]] = exact[by_row][first + k]
     return radii
+
+
+def _smallest(
+    known: NDArray[np.float32], square: NDArray[np.float32], k: int
+) -> NDArray[np.float32]:
+    """The k + 1 smallest values of each row of both, (b, k + 1), the largest last."""
+    if square.shape[1] > k + 1:
+        square = np.partition(square, k, axis=1)[:, : k + 1]
+    both = np.concatenate([known, square], axis=1)
+    return np.partition(both, k, axis=1)[:, : k + 1]
+
+
+class _Pairs:
+    """Pairs of rows that may be neighbours, found before it is the first one's turn."""
+
+    def __init__(self) -> None:
+        self.rows = np.empty(0, dtype=np.intp)
+        self.columns = np.empty(0, dtype=np.intp)
+        self.square = np.empty(0, dtype=np.float32)
+
+    def add(
+        self, rows: NDArray[np.intp], columns: NDArray[np.intp], square: NDArray[np.float32]
+    ) -> None:
+        """Keep pairs and their coarse squared distances for later."""
+        self.rows = np.concatenate([self.rows, rows])
+        self.columns = np.concatenate([self.columns, columns])
+        self.square = np.concatenate([self.square, square])
+
+    def pop(
+        self, part: slice, bound: NDArray[np.float32]
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The pairs whose rows are in a part, none beyond its row's bound; kept no longer."""
+        mine = (self.rows >= part.start) & (self.rows < part.stop)
+        rows, columns = self.rows[mine], self.columns[mine]
+        near = self.square[mine] <= bound[rows - part.start]
+        self.rows, self.columns = self.rows[~mine], self.columns[~mine]
+        self.square = self.square[~mine]
+        return rows[near], columns[near]
 
 
 def _copies(x: NDArray[np.floating[Any]]) -> NDArray[np.int64]:

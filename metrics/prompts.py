@@ -18,6 +18,7 @@ from fairbench.metrics.fairness import (
     discrepancy_interval,
     mean_discrepancy_interval,
     unbiased_squared_discrepancy,
+    whole_size,
 )
 from fairbench.metrics.floors import mean_noise_floor, noise_floor_for
 from fairbench.metrics.information import MutualInformation, mutual_information
@@ -56,7 +57,12 @@ class PromptDiscrepancies:
 
 
 def prompt_discrepancies(
-    counts: ArrayLike, targets: ArrayLike, *, level: float = 0.95, seed: int = 0
+    counts: ArrayLike,
+    targets: ArrayLike,
+    *,
+    design_effect: float = 1.0,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> PromptDiscrepancies:
     """Mean, worst and pooled discrepancy of prompts, and how much the prompt decides.
 
@@ -64,6 +70,10 @@ def prompt_discrepancies(
         counts: Images of each declared group by prompt, (P, K) whole numbers, every prompt with
             2 images or more.
         targets: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
+        design_effect: Variance of the counts over that of independent images, above 0, from
+            `fairbench.metrics.clusters` for images that batches couple; it enters the intervals
+            of the worst prompt and of the pooled value, and both floors. `per_prompt_mean` and
+            the tests are those of independent images.
         level: Confidence level in (0, 1).
         seed: Seed of all resamples.
 
@@ -84,7 +94,7 @@ def prompt_discrepancies(
         raise ContractError(f"prompt {int(sizes.argmin())} has a single image; 2 are needed")
     strict = 1 - (1 - level) / len(numbers)
     each = [
-        discrepancy_interval(row, aim, level=strict, seed=seed)
+        discrepancy_interval(row, aim, design_effect=design_effect, level=strict, seed=seed)
         for row, aim in zip(numbers, wanted, strict=True)
     ]
     worst = max(range(len(each)), key=lambda prompt: each[prompt].value)
@@ -95,10 +105,14 @@ def prompt_discrepancies(
         goodness_of_fit(row, aim, seed=seed) for row, aim in zip(numbers, wanted, strict=True)
     ]
     pooled_target = sizes @ wanted / sizes.sum()
+    pooled = discrepancy_interval(
+        numbers.sum(axis=0), pooled_target, design_effect=design_effect, level=level, seed=seed
+    )
+    worth = [whole_size(row / design_effect) for row in numbers]
     return PromptDiscrepancies(
         per_prompt=tuple(found.value for found in each),
         per_prompt_mean=mean_discrepancy_interval(numbers, wanted, level=level, seed=seed),
-        mean_floor=mean_noise_floor(sizes, wanted),
+        mean_floor=mean_noise_floor(worth, wanted),
         worst_prompt=worst,
         per_prompt_worst=DiscrepancyInterval(
             each[worst].value,
@@ -106,8 +120,8 @@ def prompt_discrepancies(
             max(found.high for found in each),
             each[worst].method,
         ),
-        pooled=discrepancy_interval(numbers.sum(axis=0), pooled_target, level=level, seed=seed),
-        pooled_floor=noise_floor_for(pooled_target, int(sizes.sum())),
+        pooled=pooled,
+        pooled_floor=noise_floor_for(pooled_target, whole_size(sizes / design_effect)),
         prompt_dependence=mutual_information(numbers, seed=seed),
         unbiased_mean=signed_root(float(np.mean(squares))),
         p_values=tuple(holm([test.p_value for test in tests]).tolist()),

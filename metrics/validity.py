@@ -86,6 +86,7 @@ def penalised_discrepancy(
     num_invalid: int,
     target: ArrayLike,
     *,
+    design_effect: float = 1.0,
     level: float = 0.95,
     seed: int = 0,
 ) -> DiscrepancyInterval:
@@ -96,6 +97,7 @@ def penalised_discrepancy(
             image is unreadable.
         num_invalid: Unreadable images, 0 or more.
         target: Wanted shares, (K,), sums to 1.
+        design_effect: As in `discrepancy_interval`.
         level: Confidence level in (0, 1).
         seed: Seed of the 2000 resamples.
 
@@ -109,10 +111,10 @@ def penalised_discrepancy(
     """
     wanted = check_target(target)
     numbers = _check_invalid(counts, num_invalid, wanted.size)
-    if num_invalid == 0:
-        return discrepancy_interval(numbers, wanted, level=level, seed=seed)
+    if num_invalid:
+        numbers, wanted = np.append(numbers, num_invalid), np.append(wanted, 0.0)
     return discrepancy_interval(
-        np.append(numbers, num_invalid), np.append(wanted, 0.0), level=level, seed=seed
+        numbers, wanted, design_effect=design_effect, level=level, seed=seed
     )
 
 

@@ -585,6 +585,20 @@ def test_embeddings_are_the_same_in_any_company(backbones):
         assert torch.equal(made.embed([prompt])[0], together[i])
 
 
+def test_tokens_are_those_of_the_tokenizer(backbones):
+    backbone = backbones["sd1"]
+    assert backbones["ddpm"].tokens("a photo") is None
+    assert mixture().tokens("a photo") is None
+    pieces = backbone.tokens("a photo")
+    ids = backbone._tokenizer("a photo").input_ids
+    assert pieces == backbone._tokenizer.convert_ids_to_tokens(ids)[1:-1]
+    # What lies beyond the limit changes nothing, what lies within it does.
+    fits = ["a"] * (backbone.token_limit // len(backbone.tokens("a")))
+    whole = backbone.embed([" ".join(fits)])
+    assert torch.equal(backbone.embed([" ".join([*fits, "photo"])]), whole)
+    assert not torch.equal(backbone.embed([" ".join([*fits[:-1], "photo"])]), whole)
+
+
 def test_rows_may_have_timesteps_of_their_own(backbone):
     x, context = randn(3, *backbone.latent_shape), backbone.embed(["", "man", "woman"])
     times = [10, 500, 999]

@@ -19,7 +19,12 @@ from fairbench import cache, judges, registry
 from fairbench.cache import cache_folder, load_arrays, remove, save_arrays
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.datasets import get_dataset
-from fairbench.devices import peak_memory_mib, resolve_device, resolve_dtype
+from fairbench.devices import (
+    is_main_process,
+    peak_memory_mib,
+    resolve_device,
+    resolve_dtype,
+)
 from fairbench.errors import AssetError, ContractError, InputError
 from fairbench.files import atomic_write
 from fairbench.provenance import environment
@@ -220,6 +225,7 @@ class Probe:
     free: float = field(default=1.0, metadata={"help": "without bounds"})
     merged: bool = field(default=False, metadata={"help": "whether"})
     branch: Literal["cond", "both"] = field(default="cond", metadata={"help": "which"})
+    phrase: str = field(default="as is", metadata={"help": "in words"})
 
     card: ClassVar[MethodCard] = MethodCard("probe", "", "", "none")
     version: ClassVar[int] = 1
@@ -280,6 +286,7 @@ def test_parameters_are_listed_with_their_types():
         ("free", "float", 1.0),
         ("merged", "bool", False),
         ("branch", "cond|both", "cond"),
+        ("phrase", "str", "as is"),
     ]
 
 
@@ -294,6 +301,7 @@ def test_parameters_are_listed_with_their_types():
         (["merged=true"], Probe(merged=True)),
         (["merged=false"], Probe()),
         (["branch=both"], Probe(branch="both")),
+        (["phrase= a = b, c: été "], Probe(phrase="a = b, c: été")),
     ],
 )
 def test_parameters_are_parsed_by_type(given, expected):
@@ -321,6 +329,8 @@ def test_parameters_are_parsed_by_type(given, expected):
         (["merged=1"], ("merged must be true or false",)),
         (["branch=all"], ("branch must be cond|both", "'all'")),
         (["branch="], ("branch must be cond|both",)),
+        (["phrase="], ("phrase must be a text", "''")),
+        (["phrase=  "], ("phrase must be a text",)),
         (["count"], ("key=value", "'count'")),
         (["=3"], ("unknown parameter of probe ''",)),
         (["cuont=3"], ("unknown parameter of probe 'cuont'", "did you mean count")),
@@ -379,6 +389,23 @@ def test_present_devices_are_found(monkeypatch):
     assert resolve_device("auto") == torch.device("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     refused(lambda: resolve_device("cuda:2"), "2 CUDA devices found")
+
+
+def test_each_of_several_processes_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert is_main_process()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not is_main_process()
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    refused(lambda: resolve_device("auto"), "--device cuda:2 isn't there", "2 CUDA devices found")
+    for other in ("-1", ""):
+        monkeypatch.setenv("LOCAL_RANK", other)
+        assert resolve_device("auto") == torch.device("cuda")
 
 
 def test_number_formats_follow_the_device(monkeypatch):

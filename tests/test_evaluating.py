@@ -132,6 +132,37 @@ def test_the_seed_moves_intervals_and_makes_another_record(images):
             measured(images, **option)
 
 
+def test_groups_are_compared_within_levels_of_a_control_variable(images, part, write_labels):
+    plain = measured(images)
+    record = measured(images, controls=["role"])
+    assert record.key != plain.key
+    assert record.scores == plain.scores
+    for name, rows in plain.groups.items():
+        assert record.groups[name] == rows
+    roles = LEVELS["role"]
+    strata = record.facts["control"]["role"]
+    assert [row["level"] for row in strata] == list(roles)
+    assert sum(row["n"] for row in strata) == record.score("validity").value * N
+    # Biased as the pool: men play baseball, women tennis.
+    shares = {role: record.groups[f"gender|role={role}"][1]["share"] for role in roles}
+    assert shares["baseball player"] > 0.7 > 0.3 > shares["tennis player"]
+    row = strata[roles.index("baseball player")]
+    found = row["discrepancy"]["gender"]
+    expected = np.sqrt(2) * abs(shares["baseball player"] - 0.5)
+    assert found["value"] == pytest.approx(expected)
+    assert found["low"] < found["value"] < found["high"]
+    assert 0 < found["floor"] < 0.4
+    assert 0 <= row["representation"]["min_over_max"] < 1
+    given = write_labels(control_seed=[str(i % 3) for i in range(N)])
+    record = measured(images, labels=given, controls=["race"])
+    assert record.facts["control"].keys() == {"race", "seed"}
+    assert {"gender|race=asian", "gender|seed=2", "gender/race|seed=2"} <= record.groups.keys()
+    assert "race|race=asian" not in record.groups
+    assert sum(row["n"] for row in record.groups["gender|seed=2"][:1]) < N / 2
+    with pytest.raises(InputError, match="did you mean role"):
+        measured(images, controls=["rule"])
+
+
 def test_missing_weights_are_said_before_anything_is_measured(images):
     with pytest.raises(AssetError, match="weights-inception-2015-12-05"):
         measured(images, encoders=["inception@clean"])
@@ -150,6 +181,8 @@ def test_faces_are_found_and_identities_say_what_is_missing(images, monkeypatch)
     assert 0.3 < found.value < 1  # a detector for photographs, shown cartoons
     assert record.facts["faces"]["validity_at"]["0.7"] >= found.value
     assert any("20180402-114759-vggface2.pt" in note for note in notes)
+    told = "identity_memorisation: not measured: nobody says which images the generator was"
+    assert any(note.startswith(told) for note in notes)
     assert record.config["hashes"].keys() >= {"face_detector"}
 
 

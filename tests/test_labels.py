@@ -214,3 +214,27 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 def test_no_images_at_all(tmp_path):
     with pytest.raises(ContractError, match="at least one image"):
         read_labels(write(tmp_path / "labels.csv", FULL), [], ATTRIBUTES)
+
+
+def test_control_columns_hold_any_text_in_natural_order(tmp_path):
+    columns = FULL | {"control_seed": ["10", "2", "10"], "control_age band": ["old", "new", "old"]}
+    labels = read_labels(write(tmp_path / "labels.csv", columns), NAMES, ATTRIBUTES)
+    seed, age = labels.controls
+    assert (seed.name, seed.levels, seed.index.tolist()) == ("seed", ("2", "10"), [0, 1, 1])
+    assert (age.name, age.levels, age.index.tolist()) == ("age band", ("new", "old"), [0, 1, 1])
+    plain = read_labels(write(tmp_path / "plain.csv", FULL), NAMES, ATTRIBUTES)
+    assert plain.controls == ()
+    assert labels.sha256 != plain.sha256
+    turned = {name: cells[::-1] for name, cells in columns.items()}
+    again = read_labels(write(tmp_path / "turned.csv", turned), NAMES, ATTRIBUTES)
+    assert again.sha256 == labels.sha256
+
+
+def test_control_columns_that_are_refused(tmp_path):
+    path = changed(tmp_path, control_race=["a", "b", "c"])
+    refused(path, "control_race", "--control race")
+    refused(changed(tmp_path, control_=["a", "b", "c"]), "unknown column 'control_'")
+    refused(changed(tmp_path, control_age=["a", "", "c"]), "column control_age is empty")
+    names = [f"{i}.png" for i in range(101)]
+    path = write(tmp_path / "labels.csv", {"file": names, "control_noise": names})
+    refused(path, "101 values", "bands", names=names)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench import backbones, generation, pipeline
+from fairbench import backbones, generation, leaderboards, pipeline
 from fairbench.config import RunConfig
 from fairbench.errors import AssetError, InputError
 from fairbench.evaluating import evaluate
-from fairbench.generation import Reporter
-from fairbench.pipeline import baseline_of, run
-from fairbench.records import read_record, read_records
+from fairbench.generation import Plan, Reporter
+from fairbench.pipeline import baseline_of, generation_config, plan_run, run, take_part
+from fairbench.records import Record, read_record, read_records, run_key
 
 STEPS = 4
 N = 100
@@ -114,6 +114,25 @@ def test_tasks_that_need_the_same_images_share_them(
     assert race.key != gender.key
     assert race.generation_key == gender.generation_key
     assert race.manifest == gender.manifest
+
+
+def test_a_control_variable_adds_tables_to_the_same_images_and_scores(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(config()).record
+    monkeypatch.setattr(generation, "_prepared", None)  # generating again would fail
+
+    with pytest.raises(InputError, match="role"):
+        run(config(controls=("rol",)))
+    split = run(config(controls=("glasses",))).record
+
+    assert "control" not in plain.config
+    assert split.key != plain.key
+    assert split.generation_key == plain.generation_key
+    assert split.scores == plain.scores
+    assert [row["level"] for row in split.facts["control"]["glasses"]] == ["no", "yes"]
+    (row,) = leaderboards.rows([plain, split], warn=lambda line: None)
+    assert row.keys == (split.key,)
 
 
 @pytest.mark.parametrize("method", ["vanilla", "prompt_append", "fairgen"])
@@ -350,3 +369,84 @@ def test_images_from_two_places_share_one_table(
     rows = leaderboards.rows(records, warn=pytest.fail)
 
     assert [row.comparable for row in rows] == ["yes", "yes"]
+
+
+COMMITTED = Path(__file__).parents[1] / "results"
+
+
+def plan_of(record: Record, results: Path) -> Plan:
+    """The plan that the command line would make for a record's configuration today."""
+    had = record.config
+    return plan_run(
+        RunConfig(
+            record.method,
+            dataset=record.dataset,
+            task=record.task,
+            backbone=had["backbone"],
+            target=",".join(f"{name}={share!r}" for name, share in had["target"].items()),
+            num_images=had["num_images"],
+            seed=had["seed"],
+            dtype=had["dtype"],
+            parameters=tuple(
+                f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+                for name, value in had["parameters"].items()
+            ),
+            **{name: had["sampling"][name] for name in ("steps", "guidance", "eta")},
+            results=results,
+        )
+    )
+
+
+def test_committed_records_keep_their_keys(tmp_path: Path) -> None:
+    """New parameters at their defaults must not make a record's images another run's."""
+    records = [r for r in read_records(COMMITTED, pytest.fail) if "version" in r.config]
+    assert {record.method for record in records} >= {"fairgen", "prompt_append", "vanilla"}
+    for record in records:
+        names = {"backbone", "preset"}
+        had = {key: value for key, value in record.config.items() if key not in names}
+        made = generation_config(plan_of(record, tmp_path), had["backbone_sha256"])
+        assert run_key(made) == record.generation_key, record.key
+        assert run_key(had | made) == record.key
+
+
+def test_a_new_parameter_enters_the_key_once_it_is_changed(
+    config: Callable[..., RunConfig],
+) -> None:
+    def parameters(*given: str) -> dict[str, Any]:
+        plan = plan_run(config("fairgen", parameters=given))
+        made: dict[str, Any] = generation_config(plan, "weights")["parameters"]
+        return made
+
+    assert not {"joint", "orthogonality"} & parameters().keys()
+    assert parameters("joint=false", "orthogonality=0") == parameters()
+    assert parameters("joint=true") == {**parameters(), "joint": True}
+    assert parameters("orthogonality=0.5") == {**parameters(), "orthogonality": 0.5}
+
+
+def test_other_processes_help_to_prepare_and_leave_no_record(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prepared = generation._prepared
+    calls: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return prepared(*arguments)
+
+    monkeypatch.setattr(generation, "_prepared", counted)
+    monkeypatch.setenv("RANK", "1")
+    assert take_part(config()) is None
+    with pytest.raises(SystemExit) as left:
+        run(config())
+    assert left.value.code == 0
+    assert len(calls) == 2
+    assert not list((tmp_path / "results").rglob("*.json"))
+    monkeypatch.setenv("RANK", "0")
+    first = run(config())
+    assert len(calls) == 3
+    monkeypatch.setenv("RANK", "1")
+    assert take_part(config()) is None  # found: nothing to help with
+    first.path.unlink()
+    assert take_part(config()) is None  # images found
+    assert len(calls) == 3
+    assert not first.path.exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fairbench.crossings import Reading, Sample, crossing, crossings, target_of
+from fairbench.errors import InputError
 from fairbench.fairness_scores import _effective_groups, _information, _joint_excess
 from fairbench.measuring import Measurements
 from fairbench.metrics import (
@@ -17,6 +18,7 @@ from fairbench.metrics import (
 from fairbench.quality_scores import Columns, Reference
 from fairbench.records import plain
 from fairbench.scoring import METRICS, score_all
+from fairbench.strata import Control, check_controls
 from fairbench.types import Prompt, Task
 
 LEVELS = {"role": ("cook", "judge"), "gender": ("f", "m"), "race": ("a", "b")}
@@ -314,6 +316,92 @@ def test_coupled_batches_widen_what_rests_on_them():
         assert scores[name].high - scores[name].low > 2 * (alone[name].high - alone[name].low)
 
 
+COUPLED = [
+    "soft",
+    "l1",
+    "kl",
+    "pairwise",
+    "squared",
+    "normalised",
+    "penalised",
+    "worst_prompt",
+    "pooled",
+]
+
+
+@pytest.mark.parametrize("per_prompt", [False, True])
+def test_coupled_batches_widen_the_family_and_the_tables_too(per_prompt):
+    rng = np.random.default_rng(3)
+    drawn = np.repeat(rng.integers(2, size=40), 10)
+    _, race = mixed()
+    # So that penalised discrepancies have something to penalise, batch by batch.
+    valid = np.arange(400) // 10 % 5 > 0
+    prompts = np.repeat([0, 1], 200)
+    given = {"valid": valid, "requested": drawn}
+    if per_prompt:
+        given |= {"prompts": prompts, "role": np.where(drawn, prompts, 1 - prompts)}
+    question = task(per_prompt)
+    alone, plain_tables, plain_facts = scored(sample(drawn, race, **given), question)
+    batch = np.repeat(np.arange(40), 10)
+    coupled, tables, facts = scored(sample(drawn, race, batch=batch, **given), question)
+    names = [f"fairness_discrepancy_{name}" for name in COUPLED]
+    names += ["joint_excess", "effective_groups", "validity"]
+    names += ["prompt_accuracy"] if per_prompt else []
+    for name in names:
+        if name in alone or per_prompt:
+            one, other = alone[name], coupled[name]
+            assert other.value == one.value
+            assert other.high - other.low > 1.3 * (one.high - one.low), name
+            assert "worth the batches" in other.interval
+    for name in ("l1", "soft", "kl"):
+        floors = [scores[f"fairness_discrepancy_{name}"].floor for scores in (alone, coupled)]
+        # The floor of a mean over prompts is known for the ranked columns alone.
+        assert floors == [None, None] if per_prompt else floors[1] > 2 * floors[0]
+    for name, rows in tables.items():
+        for row, before in zip(rows, plain_tables[name], strict=True):
+            assert (row["count"], row["share"]) == (before["count"], before["share"])
+            assert row["low"] <= before["low"] <= before["high"] <= row["high"]
+            assert "worth the batches" in row["interval"]
+            assert "interval" not in before
+            if name.startswith("gender") and "/" not in name:
+                assert row["high"] - row["low"] > 2 * (before["high"] - before["low"])
+            if name == "gender":
+                wide, narrow = (
+                    t["corrected"]["high"] - t["corrected"]["low"] for t in (row, before)
+                )
+                assert wide > 1.5 * narrow
+    for row, before in zip(
+        facts["validity_by_requested"], plain_facts["validity_by_requested"], strict=True
+    ):
+        assert row["value"] == before["value"]
+        assert row["high"] - row["low"] > 1.5 * (before["high"] - before["low"])
+
+
+def test_batches_of_one_image_change_nothing():
+    gender, race = mixed()
+    prompts = np.repeat([0, 1], 200)
+    by_prompt = {"prompts": prompts, "role": prompts, "requested": gender}
+    shuffled = np.random.default_rng(0).permutation(400) * 7
+    for question in (task(), task(True), task(attributes=("gender", "race"))):
+        given = by_prompt if question.per_prompt else {}
+        plain_sample = sample(gender, race, **given)
+        assert scored(sample(gender, race, batch=shuffled, **given), question) == scored(
+            plain_sample, question
+        )
+
+
+def test_a_single_batch_has_no_family_floor_and_says_why():
+    scores, tables, facts = scored(sample(*mixed(), batch=np.zeros(400, dtype=int)))
+    alone, _, _ = scored(sample(*mixed()))
+    for name in ("l1", "soft", "kl"):
+        score = scores[f"fairness_discrepancy_{name}"]
+        assert score.floor is None
+        assert score.high == alone[f"fairness_discrepancy_{name}"].high
+        assert score.interval.endswith("given what each batch of dependent images drew")
+    assert "single batch" in facts["fairness"]["no_floor"]
+    assert tables["gender"][0]["interval"].endswith("batch of dependent images drew")
+
+
 def test_batches_that_balance_each_other_are_not_taken_for_certainty():
     _, race = mixed()
     scores, _, facts = scored(sample(np.arange(400) % 2, race, batch=np.repeat(np.arange(20), 20)))
@@ -440,6 +528,58 @@ def test_numbers_from_counts_agree_with_the_metrics():
     labels = np.stack([gender, race], axis=1)
     lattice = subgroup_lattice(labels, {name: LEVELS[name] for name in SENSITIVE})
     assert _joint_excess(counts, np.full(4, 0.25)) == pytest.approx(lattice.joint_excess)
+
+
+def test_fair_over_all_and_unfair_within_every_stratum():
+    _, race = mixed()
+    gender = np.arange(400) % 2
+    band = Control("age", ("old", "young", "unborn"), gender)
+    scores, tables, facts = scored(sample(gender, race), controls=[band])
+    plain_scores, plain_tables, plain_facts = scored(sample(gender, race))
+    assert scores == plain_scores
+    assert scores["fairness_discrepancy"].value == 0
+    old, young, unborn = facts.pop("control")["age"]
+    assert facts == plain_facts
+    assert [row["discrepancy"]["gender"]["value"] for row in (old, young)] == [
+        pytest.approx(math.sqrt(0.5))
+    ] * 2
+    assert old["representation"]["min_over_max"] == 0
+    assert unborn == {"level": "unborn", "n": 0}
+    assert {*tables} - {*plain_tables} == {
+        f"{name}|age={level}"
+        for name in ("gender", "race", "gender/race")
+        for level in ("old", "young")
+    }
+    assert [row["count"] for row in tables["gender|age=young"]] == [0, 200]
+
+
+def test_strata_of_a_judged_attribute_count_coupled_batches_and_any_target():
+    rng = np.random.default_rng(3)
+    drawn, race = np.repeat(rng.integers(2, size=40), 10), mixed()[1]
+    role = np.arange(400) // 10 % 2
+    wanted = task(target=(1.0, 0.0))
+    control = [Control("role", LEVELS["role"])]
+    _, _, plain_facts = scored(sample(drawn, race, role=role), wanted, controls=control)
+    batch = np.repeat(np.arange(40), 10)
+    a_sample = sample(drawn, race, role=role, batch=batch)
+    _, _, facts = scored(a_sample, wanted, controls=control)
+    for row, before in zip(facts["control"]["role"], plain_facts["control"]["role"], strict=True):
+        found, narrow = (one["discrepancy"]["gender"] for one in (row, before))
+        assert found["high"] - found["low"] > 2 * (narrow["high"] - narrow["low"])
+        assert row["representation"] is None  # no ratio to a target of 0
+    plain(facts)
+    one_batch = dataclasses.replace(a_sample, batch_id=np.zeros(400, dtype=int))
+    _, _, facts = scored(one_batch, controls=control)
+    assert facts["control"]["role"][0]["discrepancy"]["gender"]["floor"] is None
+
+
+def test_controls_are_checked():
+    with pytest.raises(InputError, match="leaves no attribute"):
+        check_controls(["gender"], LEVELS, ("gender",))
+    assert [c.name for c in check_controls(["role", "race", "role"], LEVELS, SENSITIVE)] == [
+        "role",
+        "race",
+    ]
 
 
 def test_crossings_and_targets():

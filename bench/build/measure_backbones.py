@@ -24,10 +24,9 @@ from fairbench.backbones import Backbone, load_backbone
 from fairbench.cartoonfaces import (
     ATTRIBUTES,
     DEFAULT_BIAS,
-    TRAINING_IMAGES,
-    TRAINING_SEED,
     Split,
     load_split,
+    training_split,
 )
 from fairbench.datasets import CARTOONFACES, BackboneSpec
 from fairbench.measuring import Instruments, load_instruments
@@ -257,8 +256,7 @@ def main() -> None:
     backbone = load_backbone(
         spec.name, spec.folder, device=torch.device("cpu"), dtype=torch.float32
     )
-    pool = load_split("pool")
-    training = pool.take(DEFAULT_BIAS.draw(pool.labels, TRAINING_IMAGES, TRAINING_SEED))
+    training = training_split()
     prompts = CARTOONFACES.prompts if spec.conditional else (Prompt(""),)
     images = draw(backbone, spec, prompts, N, 1.0)
     bars = shares_and_judges(images, instruments, training)

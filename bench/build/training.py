@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fairbench.backbones import weights_sha256
-from fairbench.cartoonfaces import DEFAULT_BIAS, TRAINING_IMAGES, TRAINING_SEED, load_split
+from fairbench.cartoonfaces import TRAINING_IMAGES, TRAINING_SEED, training_split
 
-SEED = 0
+SEED = TRAINING_SEED
 BATCH = 64
 
 
 def training_set() -> tuple[Tensor, dict[str, np.ndarray]]:
     """The biased images, (N, 3, 32, 32) float32 in [-1, 1], and their labels."""
-    pool = load_split("pool")
-    split = pool.take(DEFAULT_BIAS.draw(pool.labels, TRAINING_IMAGES, TRAINING_SEED))
+    split = training_split()
     images = torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
     return images.float() / 127.5 - 1, dict(split.labels)
 

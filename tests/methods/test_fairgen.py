@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fairbench.backbones import GaussianMixture, Prediction
-from fairbench.errors import ContractError
+from fairbench.errors import ContractError, InputError
 from fairbench.methods import _fairgen
 from fairbench.methods._adapters import AdapterBank, cross_attention_linears
 from fairbench.methods._fairgen import AdapterTraining, adapted_denoiser, composed_target
@@ -20,6 +20,7 @@ from fairbench.types import Prompt, Request, SamplingConfig
 
 QUICK = {"iterations": 2, "batch": 6, "learning_rate": 0.05, "rollout_every": 2}
 GENDERS = ("female", "male")
+DATA = tuple(Prompt(role) for role in ("person", "tennis player", "santa"))
 
 
 @pytest.fixture
@@ -490,6 +491,13 @@ def test_prompt_pairs_name_the_category_or_are_empty(data):
     assert _fairgen.prompt_pairs("empty", data.neutral_prompts, "asian") == [("", "asian")]
 
 
+def test_prompt_pairs_of_a_group_name_all_its_levels(data):
+    pairs = _fairgen.prompt_pairs("list", data.neutral_prompts, "female/asian")
+    assert pairs[0] == ("a photo of a person", "a photo of an asian female person")
+    empty = _fairgen.prompt_pairs("empty", data.neutral_prompts, "female/asian")
+    assert empty == [("", "asian female")]
+
+
 # 9. Indicator: see test_indicator.py
 
 
@@ -675,6 +683,7 @@ CHANGED = {
     "timestep_shift": 38,
 }
 SAMPLING_ONLY = {"strength": 2.0, "indicator": "stratified", "merged": True}
+ELSEWHERE = {"joint", "orthogonality"}  # the attribute and the references stand for them
 
 
 def test_key_leaves_out_what_only_sampling_depends_on(make_training):
@@ -685,8 +694,38 @@ def test_key_leaves_out_what_only_sampling_depends_on(make_training):
 
 def test_every_parameter_is_one_of_training_or_of_sampling():
     names = {field.name for field in dataclasses.fields(FairGen)}
-    assert names == {*CHANGED, *SAMPLING_ONLY}
+    assert names == {*CHANGED, *SAMPLING_ONLY, *ELSEWHERE}
     assert set(_fairgen.TRAINING_PARAMETERS) == set(CHANGED)
+
+
+def test_adapters_that_were_trained_before_are_still_found(make_training):
+    """Names of files in users' caches, as they were before there were joint and orthogonality."""
+    assert make_training().key == "ce42aa85a1ea4e8d"
+    races = make_training(attribute="race", levels=("asian", "black", "white"))
+    assert races.key == "85d57d8a8822a5e3"
+
+
+def test_key_covers_orthogonality_only_where_it_acts(make_training, make_backbone):
+    def key(weight, references=(), seed=0):
+        method = FairGen(**QUICK, orthogonality=weight)
+        like = make_training(seed=seed)
+        return AdapterTraining(
+            method,
+            like.backbone,
+            "gender",
+            GENDERS,
+            DATA,
+            SamplingConfig(4, 3.0),
+            seed,
+            references,
+        ).key
+
+    race = make_training(attribute="race", levels=("asian", "black", "white"))
+    other = make_training(attribute="race", levels=("asian", "black", "white"), seed=1)
+    plain = key(0.0)
+    assert plain == make_training().key == key(2.0) == key(0.0, [race])
+    keys = [key(2.0, [race]), key(1.0, [race]), key(2.0, [other]), key(2.0, [race, other])]
+    assert len({plain, *keys}) == 5
 
 
 def test_preparing_twice_trains_once(make_backbone, make_task, data, make_preparation):
@@ -750,6 +789,91 @@ def test_a_joint_target_reaches_the_adapters(
     assert torch.equal(seen, sampler.group_gates[requested])
     groups = [sampler.group(r) for r in make_requests(task, 64)]
     assert set(groups) == {0, 4, 5}
+
+
+def test_overlap_is_the_mean_squared_cosine(backbone, randomise):
+    bank = randomise(AdapterBank(backbone.unet, ("a", "b")), seed=1)
+    others = [
+        randomise(AdapterBank(backbone.unet, names), seed=seed)
+        for seed, names in ((2, ("c", "d", "e")), (3, ("f",)))
+    ]
+    layers = []
+    for other in others:
+        for key in bank.up:
+            squares = [
+                torch.nn.functional.cosine_similarity(
+                    one[key][k].flatten(), two[key][m].flatten(), 0
+                )
+                ** 2
+                for one, two in ((bank.up, other.up), (bank.down, other.down))
+                for k in range(2)
+                for m in range(len(other.categories))
+            ]
+            layers.append(2 * sum(squares) / len(squares))
+    seen = _fairgen.overlap(bank, others)
+    assert float(seen.detach()) == pytest.approx(
+        float(sum(layers).detach() / len(layers)), rel=1e-4
+    )
+    assert float(_fairgen.overlap(bank, [bank]).detach()) > 0.9  # itself, and the other category
+    seen.backward()
+    assert all(p.grad is not None and p.grad.any() for p in bank.parameters())
+    assert all(p.grad is None for other in others for p in other.parameters())
+    # The gradient leads to orthogonal adapters, not to anti-parallel ones.
+    flipped = randomise(AdapterBank(backbone.unet, ("a", "b")), size=-0.4, seed=1)
+    assert torch.allclose(_fairgen.overlap(flipped, others), seen)
+    fresh = AdapterBank(backbone.unet, ("a", "b"))
+    start = _fairgen.overlap(fresh, others)
+    start.backward()
+    assert torch.isfinite(start)
+    assert all(torch.isfinite(p.grad).all() for p in fresh.parameters())
+
+
+def test_orthogonality_makes_attributes_orthogonal_and_leaves_the_first_alone(
+    make_backbone, make_task, data, make_preparation
+):
+    task, backbone = make_task("gender", "race"), make_backbone()
+    options = {**QUICK, "iterations": 4, "rollout_every": 4}
+    plain, tied = (
+        prepared(
+            FairGen(**options, orthogonality=weight), task, backbone, data, make_preparation()
+        )
+        for weight in (0.0, 20.0)
+    )
+    for one, two in zip(plain.bank.parameters(), tied.bank.parameters(), strict=True):
+        assert torch.equal(one[:2], two[:2])
+        assert not torch.equal(one[2:], two[2:])
+    assert set(plain.facts["overlap"]) == set(tied.facts["overlap"]) == {"race"}
+    assert 0 <= tied.facts["overlap"]["race"] < 0.7 * plain.facts["overlap"]["race"]
+
+
+def test_joint_adapters_are_one_a_group(make_backbone, make_task, data, make_preparation):
+    task, backbone = make_task("gender", "race"), make_backbone()
+    method = FairGen(**QUICK, joint=True, strength=1.5)
+    sampler = prepared(method, task, backbone, data, make_preparation())
+    assert list(sampler.bank.categories) == [f"gender/race={group}" for group in task.groups]
+    assert torch.equal(sampler.group_gates, 1.5 * torch.eye(6))
+    assert sampler.extra_parameters == 6 * sampler.facts["parameters_a_category"]
+    assert set(sampler.facts["normalised_loss"]) == {"gender/race"}
+    assert "overlap" not in sampler.facts
+
+
+def test_joint_changes_nothing_for_one_attribute(
+    make_backbone, make_task, data, make_preparation, make_requests
+):
+    task, seen = make_task("gender"), []
+    preparation = make_preparation(lambda what, done, total: seen.append(done))
+    made = []
+    for joint in (False, True):
+        method = FairGen(**QUICK, joint=joint)
+        sampler = prepared(method, task, make_backbone(), data, preparation)
+        made.append(sampler(make_requests(task, 4)).images)
+    assert np.array_equal(*made)
+    assert seen == [1, 2]  # trained once
+
+
+def test_orthogonality_of_joint_adapters_is_refused():
+    with pytest.raises(InputError, match="leave one of them out"):
+        FairGen(joint=True, orthogonality=1.0)
 
 
 def test_as_released_differs_where_the_card_says():

@@ -138,6 +138,76 @@ class TestMemorisation:
         assert found.ratio is None
         assert found.auc == 1
 
+    def test_copies_are_counted_beyond_what_one_held_out_image_in_a_thousand_reaches(self):
+        training, held_out = normal(500, 8, 1), normal(4000, 8, 2)
+        mixed = np.vstack([normal(900, 8, 3), training[:100] * 2])
+        found = memorisation(mixed, training, held_out)
+        nearest = cosines(held_out, training).max(axis=1)
+        assert found.threshold == pytest.approx(np.quantile(nearest, 0.999))
+        assert found.copies == pytest.approx(0.1, abs=0.003)
+        fresh = memorisation(normal(1000, 8, 4), training, held_out)
+        assert fresh.copies <= 0.004
+
+    def test_shares_of_groups_alone_are_no_memorisation(self):
+        # Group 1 has few training images, so its neighbours are far, and few generated ones.
+        centre = 3 * np.eye(8)[:2]
+
+        def images(counts, seed):
+            which = np.repeat([0, 1], counts)
+            return normal(len(which), 8, seed) + centre[which], which
+
+        training, _ = images([900, 100], 0)
+        held_out, theirs = images([1000, 1000], 1)
+        generated, mine = images([1900, 100], 2)
+        pooled = memorisation(generated, training, held_out)
+        found = memorisation(generated, training, held_out, groups=(mine, theirs, 2))
+        assert pooled.auc > 0.6
+        assert found.auc == pytest.approx(0.5, abs=0.04)
+        assert abs(found.ratio - 1) < abs(pooled.ratio - 1) / 5
+        assert [one.num_generated for one in found.by_group] == [1900, 100]
+        shares = [0.95, 0.05]
+        assert found.auc == pytest.approx(np.dot(shares, [one.auc for one in found.by_group]))
+        errors = [share * one.auc_error for share, one in zip(shares, found.by_group, strict=True)]
+        assert found.auc_error == pytest.approx(np.linalg.norm(errors))
+        # One group copied and the other not.
+        generated[mine == 1] = training[900:] * 2
+        found = memorisation(generated, training, held_out, groups=(mine, theirs, 2))
+        assert found.by_group[1].auc > 0.99
+        assert found.by_group[1].copies == 1
+        assert found.by_group[0].copies < 0.01
+
+    def test_errors_are_what_repetitions_scatter_by(self):
+        found = [
+            memorisation(normal(80, 4, 3 * s), normal(50, 4, 3 * s + 1), normal(120, 4, 3 * s + 2))
+            for s in range(300)
+        ]
+        # Given the training set, which all share; here it varies too, and adds a little.
+        for value, error in (("auc", "auc_error"), ("ratio", "ratio_error")):
+            spread = np.std([getattr(one, value) for one in found])
+            stated = np.mean([getattr(one, error) for one in found])
+            assert spread == pytest.approx(stated, rel=0.15)
+
+    def test_a_few_copies_are_not_certain(self):
+        training = normal(50, 8, 1)
+        found = memorisation(training[:5], training, normal(20, 8, 2))
+        assert found.auc == 1
+        assert found.auc_error > 0.05
+
+    def test_groups_that_do_not_fit(self):
+        x, t, h = normal(4, 3, 0), normal(5, 3, 1), normal(6, 3, 2)
+        ones = np.ones(6, dtype=int)
+        for groups in [
+            (ones[:4], ones[:5], 2),
+            (ones[:4], ones, 1),
+            (0 * ones[:4], ones, 2),  # nothing to compare group 0 with
+        ]:
+            with pytest.raises(ContractError, match="group"):
+                memorisation(x, t, h, groups=groups)
+        empty = memorisation(x, t, h, groups=(ones[:4], ones, 2)).by_group[0]
+        assert np.isnan([empty.auc, empty.auc_error, empty.copies]).all()
+        with pytest.raises(ContractError, match="false_matches"):
+            memorisation(x, t, h, false_matches=0)
+
     @pytest.mark.parametrize("bad", [*BAD, np.ones((4, 2))])
     @pytest.mark.parametrize("place", [0, 1, 2])
     def test_bad_embeddings(self, bad, place):

@@ -13,6 +13,7 @@ from fairbench.metrics import (
     frechet_infinity,
     frechet_interval,
 )
+from fairbench.metrics.frechet import _congruent
 
 
 def normal(n, d, seed, shift=0.0, spread=1.0):
@@ -173,6 +174,32 @@ class TestFrechetInterval:
     def test_bad_blocks(self, blocks):
         with pytest.raises(ContractError, match="blocks"):
             frechet_interval(normal(50, 3, 0), normal(50, 3, 1), blocks=blocks, seed=0)
+
+
+class TestTriangularFactor:
+    def test_it_gives_the_distance_of_the_plain_product(self, monkeypatch):
+        x, y = normal(700, 300, 0), normal(800, 300, 1) * 1.2
+        moments = FrechetMoments.of(y)
+        found = moments.distance(x)
+        covariance = FrechetMoments.of(x).covariance
+        product = _congruent(covariance, moments.factor)
+        expected = moments.factor.T @ covariance @ moments.factor
+        np.testing.assert_allclose(np.tril(product), np.tril(expected), atol=1e-12)
+        monkeypatch.setattr("fairbench.metrics.frechet._TRIANGULAR_MINIMUM", 10_000)
+        assert FrechetMoments.of(y).distance(x) == pytest.approx(found, rel=1e-12)
+
+    def test_the_covariances_are_left_as_they_were(self):
+        x, y = FrechetMoments.of(normal(400, 300, 0)), FrechetMoments.of(normal(400, 300, 1))
+        before = x.covariance.copy(), y.factor.copy()
+        y.distance(x)
+        np.testing.assert_array_equal(x.covariance, before[0])
+        np.testing.assert_array_equal(y.factor, before[1])
+
+    def test_a_factor_that_is_no_triangle_is_multiplied_out(self):
+        rng = np.random.default_rng(0)
+        covariance, factor = np.cov(rng.standard_normal((300, 400))), rng.random((300, 300))
+        expected = factor.T @ covariance @ factor
+        np.testing.assert_array_equal(_congruent(covariance, factor), expected)
 
 
 def mixture(n, share, seed):

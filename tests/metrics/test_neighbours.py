@@ -101,6 +101,20 @@ class TestValues:
         assert found.precision == 1
         assert found.recall == 4 / 200
 
+    @pytest.mark.parametrize("values", [60, 400, 4000])
+    @pytest.mark.parametrize("top", [2, 9, 0])
+    def test_in_chunks_of_any_size(self, monkeypatch, values, top):
+        # Each pair is met in one chunk only, so what a chunk finds for later rows must wait.
+        monkeypatch.setattr("fairbench.metrics._features._CHUNK_VALUES", values)
+        if top:  # ties and copies
+            rng = np.random.default_rng(top)
+            x, y = (rng.integers(0, top, (n, 3)).astype(float) for n in (90, 70))
+        else:
+            x, y = normal(90, 3, 0), normal(70, 3, 1, 0.3)
+        for k in (1, 4):
+            found = precision_recall_density_coverage(x, y, k=k)
+            np.testing.assert_allclose(scores(found), by_definition(x, y, k), rtol=1e-12)
+
     def test_rows_beyond_one_chunk(self):
         x, y = normal(5000, 2, 0), normal(2500, 2, 1, 0.2)
         found = precision_recall_density_coverage(x, y, k=3)

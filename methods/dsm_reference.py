@@ -1,0 +1,41 @@
+"""The backbone trained on the reference set alone: balanced, and soon memorised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fairbench.methods._parameters import FineTuned
+from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+
+if TYPE_CHECKING:
+    from fairbench.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class ReferenceOnly(FineTuned):
+    """Ordinary denoising on the small reference set: DSM(ref) of arXiv 2403.01189."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="dsm_reference",
+        title="ordinary training on the reference set alone",
+        arxiv="2403.01189",
+        family="training",
+        supervision=frozenset({"reference-set"}),
+        reference_images=800,
+        role="control",
+        ranked=False,
+        uses_target=False,
+        trains=True,
+    )
+
+    def prepare(
+        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+    ) -> Sampler:
+        """Train the network on the reference images by its own denoising loss."""
+        from fairbench.methods import _denoising
+
+        return _denoising.prepare(self, backbone, [data.reference], data, preparation)
+
+
+METHOD = ReferenceOnly

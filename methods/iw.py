@@ -1,0 +1,54 @@
+"""Importance reweighting by the density ratio of clean images, the same at every noise level.
+
+Source: IW-DSM of Kim et al., arXiv 2403.01189, after Choi et al., Fair generative modeling via
+weak supervision, arXiv 1910.12008.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from fairbench.methods._reweighted import Reweighted
+from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+
+if TYPE_CHECKING:
+    from fairbench.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class ImportanceReweighting(Reweighted):
+    """Denoising on biased and reference images, each weighted by how much rarer it was made.
+
+    The weight depends on the clean image, which the network doesn't see, and so it moves the
+    optimum; a weight that depends on the noised image alone wouldn't.
+    """
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="iw",
+        title="density ratio of clean reference to clean biased images as a weight",
+        arxiv="1910.12008",
+        family="training",
+        supervision=frozenset({"reference-set"}),
+        reference_images=800,
+        role="control",
+        ranked=False,
+        uses_target=False,
+        trains=True,
+        training_set="biased",
+        deviations=(
+            "A diffusion model instead of the paper's GAN, as in IW-DSM of arXiv 2403.01189.",
+            "The ratio network is chosen by its cross-entropy on held-out images.",
+        ),
+    )
+
+    def prepare(
+        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+    ) -> Sampler:
+        """Train the ratio, weigh the images, then train the network, or load both."""
+        from fairbench.methods import _tiw
+
+        return _tiw.prepare_clean(self, backbone, data, preparation)
+
+
+METHOD = ImportanceReweighting

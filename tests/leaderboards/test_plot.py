@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from fairbench.leaderboards import rows, to_plot
+from fairbench.leaderboards.plot import draw
+from fairbench.types import Score
+
+
+def scores(fair, quality):
+    found = [
+        Score(
+            "fairness_discrepancy_corrected", fair, fair - 0.02, fair + 0.03, 9, "lower", "w", 0.03
+        )
+    ]
+    if quality is not None:
+        name = "kernel_cartoonfaces_reweighted"
+        found.append(Score(name, quality, quality - 0.01, quality + 0.02, 9, "lower", "b"))
+    return tuple(found)
+
+
+@pytest.fixture
+def table(make_record):
+    records = [
+        make_record("vanilla", card={"role": "control"}, scores=scores(0.6, 0.05)),
+        make_record("fairgen", scores=scores(0.1, 0.1)),
+        make_record("tiw", scores=scores(0.2, None)),
+        make_record("vanilla", task="race", card={"role": "control"}, scores=scores(0.4, 0.05)),
+    ]
+    return rows(records, warn=lambda line: None)
+
+
+def test_a_point_is_a_row_with_its_intervals(table):
+    panels = draw(table).axes
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        "cartoonfaces · gender · cartoon-sd",
+        "cartoonfaces · race · cartoon-sd",
+    ]
+    points = {}
+    for drawn in panels[0].containers:
+        across, up = drawn.lines[2]
+        (x,), (y,) = (list(map(float, values)) for values in drawn.lines[0].get_data())
+        ends = across.get_segments()[0][:, 0], up.get_segments()[0][:, 1]
+        points[round(x, 6)] = [round(v, 6) for v in (y, *ends[0], *ends[1])]
+    assert points == {0.6: [50, 0.58, 0.63, 40, 70], 0.1: [100, 0.08, 0.13, 90, 120]}
+
+
+def test_points_are_named_and_a_row_without_quality_is_not_hidden(table):
+    panel = draw(table).axes[0]
+    key = next(text.get_text() for text in panel.texts if "\n" in text.get_text())
+    assert key.splitlines() == ["1 fairgen", "2 vanilla", "– tiw: not measurable"]
+
+
+def test_roles_are_explained(table):
+    (legend,) = draw(table).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["method", "control"]
+
+
+def test_the_same_rows_give_the_same_png(table):
+    picture = to_plot(table)
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert to_plot(table) == picture
