@@ -32,7 +32,7 @@ class LatentEditing(BottleneckGuided):
         default="iid", metadata={"help": "edits drawn an image (iid) or by shuffled quotas"}
     )
     strength: float = field(
-        default=0.3, metadata={"help": "length of the edit beside that of h", "minimum": 0}
+        default=0.8, metadata={"help": "length of the edit beside that of h", "minimum": 0}
     )
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -48,7 +48,8 @@ class LatentEditing(BottleneckGuided):
         deviations=(
             "The paper's exact form isn't public: here a unit difference of group means a "
             "timestep, scaled by the mean length of h, on the fewest images with which the "
-            "expected shares are the target if every edit succeeds.",
+            "expected shares are the target if every edit succeeds. The length was chosen with "
+            "the method's own classifier on cartoonfaces-sd.",
         ),
     )
 

@@ -36,9 +36,9 @@ class SampleGuidance(BottleneckGuided):
     temperature: float = field(
         default=8.0, metadata={"help": "of the heads' softmax", "minimum": 1e-3}
     )
-    scale: float = field(default=15.0, metadata={"help": "of the step", "minimum": 0})
+    scale: float = field(default=60.0, metadata={"help": "of the step", "minimum": 0})
     max_rel: float = field(
-        default=0.3, metadata={"help": "longest step beside h; 0: no bound", "minimum": 0}
+        default=0.9, metadata={"help": "longest step beside h; 0: no bound", "minimum": 0}
     )
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -54,7 +54,8 @@ class SampleGuidance(BottleneckGuided):
         deviations=(
             "Heads are those of distribution_guidance, learned from trajectories of the sampler "
             "in use.",
-            "A step is at most max_rel times as long as h.",
+            "Scale 60 with steps at most 0.9 times as long as h, chosen with the method's own "
+            "classifier on cartoonfaces-sd; the paper's scale is 15, without a bound.",
         ),
     )
 
