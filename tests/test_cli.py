@@ -101,7 +101,7 @@ def test_the_leaderboard_reads_records_alone(fairbench: Run, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--method", "fairgne"), "did you mean fairgen?"),
+        (("--method", "fairgne"), "did you mean fairgen or fairgen_distilled?"),
         (("--method", "vanilla", "--dataset", "cartoonface"), "did you mean cartoonfaces?"),
         (("--method", "vanilla", "--task", "gendr"), "gender"),
         (("--method", "vanilla", "--backbone", "cartoonfaces-sdd"), "cartoonfaces-sd"),
