@@ -375,11 +375,13 @@ class DiffusersBackbone(Backbone):
         return None if tokenizer is None else list(tokenizer.tokenize(text))
 
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        x_t = x_t.to(self.dtype)
+        # The network's own: one in training keeps float32 weights whatever the pipeline has.
+        dtype = next(self._unet.parameters()).dtype
+        x_t = x_t.to(dtype)
         if context is None:
             output = self._unet(x_t, t).sample
         else:
-            output = self._unet(x_t, t, encoder_hidden_states=context.to(self.dtype)).sample
+            output = self._unet(x_t, t, encoder_hidden_states=context.to(dtype)).sample
         return cast("Tensor", output).float()
 
     @contextmanager

@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fairbench.generation import Reporter
     from fairbench.pipeline import Outcome
     from fairbench.records import Record
+    from fairbench.types import Method
 
 __all__ = ["app", "main"]
 
@@ -519,6 +520,17 @@ def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+def _preset_row(method: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset sets, and what that makes of the row."""
+    card = method(**values).configured_card()
+    return {
+        "parameters": dict(values),
+        "role": card.role,
+        "ranked": card.ranked,
+        "supervision": sorted(card.supervision),
+    }
+
+
 def _listing(kind: Kind) -> list[dict[str, Any]]:
     from fairbench.datasets import DATASETS
 
@@ -533,7 +545,7 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
                 "deviations": list(method.card.deviations),
             }
             parameters = [dataclasses.asdict(p) for p in parameters_of(method)]
-            presets = {key: dict(value) for key, value in method.presets.items()}
+            presets = {key: _preset_row(method, value) for key, value in method.presets.items()}
             order = ("name", "title", "role", "family", "supervision", "arxiv")
             rest = {key: value for key, value in card.items() if key not in order}
             first = {key: card[key] for key in order}

@@ -126,6 +126,8 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     with _method_cache(cache, forced=plan.config.force) as method_cache:
         sampler, audit = _prepared(plan, backbone, method_cache, report)
     prepared = time.monotonic() - started
+    # A trained network is behind a backbone of its own; out of memory, its calls become smaller.
+    network: Backbone = getattr(sampler, "backbone", backbone)
     requests = plan.requests
     done = _finished_batches(folder)
     todo = [request for i, request in enumerate(requests) if i not in done]
@@ -135,7 +137,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     for batch in sampler.batches(todo, size):
         report.progress("generating images", made, len(requests))
         at = time.monotonic()
-        samples = _sampled(sampler, backbone, batch, report)
+        samples = _sampled(sampler, network, batch, report)
         asked = samples.requested
         arrays = {
             "index": np.array([position[id(request)] for request in batch]),
@@ -157,7 +159,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
     arrays["prepare_seconds"] = np.array(prepared)
     arrays["extra_parameters"] = np.array(sampler.extra_parameters)
-    facts = {**sampler.facts, **audit, "network_batch": backbone.network_batch}
+    facts = {**sampler.facts, **audit, "network_batch": network.network_batch}
     arrays["facts"] = np.array(json.dumps(facts))
     save_arrays(whole, arrays)
     for part in folder.glob("batch-*.npz"):
@@ -250,6 +252,7 @@ def _prepared(
         cache=cache,
         progress=report.progress,
         audit=handed_in.__setitem__,
+        dtype=str(plan.dtype).removeprefix("torch."),
     )
     card = plan.method.configured_card()
     data = training_data(plan.dataset, card)

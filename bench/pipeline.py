@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from fairbench.cache import cache_folder
 from fairbench.cartoonfaces import Split
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.crossings import Reading, crossing
-from fairbench.datasets import Dataset, get_dataset
+from fairbench.datasets import BackboneSpec, Dataset, get_dataset
 from fairbench.errors import AssetError, InputError
 from fairbench.face_scores import FaceInstruments, face_scores, load_face_instruments
 from fairbench.fairness_scores import RANKED
@@ -75,6 +76,7 @@ def plan_run(config: RunConfig) -> Plan:
             f"{dataset.name} has {dataset.image_size}; choose one of "
             f"{', '.join(spec.name for spec in dataset.backbones)}"
         )
+    _check_prompts(method.card, backbone, dataset)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
     check_controls(config.controls, dataset.attributes, dataset.sensitive)
@@ -87,6 +89,19 @@ def plan_run(config: RunConfig) -> Plan:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     return Plan(config, dataset, task, backbone, method, preset, sampling, device, dtype)
+
+
+def _check_prompts(card: MethodCard, backbone: BackboneSpec, dataset: Dataset) -> None:
+    """Refuse a backbone of the wrong kind before anything is loaded."""
+    needed = card.prompts == "needed"
+    if card.prompts == "either" or backbone.conditional == needed:
+        return
+    fitting = [spec.name for spec in dataset.backbones if spec.conditional == needed]
+    kind = "a text-to-image backbone" if needed else "a backbone without prompts"
+    raise InputError(
+        f"{card.name} needs {kind}; {backbone.name} is none; choose --backbone "
+        f"{' or '.join(fitting)}"
+    )
 
 
 def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
@@ -103,6 +118,15 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
         "sampling": asdict(plan.sampling),
         "dtype": str(plan.dtype).removeprefix("torch."),
     }
+    asked = getattr(plan.method, "precision", plan.method.training_precision)
+    if asked == "auto":  # what it means depends on the machine
+        from fairbench.devices import resolve_autocast
+
+        autocast = resolve_autocast(asked, plan.device)
+        config["autocast"] = str(autocast).removeprefix("torch.")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if card.trains and processes > 1:  # each draws rows of its own
+        config["processes"] = processes
     if card.uses_target:
         config["target"] = dict(zip(plan.task.groups, plan.task.target, strict=True))
     if card.trains and "prompts" in card.supervision:

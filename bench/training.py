@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -240,8 +241,9 @@ class _Training:
                 kept = f"the state after step {self.saved_step} is kept, and gone on from"
             raise InputError(
                 f"{self.what} diverged: loss {total} and gradient norm {float(norm)} at step "
-                f"{self.step + 1} of {self.plan.steps}; lower --param learning_rate (seen "
-                f"{self.plan.learning_rate:g}), which trains anew. For the same parameters {kept}"
+                f"{self.step + 1} of {self.plan.steps}; lower its learning rate (seen "
+                f"{self.plan.learning_rate:g}) by the parameter whose name ends in learning_rate, "
+                f"which trains anew. For the same parameters {kept}"
             )
         checkpoint()
         self.optimizer.step()
@@ -346,6 +348,8 @@ def train_or_load(
         "plan": asdict(plan),
         "precision": str(resolve_autocast(plan.precision, device)),
         "seed": preparation.seed,
+        "dtype": preparation.dtype,
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # each draws rows of its own
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
     finished = preparation.cache / "networks" / f"{name}-{digest}.safetensors"

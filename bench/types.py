@@ -220,6 +220,8 @@ class MethodCard:
         trains: Whether it learns something before it samples.
         training_set: Images that it trains on beside the reference set: none, those with the bias
             that the backbone was trained on, or as many balanced ones.
+        prompts: Whether the backbone must take prompts, must take none, or may do either.
+        extra_parameters: What is added to the backbone, in words; the record has the number.
         extra_network_calls: What an image costs beyond the backbone's own calls, in words; the
             record has the number.
         deviations: Where it differs from the paper, one sentence each.
@@ -237,6 +239,8 @@ class MethodCard:
     uses_target: bool = True
     trains: bool = False
     training_set: Literal["none", "biased", "balanced"] = "none"
+    prompts: Literal["either", "needed", "none"] = "either"
+    extra_parameters: str = "none"
     extra_network_calls: str = "none"
     deviations: tuple[str, ...] = ()
 
@@ -296,6 +300,7 @@ class Preparation:
         images_per_prompt: Images that will be asked for, by prompt.
         cache: Folder to keep trained parts in, under keys of their own content.
         progress: ``progress(what, done, total)``; called often, cheap.
+        dtype: Number format of the backbone, which what is trained on it depends on.
         audit: ``audit(name, values)`` hands in one number for each image of
             `TrainingData.training`, (N,). What hidden labels say of them joins the record once the
             method is prepared; the method itself learns nothing from it.
@@ -307,6 +312,7 @@ class Preparation:
     cache: Path
     progress: Callable[[str, int, int], None]
     audit: Deposit = _dropped
+    dtype: str = "float32"
 
 
 @runtime_checkable
@@ -317,11 +323,13 @@ class Method(Protocol):
         card: What the method is.
         version: Raised whenever the same parameters give other images.
         presets: Name -> parameters that it sets.
+        training_precision: Autocast of what it trains, ``auto`` if it depends on the device.
     """
 
     card: ClassVar[MethodCard]
     version: ClassVar[int]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    training_precision: ClassVar[str]
 
     def configured_card(self) -> MethodCard:
         """The card of the method with these parameters; an ablation or oracle has its own."""
@@ -340,6 +348,8 @@ class MethodBase:
     card: ClassVar[MethodCard]
     version: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+    training_precision: ClassVar[str] = "float32"
 
     def configured_card(self) -> MethodCard:
         """The class's own card."""

@@ -109,7 +109,7 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
     axes.set_ylabel(f"{names[0] if names else QUALITY} ×1000 (lower is better)", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # an unbiased estimate may be negative
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

@@ -606,7 +606,7 @@ def learn_heads(
         "dtype": None if backbone.unet is None else str(next(backbone.unet.parameters()).dtype),
         "rows": backbone.network_batch,
         "data": images_sha256(data.reference),
-        "classifier_steps": method.classifier_steps,
+        "classifier": classifier.weights_sha256(),
         "attributes": {name: list(levels) for name, levels in task.attributes.items()},
         "prompts": [prompt.text for prompt in task.prompts],
         "sampling": asdict(config),

@@ -283,6 +283,7 @@ class CoupledSampler(DDIMSampler):
         end = len(self.times) - method.skip_last
         self.guided_times = self.times[method.skip_first : max(end, 0)]
         self.logs: list[list[dict[str, Any]]] = []
+        self._log: list[dict[str, Any]] = []
         self._facts = dict(facts)
         self.facts = self._facts
 
@@ -315,7 +316,7 @@ class CoupledSampler(DDIMSampler):
         guide = Guide(
             self.method, self.goals, self.backbone.schedule, self.guided_times, len(requests)
         )
-        self.logs.append(guide.log)
+        self._log = guide.log
         branches = self.goals[0].heads
         edits = {branch: guide.edit(branch) for branch in branches}
         guidance = self.config.guidance
@@ -351,6 +352,7 @@ class CoupledSampler(DDIMSampler):
             members = self.members(batch[0])
             denoise, a_step = self.denoiser(members, [None] * len(members))
             images = self.backbone.decode(ddim(self.backbone, denoise, members, self.config))
+            self.logs.append(self._log)  # only now: a batch that ran out of memory is made again
             for request in batch:
                 row = request.image_index % self.method.batch
                 calls = a_step * self.config.steps

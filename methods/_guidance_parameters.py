@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fairbench.types import MethodBase, Supervision
 
@@ -22,6 +22,8 @@ class Classified(MethodBase):
     Attributes:
         classifier_steps: Optimiser steps of the classifier.
     """
+
+    training_precision: ClassVar[str] = "auto"
 
     classifier_steps: int = field(
         default=300, metadata={"help": "training steps of the attribute classifier", "minimum": 1}

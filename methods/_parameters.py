@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from fairbench.errors import InputError
 from fairbench.types import MethodBase
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ class FineTuned(MethodBase):
     normalise_weights: bool = field(
         default=True, metadata={"help": "weights have mean 1 over timesteps"}
     )
+
+    def __post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise InputError(
+                f"--param batch must be a multiple of accumulate; seen {self.batch} and "
+                f"{self.accumulate}"
+            )
+        if not self.ema_decay < 1:
+            raise InputError(f"--param ema_decay must be below 1; seen {self.ema_decay:g}")
 
     def plan(self) -> TrainingPlan:
         """The trainer's view of these parameters."""

@@ -55,6 +55,7 @@ class Reweighted(FineTuned):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.reference_share <= 1:
             raise InputError(
                 f"--param reference_share must lie in [0, 1]; seen {self.reference_share:g}"

@@ -6,6 +6,7 @@ Diffusion Models, CVPR 2024, arXiv 2402.18206.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -75,6 +76,7 @@ class DistributionGuidance(BottleneckGuided):
         title="batches steered to the wanted shares through the U-Net's bottleneck",
         arxiv="2402.18206",
         family="sampling",
+        extra_parameters="a linear head a timestep",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,
         batch_coupled=True,
@@ -112,6 +114,12 @@ class DistributionGuidance(BottleneckGuided):
             ),
         }
     )
+
+    def configured_card(self) -> MethodCard:
+        """Without a step it is the backbone as it is."""
+        if (self.newton if self.step_rule == "newton" else self.scale) == 0:
+            return dataclasses.replace(self.card, role="control", ranked=False)
+        return self.card
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

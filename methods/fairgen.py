@@ -100,6 +100,8 @@ class FairGen(MethodBase):
         title="cross-attention adapters a category, gated by a distribution indicator",
         arxiv="2412.18810",
         family="fine-tuning",
+        prompts="needed",
+        extra_parameters="rank-1 factors in every cross-attention, for each category",
         supervision=frozenset({"prompts"}),
         role="method",
         trains=True,

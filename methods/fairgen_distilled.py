@@ -74,6 +74,8 @@ class FairGenDistilled(MethodBase):
         title="adaptation of FairGen to models without prompts: distilled classifier guidance",
         arxiv="2412.18810",
         family="fine-tuning",
+        prompts="none",
+        extra_parameters="rank-1 factors, for each category",
         supervision=frozenset({"reference-set", "labels", "classifier"}),
         reference_images=800,
         trains=True,
@@ -87,6 +89,7 @@ class FairGenDistilled(MethodBase):
             "the classifier knows no others.",
         ),
     )
+    training_precision: ClassVar[str] = "auto"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"classifier_guidance": MappingProxyType({"distil": False})}
     )

@@ -6,6 +6,7 @@ Diffusion Models, KDD 2025, arXiv 2412.08480.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -112,7 +113,7 @@ class InvDiff(FineTuned):
             "sampling), is a U-Net of half the widths with fresh weights, and starts at 0, so "
             "that training starts at the backbone; the release mixes halves of the backbone and "
             "of a full copy and starts at half the backbone's output.",
-            "600 steps at 3e-4 with averaged weights; the release takes 10,000 at 1e-4 without.",
+            "600 steps at 1e-3 with averaged weights; the release takes 10,000 at 1e-4 without.",
             "A tenth of the prompts is dropped, so that the module knows the empty prompt that "
             "guidance asks it about; the release drops none.",
             "Timesteps are spread evenly over a batch, so that the variance of the groups' risks "
@@ -150,10 +151,16 @@ class InvDiff(FineTuned):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.start != "backbone":
             raise InputError(
                 "invdiff guides a frozen backbone and can't start from scratch; leave --param "
                 f"start=backbone (seen {self.start!r})"
+            )
+        if self.accumulate > 1:
+            raise InputError(
+                "invdiff compares the groups of a whole batch and can't split it; leave --param "
+                f"accumulate=1 (seen {self.accumulate}) and lower batch for less memory"
             )
         if not self.risk_from < self.risk_to <= 1:
             raise InputError(
@@ -174,9 +181,10 @@ class InvDiff(FineTuned):
                 role="oracle",
                 ranked=False,
                 uses_target=True,
+                extra_parameters="a narrow network of the backbone's kind, about a quarter of it",
                 supervision=frozenset({"labels"}),
             )
-        if self.grouping != "inferred" or self.risk_target == "clean":
+        if self.grouping != "inferred" or self.risk_target == "clean" or not self.r_sample:
             return replace(self.card, role="ablation", ranked=False)
         return self.card
 
@@ -184,6 +192,11 @@ class InvDiff(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Group the training images and train the guiding network, or load what was trained."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                "invdiff compares the groups of a whole batch, which several processes would "
+                "split; run it on one device"
+            )
         from fairbench.methods import _invdiff
 
         return _invdiff.prepare(self, task, backbone, data, preparation)

@@ -40,6 +40,7 @@ class LatentEditing(BottleneckGuided):
         title="a fixed bottleneck direction added to a share of the images",
         arxiv="2402.18206",
         family="sampling",
+        extra_parameters="a direction a timestep",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,
         role="control",

@@ -33,6 +33,7 @@ class Rejection(Classified):
         title="resampled until a classifier sees the drawn group",
         arxiv="",
         family="sampling",
+        extra_parameters="a small classifier",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,
         role="control",

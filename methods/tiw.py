@@ -106,7 +106,7 @@ class TimeDependentReweighting(Reweighted):
                 ranked=False,
                 supervision=self.card.supervision | {"labels"},
             )
-        if not (self.weight and self.correction):
+        if not (self.weight and self.correction and self.strength):
             return dataclasses.replace(self.card, role="ablation", ranked=False)
         return self.card
 

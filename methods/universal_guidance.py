@@ -39,6 +39,7 @@ class UniversalGuidance(Classified):
         title="a classifier's gradient on the predicted clean image, for a drawn group",
         arxiv="2402.18206",
         family="sampling",
+        extra_parameters="a small classifier",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,
         role="control",

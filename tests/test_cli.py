@@ -263,7 +263,7 @@ def test_listed_methods_say_type_default_and_meaning(fairbench: Run) -> None:
     assert parameter["type"] == "cond|both"
     assert parameter["default"] == "cond"
     assert parameter["help"]
-    assert rows["fairgen"]["presets"]["as_released"]["neutral"] == "empty"
+    assert rows["fairgen"]["presets"]["as_released"]["parameters"]["neutral"] == "empty"
 
 
 def test_doctor_finds_everything_that_is_shipped(fairbench: Run) -> None:

@@ -233,7 +233,7 @@ def test_a_training_that_diverges_stops_with_advice_and_keeps_what_was_good(bad,
     message = str(caught.value)
     assert "training probe diverged" in message
     assert "at step 6 of 12" in message
-    assert "lower --param learning_rate (seen 0.1)" in message
+    assert "lower its learning rate (seen 0.1)" in message
     assert "the state after step 4 is kept" in message
     (path,) = tmp_path.rglob("*.partial.pt")
     saved = torch.load(path, weights_only=True)

@@ -1,0 +1,104 @@
+"""What cards and keys promise of every method, checked without training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fairbench.config import RunConfig
+from fairbench.errors import InputError
+from fairbench.pipeline import generation_config, plan_run
+from fairbench.registry import get_method, make_method, method_names
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "cache"))
+
+    def plan(name, *parameters, backbone=None):
+        config = RunConfig(
+            name, backbone=backbone, parameters=parameters, results=tmp_path, device="cpu"
+        )
+        return plan_run(config)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "fitting"),
+    [
+        ("fairgen", "cartoonfaces-ddpm", "cartoonfaces-sd"),
+        ("prompt_append", "cartoonfaces-ddpm", "cartoonfaces-sd"),
+        ("fair_prompt", "cartoonfaces-ddpm", "cartoonfaces-sd"),
+        ("fairgen_distilled", "cartoonfaces-sd", "cartoonfaces-ddpm"),
+    ],
+)
+def test_a_backbone_of_the_wrong_kind_is_refused_before_anything_is_loaded(
+    name, wrong, fitting, planned
+):
+    with pytest.raises(InputError, match=f"choose --backbone {fitting}"):
+        planned(name, backbone=wrong)
+    planned(name, backbone=fitting)
+
+
+@pytest.mark.parametrize("name", ["tiw", "invdiff", "rejection", "distribution_guidance"])
+def test_what_auto_precision_means_here_is_part_of_the_key(name, planned, monkeypatch):
+    plan = planned(name)
+    keys = []
+    for native in (True, False):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda native=native: native)
+        keys.append(generation_config(plan, "hash")["autocast"])
+    assert keys == ["bfloat16", "float32"]
+
+
+def test_methods_that_train_nothing_so_have_no_such_key(planned):
+    for name in ("vanilla", "fairgen", "prompt_append"):
+        assert "autocast" not in generation_config(planned(name), "hash")
+
+
+def test_the_number_of_processes_is_part_of_the_key_of_what_trains(planned, monkeypatch):
+    alone = generation_config(planned("tiw"), "hash")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert generation_config(planned("tiw"), "hash") == {**alone, "processes": 2}
+    assert "processes" not in generation_config(planned("vanilla"), "hash")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "role"),
+    [
+        ("tiw", ["strength=0"], "ablation"),
+        ("tiw", ["preset=oracle_ratio"], "oracle"),
+        ("invdiff", ["r_sample=0"], "ablation"),
+        ("invdiff", ["preset=oracle_groups"], "oracle"),
+        ("distribution_guidance", ["newton=0"], "control"),
+        ("distribution_guidance", ["step_rule=paper", "scale=0"], "control"),
+    ],
+)
+def test_a_method_without_its_effect_or_with_labels_is_not_ranked(name, parameters, role):
+    card = make_method(name, parameters)[0].configured_card()
+    assert (card.role, card.ranked) == (role, False)
+    assert make_method(name, [])[0].configured_card().ranked
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("tiw", ["accumulate=3"], "multiple of accumulate"),
+        ("balanced_data", ["ema_decay=2"], "below 1"),
+        ("invdiff", ["accumulate=2"], "can't split it"),
+    ],
+)
+def test_trainings_that_cannot_work_are_refused_at_once(name, parameters, message):
+    with pytest.raises(InputError, match=message):
+        make_method(name, parameters)
+
+
+def test_only_methods_that_declare_labels_become_oracles_or_use_classifiers():
+    for name in method_names():
+        method = get_method(name)
+        for values in [{}, *method.presets.values()]:
+            card = method(**values).configured_card()
+            if card.role == "oracle" or "classifier" in card.supervision:
+                assert "labels" in card.supervision, (name, values)
+            assert replace(card).name == name
