@@ -35,8 +35,8 @@ class DistributionGuidance(BottleneckGuided):
             too; 1: the gradient itself.
         step_rule: ``newton``, the step after which the linearised shares are the wanted ones, or
             ``paper``, its rule of a scale tuned by hand.
-        newton: Newton steps taken at once; above 1, because only a part of an edit of h arrives in
-            the next state.
+        newton: Newton steps taken at once; above 1, because only about a tenth of an edit of h
+            arrives in the next state.
         scale: Of the paper's rule, for batches of 100.
         max_rel: Longest step beside the length of h, image by image; 0: no bound.
         asymmetric: Whether the edit leaves the direction term of DDIM alone; twice the calls.
@@ -51,18 +51,18 @@ class DistributionGuidance(BottleneckGuided):
         default=1.0, metadata={"help": "of the heads' softmax", "minimum": 1e-3}
     )
     softening: float = field(
-        default=4.0,
+        default=8.0,
         metadata={"help": "temperature factor of the gradient alone", "minimum": 1},
     )
     step_rule: Literal["newton", "paper"] = field(
         default="newton", metadata={"help": "how long a step is"}
     )
     newton: float = field(
-        default=3.0, metadata={"help": "Newton steps taken at once", "minimum": 0}
+        default=10.0, metadata={"help": "Newton steps taken at once", "minimum": 0}
     )
     scale: float = field(default=1500.0, metadata={"help": "of the paper's rule", "minimum": 0})
     max_rel: float = field(
-        default=0.5, metadata={"help": "longest step beside h; 0: no bound", "minimum": 0}
+        default=0.8, metadata={"help": "longest step beside h; 0: no bound", "minimum": 0}
     )
     asymmetric: bool = field(
         default=False, metadata={"help": "edit the clean image alone; twice the calls"}
@@ -86,10 +86,10 @@ class DistributionGuidance(BottleneckGuided):
             "Heads learn from trajectories of the sampler in use, labelled by a classifier "
             "trained on the reference set, and are calibrated on held-out ones; the paper "
             "inverts labelled images (features=inversion).",
-            "A step is three Newton steps long, at most half as long as h, and its direction is "
-            "softened by 4 while the shares have temperature 1; the paper softens both by 8 and "
-            "tunes a scale by hand (preset as_released). Lengths and softening were chosen with "
-            "the method's own classifier on cartoonfaces-sd.",
+            "A step is ten Newton steps long, at most 0.8 times as long as h, and its direction "
+            "is softened by 8 while the shares have temperature 1; the paper softens both by 8 "
+            "and tunes a scale by hand (preset as_released). Lengths were chosen with the "
+            "method's own classifier on both cartoonfaces backbones.",
             "Heads lie on the sampler's own timesteps and its eta is followed; the released code "
             "has one grid of 50 steps and eta 1.",
             "By default only the conditional branch of guidance is read and edited; the release "
