@@ -42,6 +42,7 @@ __all__ = ["Generated", "Plan", "Reporter", "generate", "help_to_prepare", "trai
 PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seconds"})
 STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
 WHOLE = "all.npz"
+DIAGNOSTIC = "diagnostic."
 
 
 @dataclass(frozen=True)
@@ -146,20 +147,28 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
             "network_calls": samples.network_calls,
             "batch_id": samples.batch_id,
             "seconds": np.array([(time.monotonic() - at) / len(batch)] * len(batch)),
+            **{DIAGNOSTIC + name: rows for name, rows in samples.diagnostics.items()},
         }
         first = int(arrays["index"].min())
         save_arrays(folder / f"batch-{first:07d}-{len(batch)}.npz", arrays)
         done |= _rows(arrays)
         made += len(batch)
         report.progress("generating images", made, len(requests))
-    arrays = {
-        name: np.stack([done[i][name] for i in range(len(requests))]) for name in sorted(PER_IMAGE)
+    stacked = {
+        name: np.stack([done[i][name] for i in range(len(requests))]) for name in sorted(done[0])
     }
+    arrays = {name: stacked[name] for name in sorted(PER_IMAGE)}
+    seen = {
+        name.removeprefix(DIAGNOSTIC): rows
+        for name, rows in stacked.items()
+        if name.startswith(DIAGNOSTIC)
+    }
+    observed = sampler.observed({**seen, "batch_id": arrays["batch_id"]})
     # What a resumed run prepared again was paid for by the run that trained it.
     prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
     arrays["prepare_seconds"] = np.array(prepared)
     arrays["extra_parameters"] = np.array(sampler.extra_parameters)
-    facts = {**sampler.facts, **audit, "network_batch": network.network_batch}
+    facts = {**sampler.facts, **observed, **audit, "network_batch": network.network_batch}
     arrays["facts"] = np.array(json.dumps(facts))
     save_arrays(whole, arrays)
     for part in folder.glob("batch-*.npz"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Prediction
@@ -150,6 +151,10 @@ class DDIMSampler:
             return unconditional.with_value(unconditional.value + self.config.guidance * away)
 
         return denoise
+
+    def observed(self, diagnostics: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+        """Nothing; for methods that look at what they make."""
+        return {}
 
     def batches(self, requests: Sequence[Request], size: int) -> list[list[Request]]:
         """Consecutive runs of at most `size` requests."""

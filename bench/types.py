@@ -172,7 +172,7 @@ class Samples:
         network_calls: (B,) denoiser evaluations spent on each image, guidance branches counted
             apart.
         batch_id: (B,) equal for images that depend on each other.
-        diagnostics: Name -> (B,) or scalar values worth a look.
+        diagnostics: Name -> (B, ...) numbers worth a look, a row an image.
     """
 
     images: NDArray[np.uint8]
@@ -199,6 +199,15 @@ class Sampler(Protocol):
 
     def __call__(self, requests: Sequence[Request]) -> Samples:
         """Make one image a request; a request's image depends on nothing but itself."""
+        ...
+
+    def observed(self, diagnostics: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+        """What the diagnostics of all images of a run say, as plain values for the record.
+
+        Args:
+            diagnostics: Name -> (n, ...), with ``batch_id`` (n,), also of images made by an
+                earlier process.
+        """
         ...
 
 

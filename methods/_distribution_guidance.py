@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Edit, Prediction, Schedule
@@ -261,7 +262,7 @@ class CoupledSampler(DDIMSampler):
         preparation: Sampling and seed.
         method: Its parameters.
         goals: What to steer to.
-        facts: For the record; what the guidance saw is added while sampling.
+        facts: For the record.
     """
 
     def __init__(
@@ -282,10 +283,8 @@ class CoupledSampler(DDIMSampler):
         self.times = self.backbone.schedule.timesteps(self.config.steps, self.config.spacing)
         end = len(self.times) - method.skip_last
         self.guided_times = self.times[method.skip_first : max(end, 0)]
-        self.logs: list[list[dict[str, Any]]] = []
-        self._log: list[dict[str, Any]] = []
-        self._facts = dict(facts)
-        self.facts = self._facts
+        self.guide: Guide | None = None
+        self.facts = facts
 
     def batch_id(self, request: Request) -> int:
         """Prompt and number of the batch."""
@@ -313,10 +312,9 @@ class CoupledSampler(DDIMSampler):
         empty = None
         if context is not None and self.config.guidance != 1:
             empty = self.backbone.embed([""] * len(requests))
-        guide = Guide(
+        self.guide = guide = Guide(
             self.method, self.goals, self.backbone.schedule, self.guided_times, len(requests)
         )
-        self._log = guide.log
         branches = self.goals[0].heads
         edits = {branch: guide.edit(branch) for branch in branches}
         guidance = self.config.guidance
@@ -347,45 +345,60 @@ class CoupledSampler(DDIMSampler):
                 f"{self.method.card.name} sees a batch in one network call; {self.method.batch} "
                 f"don't fit its {self.backbone.network_batch} rows; lower --param batch"
             )
-        made: dict[tuple[int, int], tuple[Any, int]] = {}
+        images: dict[int, NDArray[np.uint8]] = {}
+        seen: dict[int, dict[str, NDArray[Any]]] = {}
+        position = {id(request): i for i, request in enumerate(requests)}
         for batch in self.batches(requests, len(requests)):
             members = self.members(batch[0])
             denoise, a_step = self.denoiser(members, [None] * len(members))
-            images = self.backbone.decode(ddim(self.backbone, denoise, members, self.config))
-            self.logs.append(self._log)  # only now: a batch that ran out of memory is made again
+            made = self.backbone.decode(ddim(self.backbone, denoise, members, self.config))
+            log = self.diagnostics()
             for request in batch:
-                row = request.image_index % self.method.batch
-                calls = a_step * self.config.steps
-                made[request.prompt_index, request.image_index] = images[row], calls
-        rows = [made[request.prompt_index, request.image_index] for request in requests]
-        self._facts["guidance"] = self.summary()
+                row, at = request.image_index % self.method.batch, position[id(request)]
+                images[at] = made[row]
+                seen[at] = {name: values[row] for name, values in log.items()}
+        order = range(len(requests))
         return Samples(
-            images=np.stack([image for image, _ in rows]),
+            images=np.stack([images[at] for at in order]),
             requested=None,
-            network_calls=np.array([calls for _, calls in rows], np.int64),
+            network_calls=np.full(len(requests), a_step * self.config.steps, np.int64),
             batch_id=np.array([self.batch_id(request) for request in requests], np.int64),
+            diagnostics={name: np.stack([seen[at][name] for at in order]) for name in seen[0]},
         )
 
-    def summary(self) -> dict[str, Any]:
-        """Means over the batches made so far of what the guidance saw at each step.
+    def diagnostics(self) -> dict[str, NDArray[Any]]:
+        """What the guide of the last batch saw and did, a row a member.
 
-        ``p_hat``: shares that the heads see before the step, by grouping and branch; ``relative``:
-        mean length of the steps beside that of h.
+        ``p_hat GROUPING BRANCH`` (N, S, K): shares of the batch that the heads see before each
+        of the S steps, the same for all members; ``relative BRANCH`` (N, S): length of the
+        member's own step beside that of its h, 0 where it wasn't guided.
         """
-        found: dict[str, Any] = {"batches": len(self.logs), "timesteps": list(self.times)}
+        assert self.guide is not None
+        found: dict[str, NDArray[Any]] = {}
         for branch in self.goals[0].heads:
-            entries = [[e for e in log if e["branch"] == branch] for log in self.logs]
+            log = [entry for entry in self.guide.log if entry["branch"] == branch]
             for g, goal in enumerate(self.goals):
-                shares = torch.stack([torch.stack([e["p"][g] for e in log]) for log in entries])
-                found[f"p_hat {goal.name} {branch}"] = _rounded(shares.mean(0))
-            relative = torch.stack([torch.stack([e["relative"] for e in log]) for log in entries])
-            guided = torch.tensor([e["guided"] for e in entries[0]], device=relative.device)
-            found[f"relative {branch}"] = _rounded(relative.mean((0, 2)) * guided)
+                shares = torch.stack([entry["p"][g] for entry in log])
+                every = shares.expand(self.guide.rows, *shares.shape)
+                found[f"p_hat {goal.name} {branch}"] = _float(every)
+            relative = torch.stack([entry["relative"] * entry["guided"] for entry in log], 1)
+            found[f"relative {branch}"] = _float(relative)
         return found
 
+    def observed(self, diagnostics: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+        """Means of what the guidance saw over batches, and of what it did over images."""
+        _, first = np.unique(diagnostics["batch_id"], return_index=True)
+        means = {
+            name: values[first].mean(0) if name.startswith("p_hat ") else values.mean(0)
+            for name, values in diagnostics.items()
+            if name != "batch_id"
+        }
+        found = {name: np.round(mean.astype(float), 4).tolist() for name, mean in means.items()}
+        return {"guidance": {"batches": len(first), "timesteps": list(self.times), **found}}
 
-def _rounded(values: Tensor) -> Any:
-    return np.round(values.double().cpu().numpy(), 4).tolist()
+
+def _float(values: Tensor) -> NDArray[np.float32]:
+    return values.float().cpu().numpy()
 
 
 def _marginal(task: Task, name: str) -> list[float]:

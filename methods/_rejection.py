@@ -67,7 +67,7 @@ class RejectionSampler(DDIMSampler):
         task: Names the attributes of its groups.
         classifier: Decides.
         indicator: Draws the group of an image.
-        facts: For the record; hits are counted while sampling.
+        facts: For the record.
     """
 
     def __init__(
@@ -83,8 +83,7 @@ class RejectionSampler(DDIMSampler):
         super().__init__(backbone, preparation.sampling)
         self.method, self.names, self.classifier = method, list(task.attributes), classifier
         self.indicator = indicator
-        self._facts = {**facts, "images": 0, "attempts": 0, "given_up": 0}
-        self.facts = self._facts
+        self.facts = facts
         self.extra_parameters = sum(p.numel() for p in classifier.parameters())
 
     def group(self, request: Request) -> int:
@@ -127,16 +126,25 @@ class RejectionSampler(DDIMSampler):
             s for s in searches if not s.found and s.made < self.method.max_attempts
         ]:
             calls = self._attempt(self._schedule(pending))
-        self._facts["images"] += len(searches)
-        self._facts["attempts"] += sum(search.made for search in searches)
-        self._facts["given_up"] += sum(not search.found for search in searches)
         return Samples(
             images=np.stack([search.image for search in searches if search.image is not None]),
             requested=np.array([search.group for search in searches], np.int64),
             network_calls=np.array([calls * search.made for search in searches], np.int64),
             batch_id=np.array([self.batch_id(request) for request in requests], np.int64),
-            diagnostics={"attempts": np.array([search.made for search in searches])},
+            diagnostics={
+                "attempts": np.array([search.made for search in searches]),
+                "given_up": np.array([not search.found for search in searches]),
+            },
         )
+
+    def observed(self, diagnostics: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+        """Images, attempts at them, and images for which no attempt was right."""
+        attempts = diagnostics["attempts"]
+        return {
+            "images": len(attempts),
+            "attempts": int(attempts.sum()),
+            "given_up": int(diagnostics["given_up"].sum()),
+        }
 
 
 def prepare(

@@ -161,10 +161,20 @@ def test_methods_start_from_the_same_noise(config: Callable[..., RunConfig]) -> 
     assert adapted.manifest == plain.manifest
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("vanilla", ()), ("rejection", ("classifier_steps=20", "max_attempts=2"))],
+)
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    config: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    method: str,
+    parameters: tuple[str, ...],
 ) -> None:
-    whole = run(config(results=tmp_path / "elsewhere", batch_size=20))
+    """What its record says of all images counts those made before it stopped."""
+    asked = {"method": method, "parameters": parameters, "batch_size": 20}
+    whole = run(config(results=tmp_path / "elsewhere", **asked))
     monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "second"))
     made: list[int] = []
 
@@ -177,15 +187,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             made.append(done)
 
     with pytest.raises(KeyboardInterrupt):
-        run(config(batch_size=20), Reporter(progress=stop))
+        run(config(**asked), Reporter(progress=stop))
     left = read_records(tmp_path / "results", pytest.fail)
     assert [record.status for record in left] == ["interrupted"]
 
-    resumed = run(config(batch_size=20), Reporter(progress=count))
+    resumed = run(config(**asked), Reporter(progress=count))
 
     assert min(made) == 60
     assert resumed.record.status == "complete"
     assert resumed.record.manifest == whole.record.manifest
+    for name in ("images", "attempts", "given_up"):
+        assert resumed.record.facts.get(name) == whole.record.facts.get(name)
+    assert ("attempts" in resumed.record.facts) == (method == "rejection")
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -347,12 +347,14 @@ def test_a_batch_too_large_for_a_network_call_is_refused(make_sampler, requests)
 
 def test_every_step_is_logged_and_the_noisiest_left_alone(make_sampler, requests):
     sampler = make_sampler(steps=5, skip_first=1)
-    sampler(requests)
-    (log,) = sampler.logs
-    assert [entry["t"] for entry in log] == [999, 799, 599, 399, 199]
-    assert [entry["guided"] for entry in log] == [False, True, True, True, True]
-    seen = sampler.facts["guidance"]
+    samples = sampler(requests)
+    found = samples.diagnostics
+    assert found["p_hat gender cond"].shape == (len(requests), 5, 2)
+    assert found["relative cond"].shape == (len(requests), 5)
+    assert np.array_equal(found["relative cond"] > 0, [[False] + [True] * 4] * len(requests))
+    seen = sampler.observed({**found, "batch_id": samples.batch_id})["guidance"]
     assert seen["batches"] == 1
+    assert seen["timesteps"] == [999, 799, 599, 399, 199]
     assert np.shape(seen["p_hat gender cond"]) == (5, 2)
     assert seen["relative cond"][0] == 0 < min(seen["relative cond"][1:])
     assert max(seen["relative cond"]) <= sampler.method.max_rel + 1e-3
@@ -402,8 +404,7 @@ def test_guidance_moves_predicted_shares_towards_any_target(make_sampler, reques
     last = {}
     for wanted in (0.1, 0.5, 0.9):
         sampler = make_sampler(target=(1 - wanted, wanted), steps=6)
-        sampler(requests)
-        last[wanted] = float(sampler.logs[0][-1]["p"][0][1])
+        last[wanted] = sampler(requests).diagnostics["p_hat gender cond"][0, -1, 1]
     assert last[0.1] < last[0.5] < last[0.9]
 
 
@@ -440,7 +441,9 @@ def test_branches_of_guidance_are_edited_as_told(
     request = Request(Prompt("person"), 0, 0, 0)
     samples = sampler([request])
     expected = {"cond": {"cond"}, "both": {"cond", "uncond"}}[branch]
-    assert {entry["branch"] for entry in sampler.logs[0]} == expected
+    assert samples.diagnostics.keys() == {
+        name for one in expected for name in (f"p_hat gender {one}", f"relative {one}")
+    }
     assert set(sampler.goals[0].heads) == expected
     assert samples.network_calls.tolist() == [4]  # 2 steps, 2 branches
 
@@ -568,11 +571,11 @@ def test_real_pipelines_are_guided(features, make_text_unet, make_task, make_pre
         method = DistributionGuidance(**QUICK, features=features, branch="both", skip_first=0)
         backbone = make_text_unet(kind)
         sampler = method.prepare(make_task("gender"), backbone, data, make_preparation())
-        images = sampler([Request(Prompt("person"), 0, 0, 0)]).images
-        assert images.shape == (1, 4, 4, 3)
+        samples = sampler([Request(Prompt("person"), 0, 0, 0)])
+        assert samples.images.shape == (1, 4, 4, 3)
         # The barely trained classifier may see one group in all trajectories, which says nothing.
         if features == "inversion":
-            assert min(sampler.facts["guidance"]["relative cond"]) > 0
+            assert samples.diagnostics["relative cond"].min() > 0
 
 
 def test_a_unet_without_middle_block_is_refused(backbone, make_task, make_preparation, data):
@@ -670,11 +673,12 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
         method = DistributionGuidance(newton=0.0 if wanted is None else 10.0)
         sampler = method.prepare(task, backbone, data, preparation)
         requests = [Request(task.prompts[0], 0, i, 0) for i in range(images)]
-        made = np.concatenate([sampler(b).images for b in sampler.batches(requests, 64)])
-        found = judge(made)
+        batches = [sampler(b) for b in sampler.batches(requests, 64)]
+        found = judge(np.concatenate([samples.images for samples in batches]))
         female[wanted] = float((found["gender"].argmax(1) == 0).mean())
         race[wanted] = np.bincount(found["race"].argmax(1), minlength=4) / images
-        last[wanted] = sampler.facts["guidance"]["p_hat gender cond"][-1][0]
+        shares = [samples.diagnostics["p_hat gender cond"][0, -1, 0] for samples in batches]
+        last[wanted] = float(np.mean(shares))
     assert female[0.2] < female[None] < female[0.8]
     assert female[0.8] - female[0.2] >= 0.2
     for wanted in (0.2, 0.8):
