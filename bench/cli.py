@@ -316,11 +316,15 @@ def list_(
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        shown = [key for key in rows[0] if not isinstance(rows[0][key], list | dict)]
+        shown = [
+            key
+            for key, value in rows[0].items()
+            if key == "supervision" or not isinstance(value, list | dict)
+        ]
         for key in shown:
             table.add_column(key.replace("_", " "), overflow="fold")
         for row in rows:
-            table.add_row(*(str(row[key]) for key in shown))
+            table.add_row(*(_cell(row[key]) for key in shown))
         _console().print(table)
 
 
@@ -520,6 +524,10 @@ def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
+def _cell(value: Any) -> str:
+    return (", ".join(value) or "none") if isinstance(value, list) else str(value)
+
+
 def _preset_row(method: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
     """What a preset sets, and what that makes of the row."""
     card = method(**values).configured_card()
@@ -541,7 +549,7 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
         for name in method_names():
             method = get_method(name)
             card = dataclasses.asdict(method.card) | {
-                "supervision": ", ".join(sorted(method.card.supervision)) or "none",
+                "supervision": sorted(method.card.supervision),
                 "deviations": list(method.card.deviations),
             }
             parameters = [dataclasses.asdict(p) for p in parameters_of(method)]

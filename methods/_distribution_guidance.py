@@ -340,11 +340,7 @@ class CoupledSampler(DDIMSampler):
         """
         if not requests:
             raise ContractError("expected at least one request, seen none")
-        if self.method.batch > self.backbone.network_batch:
-            raise InputError(
-                f"{self.method.card.name} sees a batch in one network call; {self.method.batch} "
-                f"don't fit its {self.backbone.network_batch} rows; lower --param batch"
-            )
+        require_room(self.method, self.backbone)  # out of memory, calls become smaller
         images: dict[int, NDArray[np.uint8]] = {}
         seen: dict[int, dict[str, NDArray[Any]]] = {}
         position = {id(request): i for i, request in enumerate(requests)}
@@ -417,6 +413,15 @@ def groupings_of(task: Task, joint: bool) -> dict[str, list[float]]:
     return {name: _marginal(task, name) for name in task.attributes}
 
 
+def require_room(method: DistributionGuidance, backbone: Backbone) -> None:
+    """Raise an InputError if a batch doesn't fit one network call."""
+    if method.batch > backbone.network_batch:
+        raise InputError(
+            f"{method.card.name} sees a batch in one network call; {method.batch} don't fit its "
+            f"{backbone.network_batch} rows; lower --param batch"
+        )
+
+
 def prepare(
     method: DistributionGuidance,
     task: Task,
@@ -424,7 +429,12 @@ def prepare(
     data: TrainingData,
     preparation: Preparation,
 ) -> Sampler:
-    """Train the classifier and the heads, or load those trained before."""
+    """Train the classifier and the heads, or load those trained before.
+
+    Raises:
+        InputError: If a batch doesn't fit one network call.
+    """
+    require_room(method, backbone)
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     targets = groupings_of(task, method.joint)
     heads, learned = learn_heads(

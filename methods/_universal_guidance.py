@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Prediction
+from fairbench.errors import InputError
 from fairbench.methods._classifier import AttributeClassifier, train_classifier
 from fairbench.methods._indicator import Indicator
 from fairbench.sampling import DDIMSampler, Denoiser
@@ -131,7 +132,19 @@ def prepare(
     data: TrainingData,
     preparation: Preparation,
 ) -> Sampler:
-    """Train the classifier, or load it."""
+    """Train the classifier, or load it.
+
+    Raises:
+        InputError: If the sampler starts without signal, where there is no clean image to judge.
+    """
+    first = backbone.schedule.timesteps(preparation.sampling.steps, preparation.sampling.spacing)[
+        0
+    ]
+    if float(backbone.schedule.alpha(first)) == 0:
+        raise InputError(
+            f"universal_guidance divides by the signal, and {backbone.name} has none at its first "
+            f"timestep {first} (zero terminal SNR); use sample_guidance"
+        )
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     indicator = Indicator(
         method.indicator, task.target, preparation.seed, preparation.images_per_prompt

@@ -264,6 +264,8 @@ def test_listed_methods_say_type_default_and_meaning(fairbench: Run) -> None:
     assert parameter["default"] == "cond"
     assert parameter["help"]
     assert rows["fairgen"]["presets"]["as_released"]["parameters"]["neutral"] == "empty"
+    assert rows["fairgen"]["supervision"] == ["prompts"]
+    assert rows["vanilla"]["supervision"] == []
 
 
 def test_doctor_finds_everything_that_is_shipped(fairbench: Run) -> None:

@@ -342,6 +342,16 @@ def test_a_batch_too_large_for_a_network_call_is_refused(make_sampler, requests)
         make_sampler(batch=5)(requests)
 
 
+def test_it_is_refused_before_anything_is_learned(
+    make_unconditional, make_task, make_preparation, data
+):
+    method = DistributionGuidance(**QUICK | {"batch": 5})
+    preparation = make_preparation()
+    with pytest.raises(InputError, match="lower --param batch"):
+        method.prepare(make_task(), make_unconditional(), data, preparation)
+    assert not list(preparation.cache.rglob("*.*"))
+
+
 # 7. Timesteps
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fairbench.backbones import Schedule
 from fairbench.errors import InputError
 from fairbench.methods import _classifier
 from fairbench.methods._bottleneck import Heads
@@ -208,6 +209,18 @@ def test_universal_guidance_makes_the_drawn_group(
         hits[scale] = ((samples.requested == 0) == dark(samples.images)).mean()
     assert hits[0.0] < 0.8
     assert hits[100.0] > 0.9
+
+
+def test_universal_guidance_refuses_a_schedule_that_starts_without_signal(
+    make_unconditional, make_task, make_preparation, data
+):
+    backbone, preparation = make_unconditional("v_prediction"), make_preparation()
+    table = backbone.schedule.alpha(torch.arange(len(backbone.schedule))) ** 2
+    table[-1] = 0
+    backbone.schedule = Schedule(table, "v_prediction")
+    with pytest.raises(InputError, match="none at its first timestep 999"):
+        UniversalGuidance(**QUICK).prepare(make_task(), backbone, data, preparation)
+    assert not list(preparation.cache.rglob("*.*"))
 
 
 def test_without_scale_nothing_changes(make_unconditional, make_task, make_preparation, data):
