@@ -81,7 +81,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def begin_run(device: torch.device) -> None:
-    """Start a new count of peak memory, and compute float32 as float32.
+    """Start a new count of peak memory, and compute float32 as float32, in a fixed order.
 
     CUDA's convolutions round to TF32 by default, and another machine would see other numbers.
     """
@@ -89,6 +89,7 @@ def begin_run(device: torch.device) -> None:
         import torch
 
         torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         torch.cuda.reset_peak_memory_stats(device)
 
 

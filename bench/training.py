@@ -2,7 +2,8 @@
 
 Built on accelerate, so that the same command trains on a CPU, on a GPU, or on several under
 ``accelerate launch``. A step's randomness comes from the seed and the step alone: a training that
-was interrupted ends in the same weights as one that wasn't.
+was interrupted ends in the same weights as one that wasn't; on a GPU as far as its kernels add in
+the same order, which those of attention don't promise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,10 +32,21 @@ from fairbench.files import atomic_write
 from fairbench.sampling import Stream
 from fairbench.types import Preparation
 
-__all__ = ["Draws", "Loss", "TrainingPlan", "train_or_load"]
+__all__ = ["Draws", "Loss", "TrainingPlan", "seeded_modules", "train_or_load"]
 
 CHECKPOINT_SECONDS = 30.0
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@contextmanager
+def seeded_modules(seed: int) -> Iterator[None]:
+    """Modules built inside draw their fresh weights, on the CPU, from this seed.
+
+    They know the global generator only: it is put back, and those of other devices aren't touched.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)
@@ -231,6 +244,9 @@ class _Training:
         if self.accelerator.num_processes > 1:
             whole = torch.tensor(total, dtype=torch.float64, device=self.device)
             total = float(reduce(whole, "sum"))
+            for name in sorted(logged):
+                mine = torch.tensor(logged[name], dtype=torch.float64, device=self.device)
+                logged[name] = float(reduce(mine, "sum")) / self.accelerator.num_processes
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad = reduce(parameter.grad, "sum")

@@ -20,7 +20,7 @@ from torch.nn import functional
 from fairbench.errors import ContractError, InputError
 from fairbench.methods._finetuning import images_sha256
 from fairbench.methods._guidance_parameters import Classified
-from fairbench.training import Draws, TrainingPlan, train_or_load
+from fairbench.training import Draws, TrainingPlan, seeded_modules, train_or_load
 from fairbench.types import ImageSet, Preparation, Task, TrainingData
 
 __all__ = ["AttributeClassifier", "augmented", "train_classifier"]
@@ -119,7 +119,7 @@ class AttributeClassifier(nn.Module):
             blank = chunk.new_zeros((ROWS - len(chunk), *chunk.shape[1:]))
             rows = self.log_probabilities(torch.cat([chunk, blank]).to(device))
             for name, part in rows.items():
-                found[name].append(part[: len(chunk)].double().exp().cpu())
+                found[name].append(part[: len(chunk)].cpu().double().exp())
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
     def group_probabilities(
@@ -190,8 +190,7 @@ def train_classifier(
                 f"attributes are {known}"
             )
     attributes = {name: data.attributes[name] for name in task.attributes}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(preparation.seed)
+    with seeded_modules(preparation.seed):
         classifier = AttributeClassifier(attributes, data.reference.images.shape[1])
     classifier.to(device)
     pixels = _pixels(data.reference.images).to(device)

@@ -21,7 +21,7 @@ from fairbench.methods._finetuning import NoisedImages, images_sha256
 from fairbench.methods._indicator import IndicatedSampler, Indicator
 from fairbench.methods._networks import ImageNetwork
 from fairbench.sampling import Denoiser, Stream
-from fairbench.training import Draws, TrainingPlan, train_or_load
+from fairbench.training import Draws, TrainingPlan, seeded_modules, train_or_load
 from fairbench.types import Preparation, Request, Sampler, SamplingConfig, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -74,9 +74,14 @@ def log_likelihood_gradient(
         t: (B,) timesteps.
         category: (B,) wanted levels.
     """
-    # Outside of inference mode, whose tensors autograd refuses; hence the clones.
-    with torch.inference_mode(False), torch.enable_grad():
-        x = x_t.clone().requires_grad_(True)
+    # Outside of inference mode, whose tensors autograd refuses; hence the clones. In full
+    # precision, because the guidance scale multiplies what rounding does to it.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(x_t.device.type, enabled=False),
+    ):
+        x = x_t.clone().to(torch.promote_types(x_t.dtype, torch.float32)).requires_grad_(True)
         logits = classifier(x, log_noise(schedule, t.clone()))
         chosen = logits.log_softmax(1).gather(1, category.clone()[:, None])
         (gradient,) = torch.autograd.grad(chosen.sum(), x)
@@ -120,12 +125,11 @@ class ClassifierTraining:
         self.method, self.images, self.preparation = method, images, preparation
         self.device = images.latents.device
         self.labels = torch.from_numpy(labels.astype(np.int64)).to(self.device)
-        seeds = np.random.SeedSequence([preparation.seed, Stream.TRAINING, 2**32])
+        seeds = np.random.SeedSequence([preparation.seed, Stream.TRAINING, 2**31])
         rng = np.random.default_rng(seeds)
         order = rng.permutation(len(images))
         self.held_out, self.seen = np.split(order, [max(1, len(order) // HELD_OUT)])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(preparation.seed)
+        with seeded_modules(preparation.seed):
             network = NoisedClassifier(images.latents.shape[1], levels)
         self.network = network.to(self.device)
         # The same noise at each validation, at timesteps spread evenly over the schedule.

@@ -117,7 +117,7 @@ def newton_size(
 
 
 def paper_size(schedule: Schedule, t: int, scale: float) -> float:
-    """The paper's step size, 300 scale * 1.5 beta_t^0.05, for every batch size.
+    """The paper's step size, 300 scale * 1.5 beta_t^0.05, which no batch size enters.
 
     Source: released code of arXiv 2402.18206.
     """

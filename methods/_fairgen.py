@@ -336,7 +336,7 @@ class AdapterTraining:
 
     def _resume(self, path: Path) -> None:
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return
         except Exception:  # a cut-off checkpoint: begin again

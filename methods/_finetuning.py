@@ -18,7 +18,7 @@ from fairbench.errors import InputError
 from fairbench.methods._parameters import FineTuned
 from fairbench.methods._weighting import timestep_weights, weight_summary
 from fairbench.sampling import DDIMSampler
-from fairbench.training import Draws, train_or_load
+from fairbench.training import Draws, seeded_modules, train_or_load
 from fairbench.types import ImageSet, Preparation, Prompt
 
 __all__ = [
@@ -199,8 +199,7 @@ def finetune(
 def _initialise(unet: nn.Module, seed: int) -> None:
     """Fresh weights, as the class itself draws them."""
     config = cast("Any", unet).config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_modules(seed):
         fresh = type(unet).from_config(config)  # type: ignore[attr-defined]
     unet.load_state_dict(fresh.state_dict())
 

@@ -22,7 +22,7 @@ from fairbench.methods._finetuning import (
 )
 from fairbench.methods._invdiff_groups import group_images
 from fairbench.sampling import DDIMSampler, Denoiser
-from fairbench.training import Draws, Loss, train_or_load
+from fairbench.training import Draws, Loss, seeded_modules, train_or_load
 from fairbench.types import Preparation, Request, Sampler, SamplingConfig, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def narrow_module(unet: nn.Module, width: float, seed: int) -> nn.Module:
     Only this factory sets the output layer to 0; what was trained is loaded into it as it is.
     """
     kind = cast("Any", type(unet))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_modules(seed):
         module = kind.from_config(_narrow_config(cast("Any", unet).config, width))
     return _silenced(module)
 

@@ -120,6 +120,8 @@ def denoising_risks(
         "risk": [method.risk_target, method.risk_bank, method.risk_draws],
         "range": [method.risk_from, method.risk_to],
         "precision": str(autocast),
+        "dtype": preparation.dtype,
+        "rows": backbone.network_batch,
         "seed": preparation.seed,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -22,7 +22,8 @@ class FineTuned(MethodBase):
         steps: Optimiser steps.
         batch: Images a step.
         learning_rate: Peak of AdamW's, after a warm-up, decayed by a cosine.
-        ema_decay: Of the averaged weights that are sampled with.
+        ema_decay: Of the averaged weights that are sampled with. It is reached gradually, as
+            1 - n^-0.75 after n steps: 0.992 after 600.
         accumulate: Parts that a batch is split into, for little memory.
         precision: Of autocast while training.
         start: From the shipped biased network, or from random weights.
@@ -38,7 +39,11 @@ class FineTuned(MethodBase):
         default=1e-3, metadata={"help": "peak of AdamW's, cosine decay", "minimum": 0}
     )
     ema_decay: float = field(
-        default=0.995, metadata={"help": "of the averaged weights; 0: the last", "minimum": 0}
+        default=0.995,
+        metadata={
+            "help": "of the averaged weights, at most 1 - n^-0.75; 0: the last",
+            "minimum": 0,
+        },
     )
     accumulate: int = field(
         default=1, metadata={"help": "parts a batch is split into", "minimum": 1}
@@ -71,6 +76,11 @@ class FineTuned(MethodBase):
             )
         if not self.ema_decay < 1:
             raise InputError(f"--param ema_decay must be below 1; seen {self.ema_decay:g}")
+        if self.max_weight and self.loss_weighting == "native":
+            raise InputError(
+                "--param max_weight bounds a loss weighting, and native has none; choose --param "
+                f"loss_weighting too, or leave max_weight=0 (seen {self.max_weight:g})"
+            )
 
     def plan(self) -> TrainingPlan:
         """The trainer's view of these parameters."""

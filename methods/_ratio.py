@@ -28,7 +28,7 @@ from fairbench.methods._finetuning import NoisedImages, images_sha256
 from fairbench.methods._networks import ImageNetwork
 from fairbench.methods._reweighted import Reweighted
 from fairbench.sampling import Stream
-from fairbench.training import Draws, train_or_load
+from fairbench.training import Draws, seeded_modules, train_or_load
 from fairbench.types import ImageSet, Preparation
 
 __all__ = [
@@ -299,7 +299,7 @@ class _Bank:
             index.append(rng.permutation(np.resize(rows, HELD_OUT_ROWS)))
             level.append((np.arange(HELD_OUT_ROWS) + rng.random(HELD_OUT_ROWS)) / HELD_OUT_ROWS)
         at = torch.from_numpy(np.concatenate(index)).to(device)
-        self.spread = torch.from_numpy(np.concatenate(level)).to(device)
+        self.spread = torch.from_numpy(np.concatenate(level))  # float64, which MPS has not
         clean, self.caption = sets.latents[at], sets.caption[at]
         self.reference = sets.reference[at]
         noise = torch.randn(clean.shape, generator=draws).to(device)
@@ -315,7 +315,7 @@ class _Bank:
 
     def facts(self, ratio: Ratio, levels: tuple[float, float] | None) -> dict[str, Any]:
         """What the record says of the ratio, over all levels and by band of them."""
-        logit = self.log_ratios(ratio).double()
+        logit = self.log_ratios(ratio).cpu().double()
         facts = self._summary(logit, self.spread >= 0)
         if levels is not None:
             band = (self.spread * BANDS).long()
@@ -333,7 +333,7 @@ class _Bank:
         return facts
 
     def _summary(self, logit: Tensor, rows: Tensor) -> dict[str, Any]:
-        logit, reference = logit[rows], self.reference[rows]
+        logit, reference = logit[rows], self.reference.cpu()[rows]
         weight = logit[~reference].clamp(max=SATURATED).exp()
         return {
             "held_out_cross_entropy": float(balanced_cross_entropy(logit, reference)),
@@ -351,7 +351,7 @@ def effective_share(weight: Tensor) -> float:
 
 def saturated_share(logit: Tensor) -> float:
     """Share of log ratios outside ±25."""
-    return float((logit.abs() > SATURATED).double().mean())
+    return float((logit.abs() > SATURATED).float().mean())
 
 
 def _at_level(
@@ -411,8 +411,7 @@ def fit_ratio(
     channels, width = backbone.latent_shape[0], method.ratio_width
     ratio: Ratio
     cell = None
-    with torch.random.fork_rng(devices=[]):  # modules draw their weights from the global generator
-        torch.manual_seed(seed)
+    with seeded_modules(seed):
         if kind == "labels":
             cell, shares, cell_caption = labelled_cells(parts)
             ratio = GroupRatio(channels, shares, cell_caption, width)

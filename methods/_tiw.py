@@ -143,7 +143,9 @@ class Reweighting:
             caption: (B,) captions, -1 for the empty one.
             draws: Takes the diagnostics.
         """
-        level = (sigma.double().log() - alpha.double().log()).clamp(*self.levels).float()
+        # On the CPU, for MPS has no float64.
+        level = sigma.cpu().double().log() - alpha.cpu().double().log()
+        level = level.clamp(*self.levels).float().to(x_t.device)
         # A step without signal is asked at the noisiest known level, where the shift is finite.
         signal, noise = (part[:, None, None, None] for part in noise_shares(level))
         with torch.enable_grad(), torch.autocast(x_t.device.type, enabled=False):

@@ -188,7 +188,7 @@ def weight_summary(weights: Tensor) -> dict[str, float]:
     carry them all. ``untrained_timesteps`` have weight 0 and learn nothing, as the last one of a
     schedule that ends without signal does under some weightings.
     """
-    w = weights.double()
+    w = weights.cpu().double()  # on the CPU first: MPS has no float64
     return {
         "mean": float(w.mean()),
         "effective_share": float(w.sum().square() / (len(w) * w.square().sum())),

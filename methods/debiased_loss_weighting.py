@@ -55,7 +55,8 @@ class DebiasedLossWeighting(FineTuned):
             "code puts 1/sqrt(SNR) on whatever target is chosen, which is another objective for "
             "clean-image or velocity prediction.",
             "Timesteps are stratified in a batch and gradients clipped at norm 1, the learning "
-            "rate is warmed up and decayed; the released code does none of these.",
+            "rate is warmed up and decayed, AdamW decays weights by 0.01 and the average of the "
+            "weights is warmed up; the released code does none of these.",
             "The variance is fixed; the released code also learns it by an unweighted term, whose "
             "balance with the weighted error the weighting shifts.",
         ),

@@ -37,7 +37,8 @@ class DistributionGuidance(BottleneckGuided):
             ``paper``, its rule of a scale tuned by hand.
         newton: Newton steps taken at once; above 1, because only about a tenth of an edit of h
             arrives in the next state.
-        scale: Of the paper's rule, for batches of 100.
+        scale: Of the paper's rule; the larger the batch, the larger it has to be, because the
+            gradient of a mean by one member shrinks. The release has 1500 for batches of 100.
         max_rel: Longest step beside the length of h, image by image; 0: no bound.
         asymmetric: Whether the edit leaves the direction term of DDIM alone; twice the calls.
         joint: Whether several attributes are steered by their joint cells or by their marginals.
@@ -94,19 +95,23 @@ class DistributionGuidance(BottleneckGuided):
             "has one grid of 50 steps and eta 1.",
             "By default only the conditional branch of guidance is read and edited; the release "
             "mixes both in one mean.",
+            "Preset as_released keeps calibrated heads and the sampler's eta, and each branch of "
+            "guidance is read for itself.",
             "Several attributes are steered by their joint cells; the release sums two marginal "
             "losses with one common target (joint=false sums, each with its own).",
         ),
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
-            # Window t <= 978 of the release: its grid's noisiest step is left alone, as here.
+            # Window t <= 978 of the release: its grid's noisiest step is left alone, as here. Its
+            # scale of 1500 is for batches of 100; an image's step is to be as long in ours of 64.
             "as_released": MappingProxyType(
                 {
                     "features": "inversion",
                     "temperature": 8.0,
                     "softening": 1.0,
                     "step_rule": "paper",
+                    "scale": 960.0,
                     "max_rel": 0.0,
                     "branch": "both",
                     "joint": False,

@@ -6,6 +6,7 @@ of the same name of Choi et al. (arXiv 1910.12008) or Kang et al. (arXiv 2503.01
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -137,6 +138,12 @@ class FairGen(MethodBase):
             ),
         }
     )
+
+    def configured_card(self) -> MethodCard:
+        """Adapters that aren't switched on, or learn no direction, leave the backbone as it is."""
+        if not (self.strength and self.eta):
+            return dataclasses.replace(self.card, role="control", ranked=False)
+        return self.card
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

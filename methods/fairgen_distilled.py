@@ -95,7 +95,9 @@ class FairGenDistilled(MethodBase):
     )
 
     def configured_card(self) -> MethodCard:
-        """Guidance that isn't distilled is the ablation."""
+        """Guidance that isn't distilled is the ablation; without any it's the backbone."""
+        if not self.scale or (self.distil and not self.strength):
+            return dataclasses.replace(self.card, role="control", ranked=False)
         if self.distil:
             return self.card
         return dataclasses.replace(
@@ -105,6 +107,7 @@ class FairGenDistilled(MethodBase):
             family="sampling",
             role="ablation",
             ranked=False,
+            extra_parameters="a small classifier of noised images for each attribute",
             extra_network_calls="one gradient of a small classifier a step and attribute",
             deviations=self.card.deviations[:1],
         )

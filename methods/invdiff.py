@@ -96,6 +96,7 @@ class InvDiff(FineTuned):
         uses_target=False,
         trains=True,
         training_set="biased",
+        extra_parameters="a narrow network of the backbone's kind, about a quarter of it",
         extra_network_calls=(
             "one of the guiding network for each of the backbone's; both are counted, though the "
             "narrow one takes a third of the time"
@@ -174,19 +175,25 @@ class InvDiff(FineTuned):
 
     def configured_card(self) -> MethodCard:
         """An oracle with labels; an ablation without groups, with random or as released ones."""
+        card = self.card
+        if self.module == "copy":
+            card = replace(
+                card,
+                extra_parameters="a copy of the backbone's network",
+                extra_network_calls="one of the copy for each of the backbone's",
+            )
         if self.grouping == "oracle":
             # Its groups are those of the task, so that other tasks need other images.
             return replace(
-                self.card,
+                card,
                 role="oracle",
                 ranked=False,
                 uses_target=True,
-                extra_parameters="a narrow network of the backbone's kind, about a quarter of it",
                 supervision=frozenset({"labels"}),
             )
         if self.grouping != "inferred" or self.risk_target == "clean" or not self.r_sample:
-            return replace(self.card, role="ablation", ranked=False)
-        return self.card
+            return replace(card, role="ablation", ranked=False)
+        return card
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

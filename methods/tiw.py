@@ -31,8 +31,8 @@ class TimeDependentReweighting(Reweighted):
         weight: Whether rows are weighted.
         correction: Whether targets are corrected.
         ratio: From a discriminator, or from a group classifier trained on labels.
-        clamp: Whether the correction of the clean image is kept within the range of the data,
-            which that of the exact ratio never leaves.
+        clamp: Whether the correction of the clean image, before `strength` multiplies it, is kept
+            within the range of the data, which that of the exact ratio never leaves.
     """
 
     weight: bool = field(default=True, metadata={"help": "weigh rows by the density ratio"})
@@ -63,6 +63,9 @@ class TimeDependentReweighting(Reweighted):
             "The ratio network is a small one without pretrained features, chosen by its "
             "cross-entropy on held-out images and with averaged weights; the release takes frozen "
             "ImageNet features and a checkpoint chosen by an unstated rule.",
+            "Timesteps are stratified in a batch, gradients clipped at norm 1, the learning rate "
+            "is warmed up for 50 steps and decayed, AdamW decays weights by 0.01; the release "
+            "takes Adam at a rate that is warmed up over 10 million images.",
             "The released loss multiplies the batch's summed weights by its summed errors, "
             "subtracts the correction of the clean image and takes the gradient of the "
             "probability; here every row has its own weight, the correction is added, and the "
@@ -106,6 +109,9 @@ class TimeDependentReweighting(Reweighted):
                 ranked=False,
                 supervision=self.card.supervision | {"labels"},
             )
+        if self.reference_share == 1:
+            # Every ratio is 1 in the reference set: nothing is reweighted.
+            return dataclasses.replace(self.card, role="control", ranked=False)
         if not (self.weight and self.correction and self.strength):
             return dataclasses.replace(self.card, role="ablation", ranked=False)
         return self.card

@@ -73,6 +73,12 @@ def test_the_number_of_processes_is_part_of_the_key_of_what_trains(planned, monk
         ("invdiff", ["preset=oracle_groups"], "oracle"),
         ("distribution_guidance", ["newton=0"], "control"),
         ("distribution_guidance", ["step_rule=paper", "scale=0"], "control"),
+        ("fairgen", ["strength=0"], "control"),
+        ("fairgen", ["eta=0"], "control"),
+        ("fairgen_distilled", ["strength=0"], "control"),
+        ("fairgen_distilled", ["scale=0"], "control"),
+        ("fairgen_distilled", ["preset=classifier_guidance"], "ablation"),
+        ("tiw", ["reference_share=1"], "control"),
     ],
 )
 def test_a_method_without_its_effect_or_with_labels_is_not_ranked(name, parameters, role):
@@ -87,11 +93,25 @@ def test_a_method_without_its_effect_or_with_labels_is_not_ranked(name, paramete
         ("tiw", ["accumulate=3"], "multiple of accumulate"),
         ("balanced_data", ["ema_decay=2"], "below 1"),
         ("invdiff", ["accumulate=2"], "can't split it"),
+        ("tiw", ["max_weight=10"], "native has none"),
     ],
 )
 def test_trainings_that_cannot_work_are_refused_at_once(name, parameters, message):
     with pytest.raises(InputError, match=message):
         make_method(name, parameters)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_what_is_added_to_the_backbone_is_said_in_words(name):
+    """Methods that only retrain the backbone, or write other prompts, add nothing to it."""
+    adds = set(method_names()) - {
+        *("vanilla", "prompt_append", "fair_prompt", "balanced_data", "dsm_reference"),
+        *("dsm_observed", "tiw", "iw", "debiased_loss_weighting"),
+    }
+    method = get_method(name)
+    for values in [{}, *method.presets.values()]:
+        card = method(**values).configured_card()
+        assert (card.extra_parameters != "none") == (name in adds), (name, values)
 
 
 def test_only_methods_that_declare_labels_become_oracles_or_use_classifiers():

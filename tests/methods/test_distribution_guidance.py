@@ -27,7 +27,7 @@ from fairbench.methods._distribution_guidance import (
 )
 from fairbench.methods.distribution_guidance import DistributionGuidance
 from fairbench.registry import make_method
-from fairbench.sampling import DDIMSampler, ddim
+from fairbench.sampling import DDIMSampler
 from fairbench.types import Prompt, Request, SamplingConfig
 
 QUICK = {"classifier_steps": 2, "trajectories": 12, "batch": 4, "weight_decay": 0.01}
@@ -92,12 +92,6 @@ def make_sampler(make_unconditional, make_preparation):
         return CoupledSampler(backbone, preparation, method, [goal], {})
 
     return make
-
-
-def latents_of(sampler, requests):
-    denoise, _ = sampler.denoiser(requests, [None] * len(requests))
-    with torch.inference_mode():
-        return ddim(sampler.backbone, denoise, requests, sampler.config)
 
 
 # 1. Losses
@@ -370,6 +364,12 @@ def test_every_step_is_logged_and_the_noisiest_left_alone(make_sampler, requests
     assert max(seen["relative cond"]) <= sampler.method.max_rel + 1e-3
 
 
+def test_49_of_50_steps_are_guided(make_sampler):
+    sampler = make_sampler(steps=50)
+    assert list(sampler.guided_times) == list(sampler.times)[1:]
+    assert (len(sampler.guided_times), sampler.times[0], sampler.times[1]) == (49, 999, 979)
+
+
 def test_a_timestep_without_head_is_an_error():
     heads = make_heads([999, 499], 2, 4)
     assert heads.index(499) == 1
@@ -607,8 +607,11 @@ def test_marginal_guidance_has_a_goal_an_attribute(
         make_task("gender", "race"), make_unconditional(), data, make_preparation()
     )
     assert [goal.name for goal in sampler.goals] == ["gender", "race"]
-    sampler(requests)
-    assert {"p_hat gender cond", "p_hat race cond"} <= set(sampler.facts["guidance"])
+    assert sampler(requests).diagnostics.keys() == {
+        "p_hat gender cond",
+        "p_hat race cond",
+        "relative cond",
+    }
 
 
 @pytest.mark.parametrize(("loss", "eta"), [("chi2", 0.0), ("kl", 0.0), ("chi2", 1.0)])
@@ -661,7 +664,10 @@ def test_configured_card_is_the_method_s():
 
 @pytest.mark.slow
 def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
-    """Shares follow the target in either direction; what isn't steered stays."""
+    """Shares follow the target in either direction; what isn't steered stays.
+
+    With the card's cap on a step, 0.3, though not with its batches of 100: a network call has 64.
+    """
     from fairbench.backbones import load_backbone
     from fairbench.datasets import get_dataset
     from fairbench.generation import training_data
@@ -680,7 +686,7 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
         task = dataset.task("gender", conditional=False)
         if wanted is not None:
             task = task.with_target({"female": wanted, "male": 1 - wanted})
-        method = DistributionGuidance(newton=0.0 if wanted is None else 10.0)
+        method = DistributionGuidance(newton=0.0 if wanted is None else 10.0, max_rel=0.3)
         sampler = method.prepare(task, backbone, data, preparation)
         requests = [Request(task.prompts[0], 0, i, 0) for i in range(images)]
         batches = [sampler(b) for b in sampler.batches(requests, 64)]
@@ -692,7 +698,7 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
     assert female[0.2] < female[None] < female[0.8]
     assert female[0.8] - female[0.2] >= 0.2
     for wanted in (0.2, 0.8):
-        assert np.abs(race[wanted] - race[None]).max() <= 0.1, (race, wanted)
+        assert np.abs(race[wanted] - race[None]).max() <= 0.05, (race, wanted)
         assert abs(last[wanted] - wanted) < abs(last[None] - wanted)
     seen = sampler.facts["bottleneck"]["heads"]["gender cond"]["held_out_balanced_accuracy"]
     assert seen[-1] > 0.85

@@ -47,7 +47,7 @@ from fairbench.methods.dsm_observed import AllObserved
 from fairbench.methods.dsm_reference import ReferenceOnly
 from fairbench.methods.iw import ImportanceReweighting
 from fairbench.methods.tiw import TimeDependentReweighting
-from fairbench.training import Draws
+from fairbench.training import Draws, seeded_modules
 from fairbench.types import ImageSet, Prompt, TrainingData
 
 QUICK = {"steps": 2, "batch": 4, "learning_rate": 0.05, "ema_decay": 0.0}
@@ -186,26 +186,41 @@ def toy_draws(share, n, draws):
     return torch.where(high, 2.0, -2.0) + 0.5 * noise
 
 
-def toy_shares(share, objectives, n=60_000):
+def released_shift(x, sigma):
+    """The published loss's correction: of the probability, with the wrong sign."""
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(toy_log_ratio(x, sigma).sigmoid().sum(), x)
+    return -(sigma**2) * gradient
+
+
+def toy_fits(share, objectives, sigma, draws, n=60_000):
+    """Objective, a weight and a correction -> coefficients of the denoiser that it learns."""
+    clean = toy_draws(share, n, draws)
+    x = clean + sigma * torch.randn(n, generator=draws, dtype=torch.float64)
+    features = toy_features(x, sigma)
+    log_weight, shift = toy_correction(x, sigma, share)
+    log_clean = mixed_log_ratio(toy_log_ratio(clean, 0.0), share)
+    weights = {"none": torch.zeros_like(x), "noisy": log_weight, "clean": log_clean}
+    shifts = {"none": 0, "right": shift, "released": released_shift(x, sigma)}
+    fits = {}
+    for name, (weight, correction) in objectives.items():
+        weighted = features * weights[weight].exp()[:, None]
+        ridge = 1e-6 * n * torch.eye(32, dtype=x.dtype)
+        target = clean + shifts[correction] - x
+        fits[name] = torch.linalg.solve(features.T @ weighted + ridge, weighted.T @ target)
+    return fits
+
+
+def toy_shares(share, objectives):
     """Objective -> share above 0 of what the fitted denoisers generate."""
     draws = torch.Generator().manual_seed(0)
-    coefficients = {name: [] for name in objectives}
     levels = toy_levels()
-    for sigma in levels.tolist():
-        clean = toy_draws(share, n, draws)
-        x = clean + sigma * torch.randn(n, generator=draws, dtype=torch.float64)
-        features = toy_features(x, sigma)
-        log_weight, shift = toy_correction(x, sigma, share)
-        log_clean = mixed_log_ratio(toy_log_ratio(clean, 0.0), share)
-        for name, (weight, correction) in objectives.items():
-            w = {"none": torch.zeros_like(x), "noisy": log_weight, "clean": log_clean}[weight]
-            weighted = features * w.exp()[:, None]
-            ridge = 1e-6 * n * torch.eye(32, dtype=x.dtype)
-            target = clean + (shift if correction else 0) - x
-            solution = torch.linalg.solve(features.T @ weighted + ridge, weighted.T @ target)
-            coefficients[name].append(solution)
+    fits = [toy_fits(share, objectives, sigma, draws) for sigma in levels.tolist()]
     start = 20 * torch.randn(20_000, generator=draws, dtype=torch.float64)
-    return {name: toy_sampled(fits, levels, start) for name, fits in coefficients.items()}
+    return {
+        name: toy_sampled([fit[name] for fit in fits], levels, start.clone())
+        for name in objectives
+    }
 
 
 def toy_sampled(fits, levels, x):
@@ -219,32 +234,51 @@ def toy_sampled(fits, levels, x):
     return float((x > 0).double().mean())
 
 
+BIASED = {
+    "dsm": ("none", "none"),
+    "iw": ("clean", "none"),
+    "tiw": ("noisy", "right"),
+    "correction only": ("none", "right"),
+    "weight only": ("noisy", "none"),
+}
+UNION = {**BIASED, "released": ("noisy", "released")}
+
+
 def test_the_correction_debiases_and_the_weight_alone_does_not():
-    biased = toy_shares(
-        0.0,
-        {
-            "dsm": ("none", False),
-            "iw": ("clean", False),
-            "tiw": ("noisy", True),
-            "correction only": ("none", True),
-            "weight only": ("noisy", False),
-        },
-    )
     expected = {"dsm": 0.12, "iw": 0.5, "tiw": 0.49, "correction only": 0.5, "weight only": 0.12}
-    assert biased == pytest.approx(expected, abs=0.03)
+    assert toy_shares(0.0, BIASED) == pytest.approx(expected, abs=0.03)
+
+
+def test_the_reference_set_alone_has_its_own_share():
+    assert toy_shares(1.0, {"dsm": ("none", "none")})["dsm"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_scores_of_correct_objectives_are_the_reference_s():
+    """Relative error of the learned scores at noise 1, where the reference's is known."""
+    draws = torch.Generator().manual_seed(0)
+    x = toy_draws(1.0, 20_000, draws)
+    x = x + torch.randn(len(x), generator=draws, dtype=torch.float64)
+    true = toy_denoiser(x, 1.0, 0.5) - x
+    errors = {}
+    for share, objectives in ((0.0, BIASED), (0.5, UNION)):
+        for name, fit in toy_fits(share, objectives, 1.0, draws).items():
+            error = toy_features(x, 1.0) @ fit - true
+            errors[name, share] = float(error.square().mean() / true.square().mean())
+    assert errors["dsm", 0.0] == pytest.approx(0.38, abs=0.03)
+    assert errors["dsm", 0.5] == pytest.approx(0.059, abs=0.01)
+    right = {key: error for key, error in errors.items() if key[0] in ("iw", "tiw")}
+    right["correction only"] = errors["correction only", 0.0]
+    assert max(right.values()) < 0.005, errors
+    wrong = [errors["weight only", 0.0], errors["weight only", 0.5], errors["released", 0.5]]
+    assert min(wrong) > 0.03, errors
 
 
 def test_the_same_on_the_union_of_both_sets():
+    """Published code subtracts the probability's gradient there, and is fairer without it."""
     union = toy_shares(
-        0.5,
-        {
-            "dsm": ("none", False),
-            "iw": ("clean", False),
-            "tiw": ("noisy", True),
-            "weight only": ("noisy", False),
-        },
+        0.5, {name: UNION[name] for name in ("dsm", "iw", "tiw", "weight only", "released")}
     )
-    expected = {"dsm": 0.32, "iw": 0.5, "tiw": 0.5, "weight only": 0.31}
+    expected = {"dsm": 0.32, "iw": 0.5, "tiw": 0.5, "weight only": 0.31, "released": 0.22}
     assert union == pytest.approx(expected, abs=0.03)
 
 
@@ -429,10 +463,8 @@ def make_loss(data):
 
 def fresh_ratio(images, width=8):
     captions = 0 if images.contexts is None else len(images.contexts) - 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        ratio = NetworkRatio(images.latents.shape[1], captions, width)
-    return ratio.requires_grad_(False).eval()
+    with seeded_modules(7):
+        return NetworkRatio(images.latents.shape[1], captions, width).eval()
 
 
 def rows_of(loss, backbone, batch):
@@ -491,8 +523,8 @@ def test_the_ratio_gets_no_gradient_and_the_network_none_through_it(
     rows_of(loss, student, batch).mean().backward()
     gradients = [p.grad.clone() for p in student.unet.parameters() if p.grad is not None]
     assert torch.equal(seen[0], batch.x_t)  # what it would see without the method
-    assert all(p.grad is None for p in ratio.parameters())
-    assert not ratio.training
+    assert all(p.grad is None for p in ratio.parameters())  # though nothing here froze them
+    assert all(p.requires_grad for p in ratio.parameters())
     alpha, sigma = (f(batch.t).float() for f in (student.schedule.alpha, student.schedule.sigma))
     caption = seen_captions(loss.images, batch)
     fixed = loss.reweighting(batch.x_t, alpha, sigma, caption, make_draws())
@@ -534,7 +566,8 @@ def test_the_exact_correction_is_within_the_data_and_the_ratio_within_its_bounds
         assert float(shift.abs().max()) <= 4 + 1e-9  # the two modes' distance
         assert math.log(5 / 9) - 1e-9 <= float(log_weight.min())
         assert float(log_weight.max()) <= math.log(5) + 1e-9
-    assert float(toy_correction(4 * x / x.max(), 1e3)[0].abs().max()) < 1e-2
+    # At noise 1000 nothing is known of an image any more, wherever it lies.
+    assert float(toy_correction(250 * x, 1e3)[0].abs().max()) < 1e-2
 
 
 def test_a_correction_beyond_the_data_is_clamped_and_counted():
@@ -598,6 +631,8 @@ def test_a_fitted_ratio_finds_the_shares_of_the_groups(kind, make_unconditional,
     )
     backbone = make_unconditional()
     fitted = fit(method, backbone, parts, make_preparation())
+    assert not any(module.training for module in fitted.ratio.modules())
+    assert not any(p.requires_grad for p in fitted.ratio.parameters())
     fresh = [toy_images(200, 5, share) for share in (1.0, 0.0)]
     for part, expected in zip(fresh, (math.log(5), math.log(5 / 9)), strict=True):
         x = backbone.encode(part.images)

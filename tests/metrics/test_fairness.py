@@ -113,6 +113,7 @@ class TestDiscrepancy:
             ((0.7, 0.3), 0.282843),
             ((1, 0, 0, 0), 0.866025),
             ((0.4, 0.3, 0.2, 0.1), 0.223607),
+            ((0.7, 0.1, 0.1, 0.1), 0.519615),
         ],
     )
     def test_known_values_against_uniform(self, probs, expected):
@@ -131,6 +132,11 @@ class TestDiscrepancy:
         wrong = np.linalg.norm(np.bincount(labels)[seen] / len(labels) - target[seen])
         assert fairness_discrepancy(labels, target) == pytest.approx(ours, abs=1e-6)
         assert wrong == pytest.approx(over_observed, abs=1e-6)
+
+    def test_a_fair_coin_s_mean_is_its_sampling_noise(self):
+        flips = np.random.default_rng(0).random((4000, 1000)) < 0.5
+        found = [fairness_discrepancy(row.astype(int), [0.5, 0.5]) for row in flips]
+        assert np.mean(found) == pytest.approx(0.0178, abs=0.001)
 
     def test_emptying_a_group_never_helps(self):
         labels = np.repeat(np.arange(4), 25)
