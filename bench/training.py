@@ -280,7 +280,7 @@ class _Training:
         with self.averaged():
             self.module.eval()
             value = self.validate()
-            self.module.train()
+            _train_mode(self.module)
             if self.best is None or value < self.best[0]:
                 self.best = (value, self.step, [p.detach().clone() for p in self.parameters])
 
@@ -375,7 +375,7 @@ def train_or_load(
     unfinished = finished.with_suffix(".partial.pt")
     training = _Training(module, plan, loss_of, validate, preparation.seed, what, device)
     training.load(unfinished)
-    module.train()
+    _train_mode(module)
     before, started = training.seconds, time.monotonic()
     saved = started
 
@@ -402,6 +402,14 @@ def train_or_load(
         unfinished.unlink(missing_ok=True)
     training.accelerator.wait_for_everyone()
     return facts
+
+
+def _train_mode(module: nn.Module) -> None:
+    """Training mode but for dropout, which would draw from the global generator."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.modules.dropout._DropoutNd):
+            part.eval()
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:

@@ -368,9 +368,10 @@ def test_the_learning_rate_is_warmed_up_and_decayed():
     assert rates[-1] == pytest.approx(0.001, rel=0.1)
 
 
-def test_global_random_state_is_neither_used_nor_changed(tmp_path):
+@pytest.mark.parametrize("layers", [(), (nn.Dropout(0.5), nn.AlphaDropout(0.5))])
+def test_global_random_state_is_neither_used_nor_changed(layers, tmp_path):
     made = []
-    modules = {1: network(), 2: network()}  # whose class draws from it
+    modules = {i: nn.Sequential(network(), *layers) for i in (1, 2)}  # whose class draws from it
     for seed, module in modules.items():
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002

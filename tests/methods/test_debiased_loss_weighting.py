@@ -272,18 +272,21 @@ def test_short_training_is_better_at_high_noise_and_worse_at_low(short_trainings
     real, _ = shapes(2000, 2)
     at = {}
     for name, sampler in short_trainings.items():
-        network = sampler.backbone
+        network, images = sampler.backbone, sampled(sampler)
+        colour = images.mean((0, 1, 2)) - real.images.mean((0, 1, 2))
         at[name] = {
             "low": errors(network, held_out.images, 50)[0],
             900: errors(network, held_out.images, 900)[1],
             999: errors(network, held_out.images, 999)[1],
-            "distance": distance(sampled(sampler), real.images),
+            "distance": distance(images, real.images),
+            "cast": float(np.abs(colour).max()),
         }
     constant, debias = at["constant"], at["debias"]
     assert debias[900] <= 0.75 * constant[900], at
     assert debias[999] <= 0.75 * constant[999], at
     assert debias["low"] > constant["low"], at
     assert debias["distance"] <= constant["distance"] / 2, at
+    assert debias["cast"] < constant["cast"], at
 
 
 @pytest.mark.slow
