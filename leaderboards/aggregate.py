@@ -71,7 +71,8 @@ class Row:
         dataset, task, backbone: The block it is shown in.
         rank: Such as ``"3"``, ``"1–2"`` for a tie, ``"–"`` if unranked.
         method: Name of the method.
-        label: Preset, and the parameters in which rows of this method and block differ.
+        label: Preset, and the parameters and sampling settings in which rows of this method and
+            block differ.
         role: As on the method's card.
         supervision: What the method learns from, sorted; empty for nothing.
         comparable: ``"yes"``, or ``"no: "`` and in what it differs from the block's protocol.
@@ -418,7 +419,8 @@ def _preset(row: Row) -> str:
 
 
 def _choices(row: Row) -> dict[str, str]:
-    chosen = {name: row.config[name] for name in ("version", "batch_size") if name in row.config}
+    told = ("version", "batch_size", "sampling")
+    chosen = {name: row.config[name] for name in told if name in row.config}
     return dict(_flatten({**row.config.get("parameters", {}), **chosen}))
 
 

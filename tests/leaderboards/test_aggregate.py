@@ -163,6 +163,17 @@ def test_blocks_are_ranked_apart(make_record):
     ]
 
 
+def test_rows_of_a_method_that_are_sampled_otherwise_are_told_apart(make_record):
+    few = {"sampling": {"steps": 10, "eta": 0.0}}
+    runs = [
+        make_record("a", config={"sampling": {"steps": 50, "eta": 0.0}}, scores=fairness(0.2)),
+        make_record("a", config=few, scores=fairness(0.1)),
+        make_record("b", config={"sampling": {"steps": 50, "eta": 0.0}}, scores=fairness(0.3)),
+    ]
+    labels = {(row.method, row.label) for row in rows(runs, warn=refuse)}
+    assert labels == {("a", "sampling.steps=50"), ("a", "sampling.steps=10"), ("b", "")}
+
+
 def test_a_mismatch_is_flagged_last_and_unranked(make_record):
     runs = [
         make_record("a", scores=fairness(0.3)),
