@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import statistics
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ _STYLES = {  # role -> marker, whether it is filled, colour
     "oracle": ("^", False, "#e8590c"),
 }
 _PANEL = (6.4, 4.2)  # inches
+_FAR = 10  # times the median distance
 
 
 def to_plot(rows: Sequence[Row]) -> bytes:
@@ -32,7 +34,8 @@ def to_plot(rows: Sequence[Row]) -> bytes:
 
     A point is a row, its bars are the row's 95 % intervals; points are numbered and named beside
     the panel. Left is fairer, down is better. The grey line is the lowest noise floor of the
-    panel. Rows that lack one of the two scores are named as missing, not left out silently.
+    panel. Rows that lack one of the two scores are named as missing, not left out silently, and so
+    are, with their value, rows so much worse than most that the others would become one point.
 
     Args:
         rows: As :func:`fairbench.leaderboards.rows` gives them; at least one.
@@ -84,12 +87,17 @@ def _explain_roles(figure: Any, seen: set[str]) -> None:
 
 def _draw(axes: Any, block: Sequence[Row]) -> None:
     placed: list[str] = []
-    missing: list[str] = []
+    unplaced: list[str] = []
+    known = [cell.value for row in block if (cell := _quality(row)) is not None]
+    far = _FAR * statistics.median(known) if known else 0.0
     for row in block:
         fair, quality = row.scores.get(RANKED_BY), _quality(row)
         name = f"{row.method} ({row.label})" if row.label else row.method
         if fair is None or quality is None:
-            missing.append(name)
+            unplaced.append(f"– {name}: not measurable")
+            continue
+        if quality.value > far > 0:
+            unplaced.append(f"↑ {name}: {1000 * quality.value:.0f}")
             continue
         placed.append(name)
         _point(axes, len(placed), row, fair, quality)
@@ -101,7 +109,7 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
     if floors:
         axes.axvline(min(floors), color="#adb5bd", linewidth=1, zorder=0)
     key = [f"{number} {name}" for number, name in enumerate(placed, 1)]
-    key += [f"– {name}: not measurable" for name in missing]
+    key += unplaced
     axes.text(1.02, 1.0, "\n".join(key), transform=axes.transAxes, va="top", ha="left", fontsize=7)
     names = [name for row in block for name in row.scores if fnmatchcase(name, QUALITY)]
     axes.set_title(" · ".join(filter(None, block[0].block)), fontsize=9, loc="left")

@@ -51,6 +51,15 @@ def test_points_are_named_and_a_row_without_quality_is_not_hidden(table):
     assert key.splitlines() == ["1 fairgen", "2 vanilla", "– tiw: not measurable"]
 
 
+def test_a_row_far_off_is_named_with_its_value(make_record):
+    values = {"a": 0.05, "b": 0.06, "c": 0.07, "d": 5.99}
+    records = [make_record(name, scores=scores(0.1, value)) for name, value in values.items()]
+    panel = draw(rows(records, warn=lambda line: None)).axes[0]
+    key = next(text.get_text() for text in panel.texts if "\n" in text.get_text())
+    assert key.splitlines() == ["1 a", "2 b", "3 c", "↑ d: 5990"]
+    assert panel.get_ylim()[1] < 200
+
+
 def test_roles_are_explained(table):
     (legend,) = draw(table).legends
     assert [text.get_text() for text in legend.get_texts()] == ["method", "control"]
