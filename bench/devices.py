@@ -16,10 +16,16 @@ __all__ = [
     "begin_run",
     "is_main_process",
     "peak_memory_mib",
+    "process_count",
     "resolve_autocast",
     "resolve_device",
     "resolve_dtype",
 ]
+
+
+def process_count() -> int:
+    """Processes of this run, as torchrun and ``accelerate launch`` tell; 1 alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from fairbench.cartoonfaces import Split
 from fairbench.config import RunConfig, check_writable, parse_target
 from fairbench.crossings import Reading, crossing
 from fairbench.datasets import BackboneSpec, Dataset, get_dataset
+from fairbench.devices import process_count
 from fairbench.errors import AssetError, InputError
 from fairbench.face_scores import FaceInstruments, face_scores, load_face_instruments
 from fairbench.fairness_scores import RANKED
@@ -124,7 +124,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
 
         autocast = resolve_autocast(asked, plan.device)
         config["autocast"] = str(autocast).removeprefix("torch.")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     if card.trains and processes > 1:  # each draws rows of its own
         config["processes"] = processes
     if card.uses_target:

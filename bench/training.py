@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fairbench.devices import resolve_autocast
+from fairbench.devices import process_count, resolve_autocast
 from fairbench.errors import ContractError, InputError
 from fairbench.files import atomic_write
 from fairbench.sampling import Stream
@@ -365,7 +364,7 @@ def train_or_load(
         "precision": str(resolve_autocast(plan.precision, device)),
         "seed": preparation.seed,
         "dtype": preparation.dtype,
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # each draws rows of its own
+        "processes": process_count(),  # each draws rows of its own
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
     finished = preparation.cache / "networks" / f"{name}-{digest}.safetensors"

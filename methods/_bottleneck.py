@@ -30,7 +30,7 @@ from fairbench.backbones import Backbone, Edit, Prediction
 from fairbench.cache import load_arrays, save_arrays
 from fairbench.errors import ContractError, InputError
 from fairbench.methods._classifier import AttributeClassifier
-from fairbench.methods._finetuning import images_sha256
+from fairbench.methods._finetuning import images_sha256, module_sha256
 from fairbench.methods._guidance_parameters import BottleneckGuided
 from fairbench.sampling import Denoiser, ddim
 from fairbench.types import Preparation, Request, SamplingConfig, Task, TrainingData
@@ -606,7 +606,7 @@ def learn_heads(
         "dtype": None if backbone.unet is None else str(next(backbone.unet.parameters()).dtype),
         "rows": backbone.network_batch,
         "data": images_sha256(data.reference),
-        "classifier": classifier.weights_sha256(),
+        "classifier": module_sha256(classifier),
         "attributes": {name: list(levels) for name, levels in task.attributes.items()},
         "prompts": [prompt.text for prompt in task.prompts],
         "sampling": asdict(config),

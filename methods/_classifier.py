@@ -6,7 +6,6 @@ images isn't a result: the judges, which were trained on other images, give thos
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,14 +74,6 @@ class AttributeClassifier(nn.Module):
             left = -(-left // stride)
         self.trunk = nn.Sequential(*stages)
         self.head = nn.Linear(widths[-1] * left**2, sum(map(len, self.attributes.values())))
-
-    def weights_sha256(self) -> str:
-        """Hash of the weights, for keys of what its labels lead to."""
-        total = hashlib.sha256()
-        for name, value in self.state_dict().items():
-            total.update(name.encode())
-            total.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return total.hexdigest()
 
     def log_probabilities(self, pixels: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) float32 in [-1, 1] -> attribute -> (B, K) log probabilities."""

@@ -28,6 +28,7 @@ __all__ = [
     "finetune",
     "images_sha256",
     "loss_weights",
+    "module_sha256",
     "squared_error",
     "tensor_sha256",
 ]
@@ -126,6 +127,15 @@ def images_sha256(*sets: ImageSet | None) -> str:
 def tensor_sha256(values: Tensor) -> str:
     """Hash of the numbers of a tensor, for a content key."""
     return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def module_sha256(module: nn.Module) -> str:
+    """Hash of the names and numbers of a module's state, for a key of what it leads to."""
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
 
 
 def loss_weights(method: FineTuned, backbone: Backbone) -> Tensor:

@@ -9,7 +9,6 @@ time-dependent discriminator the first one is; Sugiyama et al., Density ratio es
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch.nn import functional
 from fairbench.backbones import Backbone, Schedule
 from fairbench.errors import ContractError, InputError
 from fairbench.methods._denoising import mixed_index
-from fairbench.methods._finetuning import NoisedImages, images_sha256
+from fairbench.methods._finetuning import NoisedImages, images_sha256, module_sha256
 from fairbench.methods._networks import ImageNetwork
 from fairbench.methods._reweighted import Reweighted
 from fairbench.sampling import Stream
@@ -452,12 +451,4 @@ def fit_ratio(
     )
     ratio.requires_grad_(False).eval()
     facts = {**bank.facts(ratio, levels), "training": training}
-    return FittedRatio(ratio, facts, training["seconds"], _weights_sha256(ratio))
-
-
-def _weights_sha256(module: nn.Module) -> str:
-    total = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
+    return FittedRatio(ratio, facts, training["seconds"], module_sha256(ratio))

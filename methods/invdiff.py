@@ -6,12 +6,12 @@ Diffusion Models, KDD 2025, arXiv 2412.08480.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from fairbench.devices import process_count
 from fairbench.errors import InputError
 from fairbench.methods._parameters import FineTuned
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
@@ -199,7 +199,7 @@ class InvDiff(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Group the training images and train the guiding network, or load what was trained."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if process_count() > 1:
             raise InputError(
                 "invdiff compares the groups of a whole batch, which several processes would "
                 "split; run it on one device"
