@@ -543,7 +543,8 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
     from fairbench.datasets import DATASETS
 
     if kind is Kind.METHODS:
-        from fairbench.registry import get_method, method_names, parameters_of
+        from fairbench.parameters import parameters_of
+        from fairbench.registry import get_method, method_names
 
         rows = []
         for name in method_names():

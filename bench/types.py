@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from fairbench.errors import ContractError, InputError, unknown_name
+from fairbench.parameters import check_parameters
 from fairbench.prompts import describe
 
 if TYPE_CHECKING:
@@ -359,6 +361,11 @@ class MethodBase:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     training_precision: ClassVar[str] = "float32"
+
+    def __post_init__(self) -> None:
+        """Types and limits of the parameters, however the method is made."""
+        if dataclasses.is_dataclass(self):
+            check_parameters(self)
 
     def configured_card(self) -> MethodCard:
         """The class's own card."""

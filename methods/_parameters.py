@@ -69,6 +69,7 @@ class FineTuned(MethodBase):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch % self.accumulate:
             raise InputError(
                 f"--param batch must be a multiple of accumulate; seen {self.batch} and "

@@ -9,10 +9,11 @@ time-dependent discriminator the first one is; Sugiyama et al., Density ratio es
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,8 +45,10 @@ __all__ = [
     "saturated_share",
 ]
 
-SATURATED = 25.0
+SATURATED = math.log(25)
 """A log ratio beyond this is the network's certainty, not the data's."""
+LARGEST = 25.0
+"""Log ratios are cut off here before their exponential is averaged for the record."""
 HELD_OUT_ROWS = 512
 """Noised held-out rows of each set that a validation sees."""
 CHUNK = 128
@@ -157,6 +160,10 @@ class Ratio(nn.Module, ABC):
         """Lowest and highest log ratio that is possible, if the method may know."""
         return None
 
+    def attainable(self) -> float | None:
+        """Lowest held-out cross-entropy that is possible without noise, if it may know."""
+        return None
+
 
 class NetworkRatio(Ratio):
     """Logit of a network that tells noised reference images from noised biased ones.
@@ -252,10 +259,23 @@ class GroupRatio(Ratio):
         ratio = self.log_shares[1] - self.log_shares[0]
         return float(ratio.min()), float(ratio.max())
 
+    def attainable(self) -> float:
+        """Balanced cross-entropy of the ratios of known groups."""
+        ratio = (self.log_shares[1] - self.log_shares[0]).double()
+        biased, reference = self.log_shares.double().exp()
+        missed = (reference * functional.softplus(-ratio)).sum()
+        return float(0.5 * (missed + (biased * functional.softplus(ratio)).sum()))
 
-def labelled_cells(sets: Sequence[ImageSet]) -> tuple[NDArray[np.int64], Tensor, Tensor]:
-    """Groups that the labels of two sets, biased and reference, make: all crossings that occur.
 
+def labelled_cells(
+    sets: Sequence[ImageSet], attributes: Sequence[str]
+) -> tuple[NDArray[np.int64], Tensor, Tensor]:
+    """Groups that labels make in two sets, biased and reference: all crossings that occur.
+
+    Args:
+        sets: With labels.
+        attributes: Which labels are crossed, with each other and with the caption. Few, or most
+            crossings have too few reference images for a ratio of shares.
     Returns:
         (N,) group of each image, (2, K) float64 shares in the two sets, (K,) caption of each.
         A group that one set lacks counts as half an image there: its ratio must be finite.
@@ -264,7 +284,8 @@ def labelled_cells(sets: Sequence[ImageSet]) -> tuple[NDArray[np.int64], Tensor,
     for part in sets:
         if part.labels is None:
             raise ContractError("expected labelled images, seen none")
-        columns.append(np.stack([part.subjects, *part.labels.values()], 1).astype(np.int64))
+        own = [part.labels[name] for name in attributes]
+        columns.append(np.stack([part.subjects, *own], 1).astype(np.int64))
     names, cell = np.unique(np.concatenate(columns), axis=0, return_inverse=True)
     cell = cell.reshape(-1).astype(np.int64)
     parts = np.split(cell, [len(sets[0])])
@@ -329,11 +350,12 @@ class _Bank:
         known = ratio.bounds()
         if known is not None:
             facts["bounds"] = list(known)
+            facts["attainable_cross_entropy"] = ratio.attainable()
         return facts
 
     def _summary(self, logit: Tensor, rows: Tensor) -> dict[str, Any]:
         logit, reference = logit[rows], self.reference.cpu()[rows]
-        weight = logit[~reference].clamp(max=SATURATED).exp()
+        weight = logit[~reference].clamp(max=LARGEST).exp()
         return {
             "held_out_cross_entropy": float(balanced_cross_entropy(logit, reference)),
             "mean_ratio_of_biased": float(weight.mean()),
@@ -349,7 +371,7 @@ def effective_share(weight: Tensor) -> float:
 
 
 def saturated_share(logit: Tensor) -> float:
-    """Share of log ratios outside ±25."""
+    """Share of log ratios outside ±log 25."""
     return float((logit.abs() > SATURATED).float().mean())
 
 
@@ -388,7 +410,7 @@ def fit_ratio(
     parts: Sequence[ImageSet],
     preparation: Preparation,
     *,
-    kind: Literal["network", "labels"],
+    labels: Sequence[str] = (),
     levels: tuple[float, float] | None,
 ) -> FittedRatio:
     """Train the ratio on all but the held-out images, or load it; then it is frozen.
@@ -399,7 +421,7 @@ def fit_ratio(
         images: Latents of the biased set, then of the reference set.
         parts: The two sets.
         preparation: Seed, cache, progress.
-        kind: A discriminator, or a group classifier with labels.
+        labels: Attributes whose groups a classifier tells apart; none: a discriminator.
         levels: Range of the log noise levels; None: clean images alone.
     Raises:
         InputError: If the backbone has no network to train afterwards, or a set is too small.
@@ -411,8 +433,8 @@ def fit_ratio(
     ratio: Ratio
     cell = None
     with seeded_modules(seed):
-        if kind == "labels":
-            cell, shares, cell_caption = labelled_cells(parts)
+        if labels:
+            cell, shares, cell_caption = labelled_cells(parts, labels)
             ratio = GroupRatio(channels, shares, cell_caption, width)
         else:
             captions = 0 if images.contexts is None else len(images.contexts) - 1
@@ -433,7 +455,7 @@ def fit_ratio(
         "version": method.version,
         "backbone": backbone.weights_sha256,
         "data": images_sha256(*parts),
-        "kind": kind,
+        "labels": list(labels),
         "levels": levels,
         "held_out": method.held_out,
         "width": width,

@@ -23,7 +23,9 @@ class Reweighted(FineTuned):
             this mixture.
         strength: Exponent of the ratio; 1 is the method, 0 ordinary training on the mixture.
         held_out: Share of each set that the ratio network doesn't train on.
-        ratio_steps: Optimiser steps of the ratio network, of which the best one is kept.
+        ratio_steps: Optimiser steps of the ratio network, of which the best one is kept. On the
+            embedded models its held-out cross-entropy still falls after 600 steps of 128 images
+            (to 0.666; 0.693 knows nothing), where 2,400 of 64 come to 0.645.
         ratio_batch: Images a step of the ratio network, half of them reference images.
         ratio_learning_rate: Of the ratio network.
         ratio_width: Channels of its first stage.
@@ -40,14 +42,14 @@ class Reweighted(FineTuned):
         metadata={"help": "share of each set held out from the ratio network", "minimum": 0},
     )
     ratio_steps: int = field(
-        default=600,
+        default=2400,
         metadata={"help": "steps of the ratio network; the best is kept", "minimum": 1},
     )
     ratio_batch: int = field(
-        default=128, metadata={"help": "images a step of the ratio network", "minimum": 2}
+        default=64, metadata={"help": "images a step of the ratio network", "minimum": 2}
     )
     ratio_learning_rate: float = field(
-        default=1e-3, metadata={"help": "of the ratio network", "minimum": 0}
+        default=2e-3, metadata={"help": "of the ratio network", "minimum": 0}
     )
     ratio_width: int = field(
         default=24,

@@ -39,7 +39,7 @@ from fairbench.methods._ratio import (
 )
 from fairbench.sampling import DDIMSampler
 from fairbench.training import Draws
-from fairbench.types import ImageSet, Preparation, TrainingData
+from fairbench.types import ImageSet, Preparation, Task, TrainingData
 
 if TYPE_CHECKING:
     from fairbench.methods._reweighted import Reweighted
@@ -229,6 +229,7 @@ def both_sets(method: Reweighted, data: TrainingData) -> tuple[ImageSet, ImageSe
 
 def prepare(
     method: TimeDependentReweighting,
+    task: Task,
     backbone: Backbone,
     data: TrainingData,
     preparation: Preparation,
@@ -237,9 +238,8 @@ def prepare(
     parts = both_sets(method, data)
     images = NoisedImages(backbone, parts, data.subjects)
     levels = noise_range(backbone.schedule)
-    fitted = fit_ratio(
-        method, backbone, images, parts, preparation, kind=method.ratio, levels=levels
-    )
+    labels = tuple(task.attributes) if method.ratio == "labels" else ()
+    fitted = fit_ratio(method, backbone, images, parts, preparation, labels=labels, levels=levels)
     reweighting = Reweighting(
         fitted.ratio,
         levels,
@@ -274,7 +274,7 @@ def prepare_clean(
     """Train the ratio of clean images, weigh every image once, train the network with that."""
     parts = both_sets(method, data)
     images = NoisedImages(backbone, parts, data.subjects)
-    fitted = fit_ratio(method, backbone, images, parts, preparation, kind="network", levels=None)
+    fitted = fit_ratio(method, backbone, images, parts, preparation, levels=None)
     share = method.reference_share
     caption = torch.from_numpy(images.subjects.astype(np.int64)).to(images.latents.device)
     level = torch.zeros(len(images), device=images.latents.device)

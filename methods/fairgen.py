@@ -90,6 +90,7 @@ class FairGen(MethodBase):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.joint and self.orthogonality:
             raise InputError(
                 "fairgen: orthogonality acts between the adapters of several attributes, and "

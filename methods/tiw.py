@@ -30,7 +30,7 @@ class TimeDependentReweighting(Reweighted):
     Attributes:
         weight: Whether rows are weighted.
         correction: Whether targets are corrected.
-        ratio: From a discriminator, or from a group classifier trained on labels.
+        ratio: From a discriminator, or from a classifier of the task's groups trained on labels.
         clamp: Whether the correction of the clean image, before `strength` multiplies it, is kept
             within the range of the data, which that of the exact ratio never leaves.
     """
@@ -95,6 +95,7 @@ class TimeDependentReweighting(Reweighted):
                     "ema_decay": 0.99965,
                     "ratio_batch": 256,
                     "ratio_steps": 20_000,
+                    "ratio_learning_rate": 3e-4,
                 }
             ),
         }
@@ -103,10 +104,12 @@ class TimeDependentReweighting(Reweighted):
     def configured_card(self) -> MethodCard:
         """An ablation without weight or correction, an oracle with labels."""
         if self.ratio == "labels":
+            # Its groups are those of the task, so that other tasks need other images.
             return dataclasses.replace(
                 self.card,
                 role="oracle",
                 ranked=False,
+                uses_target=True,
                 supervision=self.card.supervision | {"labels"},
             )
         if self.reference_share == 1:
@@ -122,7 +125,7 @@ class TimeDependentReweighting(Reweighted):
         """Train the ratio, then the network with it, or load both."""
         from fairbench.methods import _tiw
 
-        return _tiw.prepare(self, backbone, data, preparation)
+        return _tiw.prepare(self, task, backbone, data, preparation)
 
 
 METHOD = TimeDependentReweighting

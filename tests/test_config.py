@@ -27,8 +27,9 @@ from fairbench.devices import (
 )
 from fairbench.errors import AssetError, ContractError, InputError
 from fairbench.files import atomic_write
+from fairbench.parameters import parameters_of
 from fairbench.provenance import environment
-from fairbench.registry import get_method, make_method, method_names, parameters_of
+from fairbench.registry import get_method, make_method, method_names
 from fairbench.types import MethodCard, SamplingConfig
 
 DATASET = get_dataset("cartoonfaces")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fairbench.registry import parameters_of
+from fairbench.parameters import parameters_of
 from fairbench.types import Method
 
 ROOT = Path(__file__).resolve().parent.parent

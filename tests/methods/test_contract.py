@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench.registry import get_method, make_method, method_names, parameters_of
+from fairbench.errors import InputError
+from fairbench.parameters import parameters_of
+from fairbench.registry import get_method, make_method, method_names
 from fairbench.types import Method, MethodCard
 
 NAMES = method_names()
@@ -131,6 +133,24 @@ def test_card_and_parameters(name):
             setattr(method(), field.name, field.default)
     assert [p.name for p in parameters_of(method)] == [f.name for f in dataclasses.fields(method)]
     hash(method())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_outside_their_limits_are_refused_however_a_method_is_made(name):
+    method = get_method(name)
+    for field in dataclasses.fields(method):
+        wrong = [None, [1]]
+        if isinstance(field.default, bool):
+            wrong += ["true", 2]
+        elif isinstance(field.default, str):
+            wrong += ["", 3]
+        else:
+            wrong += ["1", True, float("nan"), float("-inf")]
+            if "minimum" in field.metadata:
+                wrong.append(type(field.default)(field.metadata["minimum"] - 1))
+        for value in wrong:
+            with pytest.raises(InputError, match=f"param {field.name} must be"):
+                method(**{field.name: value})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -264,7 +284,6 @@ def test_network_calls_are_those_that_were_made(name, small, prepared, make_requ
 
 @pytest.mark.parametrize("name", ["fair_prompt", "fairgen", "prompt_append"])
 def test_methods_that_need_prompts_say_so(name, make_mixture, make_task, make_preparation, data):
-    from fairbench.errors import InputError
 
     mixture = make_mixture()
     mixture.conditional = False

@@ -618,8 +618,8 @@ def toy_images(n, seed, dark_share, subjects=1, labelled=True):
 def fit(method, backbone, parts, preparation, levels="schedule", subjects=1):
     images = NoisedImages(backbone, parts, [Prompt(f"thing{i}") for i in range(subjects)])
     known = noise_range(backbone.schedule) if levels == "schedule" else levels
-    kind = getattr(method, "ratio", "network")
-    return fit_ratio(method, backbone, images, parts, preparation, kind=kind, levels=known)
+    labels = ("tone",) if getattr(method, "ratio", "network") == "labels" else ()
+    return fit_ratio(method, backbone, images, parts, preparation, labels=labels, levels=known)
 
 
 @pytest.mark.parametrize("kind", ["network", "labels"])
@@ -652,6 +652,7 @@ def test_a_fitted_ratio_finds_the_shares_of_the_groups(kind, make_unconditional,
     if kind == "labels":
         assert facts["bounds"] == pytest.approx([math.log(5 / 9), math.log(5)], abs=0.2)
         low, high = facts["log_ratio_range"]
+        assert facts["attainable_cross_entropy"] < facts["held_out_cross_entropy"] + 0.02
         assert facts["bounds"][0] - 1e-4 <= low < high <= facts["bounds"][1] + 1e-4
     else:
         assert "bounds" not in facts
@@ -674,6 +675,10 @@ def test_group_ratio_is_that_of_the_posterior_given_the_caption():
     posterior = joint[0] / joint[0].sum()
     assert float(logit[0]) == pytest.approx(float((posterior * shares[1] / shares[0]).sum()))
     assert ratio.bounds() == pytest.approx((math.log(0.25 / 0.6), math.log(2.5)))
+    # Known groups: each row has the probability p_ref / (p_ref + p_bias) of its own group.
+    guessed = shares[1] / shares.sum(0)
+    best = -(shares[1] * guessed.log() + shares[0] * (1 - guessed).log()).sum() / 2
+    assert ratio.attainable() == pytest.approx(float(best))
 
 
 def test_groups_are_all_crossings_that_occur():
@@ -681,13 +686,16 @@ def test_groups_are_all_crossings_that_occur():
         np.zeros((4, 2, 2, 3)), np.array([0, 0, 0, 1]), {"a": np.array([0, 0, 1, 0])}
     )
     reference = ImageSet(np.zeros((2, 2, 2, 3)), np.array([1, 1]), {"a": np.array([0, 1])})
-    cell, shares, caption = labelled_cells([biased, reference])
+    cell, shares, caption = labelled_cells([biased, reference], ["a"])
     assert cell.tolist() == [0, 0, 1, 2, 2, 3]
     assert caption.tolist() == [0, 0, 1, 1]
     assert shares[0].tolist() == pytest.approx([2 / 4.5, 1 / 4.5, 1 / 4.5, 0.5 / 4.5])
     assert shares[1].tolist() == pytest.approx([0.5 / 3, 0.5 / 3, 1 / 3, 1 / 3])
     with pytest.raises(ContractError, match="labelled"):
-        labelled_cells([dataclasses.replace(biased, labels=None), reference])
+        labelled_cells([dataclasses.replace(biased, labels=None), reference], ["a"])
+    cell, shares, caption = labelled_cells([biased, reference], [])
+    assert (cell.tolist(), caption.tolist()) == ([0, 0, 0, 1, 1, 1], [0, 1])
+    assert shares[1].tolist() == pytest.approx([0.5 / 2.5, 2 / 2.5])
 
 
 def test_captions_have_outputs_of_their_own(make_backbone, make_preparation):
@@ -757,7 +765,7 @@ def test_effective_and_saturated_shares():
     assert effective_share(torch.ones(7)) == pytest.approx(1)
     assert effective_share(torch.tensor([0.0, 0.0, 5.0, 0.0])) == pytest.approx(0.25)
     assert effective_share(torch.tensor([1.0, 3.0])) == pytest.approx(16 / 20)
-    assert saturated_share(torch.tensor([0.0, 26.0, -25.5, 24.0])) == 0.5
+    assert saturated_share(torch.tensor([0.0, 3.3, -3.25, 3.2])) == 0.5
 
 
 # Cards, parameters, facts
@@ -790,14 +798,14 @@ def test_parameters_out_of_range_are_errors(wrong):
 
 @pytest.mark.parametrize("preset", [None, "weight_only", "correction_only", "oracle_ratio"])
 def test_facts_are_plain_and_seconds_are_those_of_both_networks(
-    preset, make_unconditional, data, make_preparation
+    preset, make_unconditional, make_task, data, make_preparation
 ):
     import json
 
     values = TimeDependentReweighting.presets.get(preset, {})
     method = TimeDependentReweighting(**{**QUICK, **QUICK_RATIO, **values})
-    backbone, preparation = make_unconditional(), make_preparation()
-    facts = method.prepare(None, backbone, data, preparation).facts
+    backbone, preparation, task = make_unconditional(), make_preparation(), make_task()
+    facts = method.prepare(task, backbone, data, preparation).facts
     assert json.loads(json.dumps(facts)) == facts
     both = facts["ratio"]["training"]["seconds"] + facts["training"]["seconds"]
     assert facts["training_seconds"] == pytest.approx(both)
@@ -805,9 +813,9 @@ def test_facts_are_plain_and_seconds_are_those_of_both_networks(
     assert 0 < logged["effective_sample_share"] <= 1
     assert ("correction_root_mean_square" in logged) == (preset != "weight_only")
     assert ("bounds" in facts["ratio"]) == (preset == "oracle_ratio")
-    found = method.prepare(None, backbone, data, preparation)  # nothing is trained again
+    found = method.prepare(task, backbone, data, preparation)  # nothing is trained again
     assert found.facts == facts
-    other = dataclasses.replace(method, strength=0.5).prepare(None, backbone, data, preparation)
+    other = dataclasses.replace(method, strength=0.5).prepare(task, backbone, data, preparation)
     assert other.facts["ratio"] == facts["ratio"]
     assert other.facts["training"] != facts["training"]
 
