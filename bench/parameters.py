@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fairbench.errors import InputError
 
-__all__ = ["Parameter", "check_parameters", "kinds_of", "parameters_of", "parsed"]
+__all__ = ["Parameter", "check_parameters", "kinds_of", "parameters_of", "parsed", "refuse_unused"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,25 @@ def check_parameters(method: Any) -> None:
             raise InputError(f"--param {field.name} must be a text; seen {value!r}")
         if kind in (int, float):
             _check_number(field.name, value, field.metadata)
+
+
+def refuse_unused(method: Any, names: Sequence[str], unless: str) -> None:
+    """Refuse parameters that were changed but have no effect.
+
+    Args:
+        method: Whose parameters they are.
+        names: Those without effect in this method as it is configured.
+        unless: What would give them one, such as ``"step_rule=paper"``.
+    Raises:
+        InputError: If one of them isn't at its default.
+    """
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if field.name in names and value != field.default:
+            raise InputError(
+                f"--param {field.name} has an effect with {unless} alone; leave it out, or set "
+                f"that too (seen {value})"
+            )
 
 
 def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:

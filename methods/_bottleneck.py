@@ -41,6 +41,7 @@ __all__ = [
     "calibrated",
     "edited_denoiser",
     "fit_head",
+    "guided_times",
     "invert",
     "learn_heads",
     "record_trajectories",
@@ -555,6 +556,24 @@ def _learned(
         "weight_decay": [head.weight_decay for head in fitted],
     }
     return arrays, facts
+
+
+def guided_times(
+    method: BottleneckGuided, backbone: Backbone, sampling: SamplingConfig
+) -> list[int]:
+    """The sampler's timesteps without the first and the last ones that are left alone.
+
+    Raises:
+        InputError: If none is left.
+    """
+    times = backbone.schedule.timesteps(sampling.steps, sampling.spacing)
+    left = times[method.skip_first : max(len(times) - method.skip_last, 0)]
+    if not left:
+        raise InputError(
+            f"{method.card.name}: skip_first and skip_last must leave at least one of "
+            f"{len(times)} steps; seen {method.skip_first} and {method.skip_last}"
+        )
+    return left
 
 
 def require_bottleneck(method: BottleneckGuided, backbone: Backbone) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fairbench.backbones import Backbone, Edit, Prediction, Schedule
 from fairbench.errors import ContractError, InputError
-from fairbench.methods._bottleneck import Heads, edited_denoiser, learn_heads
+from fairbench.methods._bottleneck import Heads, edited_denoiser, guided_times, learn_heads
 from fairbench.methods._classifier import train_classifier
 from fairbench.sampling import DDIMSampler, Denoiser, ddim
 from fairbench.types import Preparation, Request, Sampler, Samples, Task, TrainingData
@@ -281,8 +281,7 @@ class CoupledSampler(DDIMSampler):
             for head in goal.heads.values()
         )
         self.times = self.backbone.schedule.timesteps(self.config.steps, self.config.spacing)
-        end = len(self.times) - method.skip_last
-        self.guided_times = self.times[method.skip_first : max(end, 0)]
+        self.guided_times = guided_times(method, backbone, self.config)
         self.guide: Guide | None = None
         self.facts = facts
 
@@ -432,9 +431,10 @@ def prepare(
     """Train the classifier and the heads, or load those trained before.
 
     Raises:
-        InputError: If a batch doesn't fit one network call.
+        InputError: If a batch doesn't fit one network call, or no step is guided.
     """
     require_room(method, backbone)
+    guided_times(method, backbone, preparation.sampling)
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     targets = groupings_of(task, method.joint)
     heads, learned = learn_heads(

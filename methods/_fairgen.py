@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fairbench.backbones import Backbone, Prediction
-from fairbench.errors import ContractError
+from fairbench.errors import ContractError, InputError
 from fairbench.files import atomic_write
 from fairbench.methods._adapters import AdapterBank
 from fairbench.methods._indicator import IndicatedSampler, Indicator
 from fairbench.sampling import Denoiser, Stream, ddim
+from fairbench.training import CHECKPOINT_SECONDS
 from fairbench.types import (
     Preparation,
     Prompt,
@@ -169,6 +170,7 @@ class AdapterTraining:
         self.iteration, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self._trajectories: Trajectories | None = None
+        self._rolled: dict[str, Tensor] = {}
 
     @property
     def key(self) -> str:
@@ -231,10 +233,17 @@ class AdapterTraining:
         ddim(self.backbone, denoise, requests, self.rollout, observe=observe)
         return Trajectories(torch.stack(states), tuple(times), on, neutral, named)
 
-    def step(self) -> float:
-        """One optimiser step; returns the normalised loss, which starts at eta squared."""
+    def step(self, keep: Callable[[], None] = lambda: None) -> float:
+        """One optimiser step; returns the normalised loss, which starts at eta squared.
+
+        Args:
+            keep: Called when the loss is known to be finite, before the adapters change.
+        Raises:
+            InputError: If the loss or its gradient stops being finite.
+        """
         method = self.method
         if self._trajectories is None or self.iteration % method.rollout_every == 0:
+            self._rolled = {name: p.detach().clone() for name, p in self.bank.state_dict().items()}
             self._trajectories = self.roll_out(self.iteration // method.rollout_every)
         seen = self._trajectories
         rng = np.random.default_rng([self.seed, Stream.TRAINING, 2**31, self.iteration])
@@ -263,6 +272,15 @@ class AdapterTraining:
         self._schedule_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.bank.parameters(), math.inf)  # the norm alone
+        if not bool(torch.isfinite(loss.detach() + norm)):
+            raise InputError(
+                f"training {self.attribute} adapters diverged: loss {float(loss.detach()):g} and "
+                f"gradient norm {float(norm):g} at step {self.iteration + 1} of "
+                f"{method.iterations}; lower --param learning_rate (seen "
+                f"{method.learning_rate:g}) or orthogonality (seen {method.orthogonality:g})"
+            )
+        keep()
         self.optimizer.step()
         self.iteration += 1
         distance = (
@@ -284,19 +302,26 @@ class AdapterTraining:
             group["lr"] = self.method.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
     def run(self, folder: Path, preparation: Preparation) -> None:
-        """Train to the end, or load the end; a checkpoint at each fresh trajectory."""
+        """Train to the end, or load the end; a checkpoint at fresh trajectories and by time."""
         finished = folder / f"fairgen-{self.key}.safetensors"
         unfinished = finished.with_suffix(".partial.pt")
         if self._load(finished):
             return
         self._resume(unfinished)
         what = f"training {self.attribute} adapters"
-        started = time.monotonic() - self.seconds
+        started = saved = time.monotonic()
+        started -= self.seconds
+
+        def keep() -> None:
+            nonlocal saved
+            now = time.monotonic()
+            if self.iteration % self.method.rollout_every and now - saved < CHECKPOINT_SECONDS:
+                return
+            self.seconds, saved = now - started, now
+            self._checkpoint(unfinished)
+
         while self.iteration < self.method.iterations:
-            if self.iteration % self.method.rollout_every == 0:
-                self.seconds = time.monotonic() - started
-                self._checkpoint(unfinished)
-            self.losses.append(self.step())
+            self.losses.append(self.step(keep))
             preparation.progress(what, self.iteration, self.method.iterations)
         self.seconds = time.monotonic() - started
         facts = {"seconds": self.seconds, "normalised_loss": self.normalised_loss}
@@ -326,6 +351,7 @@ class AdapterTraining:
     def _checkpoint(self, path: Path) -> None:
         state = {
             "bank": self.bank.state_dict(),
+            "rolled": self._rolled,
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "seconds": self.seconds,
@@ -342,6 +368,11 @@ class AdapterTraining:
         except Exception:  # a cut-off checkpoint: begin again
             path.unlink(missing_ok=True)
             return
+        if state["iteration"] % self.method.rollout_every:
+            # The same trajectories again, by the adapters that made them.
+            self.bank.load_state_dict(state["rolled"])
+            self._rolled = state["rolled"]
+            self._trajectories = self.roll_out(state["iteration"] // self.method.rollout_every)
         self.bank.load_state_dict(state["bank"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.seconds = state["iteration"], state["seconds"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fairbench.backbones import Backbone, Edit
 from fairbench.errors import InputError
-from fairbench.methods._bottleneck import Heads, edited_denoiser, learn_heads
+from fairbench.methods._bottleneck import Heads, edited_denoiser, guided_times, learn_heads
 from fairbench.methods._classifier import train_classifier
 from fairbench.methods._indicator import Indicator
 from fairbench.sampling import DDIMSampler, Denoiser
@@ -92,8 +92,7 @@ class EditingSampler(DDIMSampler):
             for name, part in heads.items()
         }
         self.extra_parameters = sum(part.numel() for part in self.vectors.values())
-        times = backbone.schedule.timesteps(self.config.steps, self.config.spacing)
-        self.edited_times = times[method.skip_first : max(len(times) - method.skip_last, 0)]
+        self.edited_times = guided_times(method, backbone, self.config)
 
     def denoiser(
         self, requests: Sequence[Request], groups: Sequence[int | None]
@@ -134,13 +133,14 @@ def prepare(
     """Find the directions, and the share of images to edit for each prompt.
 
     Raises:
-        InputError: If the backbone's own shares can't be known.
+        InputError: If the backbone's own shares can't be known, or no step is edited.
     """
     if method.features == "inversion":
         raise InputError(
             "latent_editing needs the backbone's own shares, which inverted reference images "
             "don't show; use --param features=trajectory"
         )
+    guided_times(method, backbone, preparation.sampling)
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
     heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from fairbench.errors import InputError
-from fairbench.methods._parameters import FineTuned
+from fairbench.methods._parameters import FROM_SCRATCH, FineTuned
 
 if TYPE_CHECKING:
     from fairbench.training import TrainingPlan
 
-__all__ = ["Reweighted"]
+__all__ = ["RATIO_FROM_SCRATCH", "Reweighted"]
+
+RATIO_FROM_SCRATCH: Mapping[str, Any] = MappingProxyType(
+    {**FROM_SCRATCH, "ratio_batch": 256, "ratio_steps": 20_000, "ratio_learning_rate": 3e-4}
+)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Edit
-from fairbench.methods._bottleneck import Heads, edited_denoiser, learn_heads
+from fairbench.methods._bottleneck import Heads, edited_denoiser, guided_times, learn_heads
 from fairbench.methods._classifier import train_classifier
 from fairbench.methods._distribution_guidance import capped, paper_size
 from fairbench.methods._indicator import Indicator
@@ -71,8 +71,7 @@ class SampleSampler(DDIMSampler):
         self.extra_parameters = sum(
             part.weight.numel() + part.bias.numel() for part in heads.values()
         )
-        times = backbone.schedule.timesteps(self.config.steps, self.config.spacing)
-        self.guided_times = times[method.skip_first : max(len(times) - method.skip_last, 0)]
+        self.guided_times = guided_times(method, backbone, self.config)
 
     def group(self, request: Request) -> int:
         """The group that the indicator draws."""
@@ -118,7 +117,12 @@ def prepare(
     data: TrainingData,
     preparation: Preparation,
 ) -> Sampler:
-    """Train the classifier and the heads on the task's groups, or load them."""
+    """Train the classifier and the heads on the task's groups, or load them.
+
+    Raises:
+        InputError: If no step is guided.
+    """
+    guided_times(method, backbone, preparation.sampling)
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
     heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])

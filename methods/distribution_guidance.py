@@ -17,6 +17,7 @@ from fairbench.methods._guidance_parameters import (
     REFERENCE_IMAGES,
     BottleneckGuided,
 )
+from fairbench.parameters import refuse_unused
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -120,10 +121,20 @@ class DistributionGuidance(BottleneckGuided):
         }
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unused, unless = {
+            "newton": ("scale", "step_rule=paper"),
+            "paper": ("newton", "step_rule=newton"),
+        }[self.step_rule]
+        refuse_unused(self, (unused,), unless)
+
     def configured_card(self) -> MethodCard:
-        """Without a step it is the backbone as it is."""
+        """Without a step it is the backbone as it is; with the paper's own, an ablation."""
         if (self.newton if self.step_rule == "newton" else self.scale) == 0:
             return dataclasses.replace(self.card, role="control", ranked=False)
+        if self.step_rule == "paper":
+            return dataclasses.replace(self.card, role="ablation", ranked=False)
         return self.card
 
     def prepare(

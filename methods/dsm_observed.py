@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.methods._parameters import FineTuned
+from fairbench.methods._parameters import FINE_TUNED, FROM_SCRATCH, FineTuned
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ class AllObserved(FineTuned):
         uses_target=False,
         trains=True,
         training_set="biased",
+        deviations=(FINE_TUNED,),
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "natural": MappingProxyType({"mixture": "natural"}),
             "half": MappingProxyType({"mixture": "half"}),
+            "from_scratch": FROM_SCRATCH,
         }
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fairbench.methods._parameters import FineTuned
+from fairbench.methods._parameters import FINE_TUNED, FROM_SCRATCH, FineTuned
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ class ReferenceOnly(FineTuned):
         ranked=False,
         uses_target=False,
         trains=True,
+        deviations=(FINE_TUNED,),
+    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"from_scratch": FROM_SCRATCH}
     )
 
     def prepare(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from fairbench.devices import process_count
 from fairbench.errors import InputError
 from fairbench.methods._parameters import FineTuned
+from fairbench.parameters import refuse_unused
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -168,6 +169,8 @@ class InvDiff(FineTuned):
                 "--param risk_from must lie below risk_to, and that at most at 1; seen "
                 f"{self.risk_from:g} and {self.risk_to:g}"
             )
+        if self.module == "copy":
+            refuse_unused(self, ("width",), "module=narrow")
         if not 0 < self.width <= 1:
             raise InputError(f"--param width must lie in (0, 1]; seen {self.width:g}")
         if self.r_train == 0:

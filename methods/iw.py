@@ -6,10 +6,13 @@ weak supervision, arXiv 1910.12008.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from fairbench.methods._reweighted import Reweighted
+from fairbench.methods._parameters import FINE_TUNED
+from fairbench.methods._reweighted import RATIO_FROM_SCRATCH, Reweighted
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -38,8 +41,12 @@ class ImportanceReweighting(Reweighted):
         training_set="biased",
         deviations=(
             "A diffusion model instead of the paper's GAN, as in IW-DSM of arXiv 2403.01189.",
+            FINE_TUNED,
             "The ratio network is chosen by its cross-entropy on held-out images.",
         ),
+    )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+        {"from_scratch": RATIO_FROM_SCRATCH}
     )
 
     def prepare(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.methods._reweighted import Reweighted
+from fairbench.methods._reweighted import RATIO_FROM_SCRATCH, Reweighted
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -84,20 +84,7 @@ class TimeDependentReweighting(Reweighted):
             "weight_only": MappingProxyType({"correction": False}),
             "correction_only": MappingProxyType({"weight": False}),
             "oracle_ratio": MappingProxyType({"ratio": "labels"}),
-            # 11 million images in batches of 256 and half a million images of averaging, as for
-            # CIFAR-10 with 5 % references; the learning rate that the paper takes at 64 x 64.
-            "from_scratch": MappingProxyType(
-                {
-                    "start": "scratch",
-                    "steps": 43_000,
-                    "batch": 256,
-                    "learning_rate": 2e-4,
-                    "ema_decay": 0.99965,
-                    "ratio_batch": 256,
-                    "ratio_steps": 20_000,
-                    "ratio_learning_rate": 3e-4,
-                }
-            ),
+            "from_scratch": RATIO_FROM_SCRATCH,
         }
     )
 

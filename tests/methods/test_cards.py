@@ -73,6 +73,7 @@ def test_the_number_of_processes_is_part_of_the_key_of_what_trains(planned, monk
         ("invdiff", ["preset=oracle_groups"], "oracle"),
         ("distribution_guidance", ["newton=0"], "control"),
         ("distribution_guidance", ["step_rule=paper", "scale=0"], "control"),
+        ("distribution_guidance", ["preset=as_released"], "ablation"),
         ("fairgen", ["strength=0"], "control"),
         ("fairgen", ["eta=0"], "control"),
         ("fairgen_distilled", ["strength=0"], "control"),
@@ -94,11 +95,44 @@ def test_a_method_without_its_effect_or_with_labels_is_not_ranked(name, paramete
         ("balanced_data", ["ema_decay=2"], "below 1"),
         ("invdiff", ["accumulate=2"], "can't split it"),
         ("tiw", ["max_weight=10"], "native has none"),
+        ("tiw", ["p2_gamma=0.5"], "loss_weighting=p2 alone"),
+        ("debiased_loss_weighting", ["min_snr_gamma=1"], "loss_weighting=min_snr alone"),
+        ("invdiff", ["module=copy", "width=0.25"], "module=narrow alone"),
+        ("distribution_guidance", ["scale=9"], "step_rule=paper alone"),
+        ("distribution_guidance", ["preset=as_released", "newton=3"], "step_rule=newton alone"),
     ],
 )
 def test_trainings_that_cannot_work_are_refused_at_once(name, parameters, message):
     with pytest.raises(InputError, match=message):
         make_method(name, parameters)
+
+
+def test_trainings_from_papers_say_where_they_differ_and_can_be_from_scratch():
+    for name in method_names():
+        card = get_method(name).card
+        if card.arxiv and card.trains and not card.deviations:
+            pytest.fail(f"{name} follows {card.arxiv} and says nothing of how it differs")
+    scratch = {}
+    for name in ("tiw", "iw", "dsm_reference", "dsm_observed"):
+        method, _ = make_method(name, ["preset=from_scratch"])
+        scratch[name] = {
+            key: getattr(method, key) for key in ("start", "steps", "batch", "learning_rate")
+        }
+        if name in ("tiw", "iw"):
+            ratio = (method.ratio_batch, method.ratio_steps, method.ratio_learning_rate)
+            assert ratio == (256, 20_000, 3e-4)
+    assert all(values == scratch["tiw"] for values in scratch.values())
+    assert scratch["tiw"]["start"] == "scratch"
+
+
+@pytest.mark.parametrize("name", ["distribution_guidance", "sample_guidance", "latent_editing"])
+def test_a_window_without_a_step_is_refused_before_any_training(
+    name, make_unconditional, make_task, make_preparation, data
+):
+    fits = ["batch=4"] if name == "distribution_guidance" else []
+    method, _ = make_method(name, ["skip_first=1", "skip_last=1", *fits])
+    with pytest.raises(InputError, match="at least one of 2 steps; seen 1 and 1"):
+        method.prepare(make_task(), make_unconditional(), data, make_preparation())
 
 
 @pytest.mark.parametrize("name", method_names())

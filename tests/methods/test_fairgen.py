@@ -610,6 +610,38 @@ def test_an_interrupted_training_resumes_to_the_last_bit(
     assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
 
 
+def test_a_state_between_fresh_trajectories_is_kept_by_time(
+    uninterrupted, make_training, make_preparation, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(_fairgen, "CHECKPOINT_SECONDS", 0.0)
+    folder = tmp_path / "parts"
+    run_until(make_training(**LONG), folder, make_preparation, 4)
+    resumed = make_training(**LONG)
+    assert run_counting(resumed, folder, make_preparation) == [4]  # not from 2, as without it
+    assert_same_adapters(resumed, uninterrupted)
+    assert resumed.losses == uninterrupted.losses
+
+
+def test_a_training_that_diverges_stops_and_keeps_its_last_good_state(
+    uninterrupted, make_training, make_preparation, tmp_path, monkeypatch
+):
+    training = make_training(**LONG)
+    whole = training._predict_frozen
+
+    def broken(x, t, context):
+        return whole(x, t, context) * (float("nan") if training.iteration == 2 else 1)
+
+    monkeypatch.setattr(training, "_predict_frozen", broken)
+    with pytest.raises(InputError, match=r"diverged: loss nan .* step 3 of 4; .*learning_rate"):
+        training.run(tmp_path, make_preparation())
+    (left,) = tmp_path.glob("*.partial.pt")
+    assert torch.load(left, weights_only=True)["iteration"] == 0  # step 3 isn't known to be good
+    assert all(torch.isfinite(p).all() for p in training.bank.parameters())
+    again = make_training(**LONG)
+    assert run_counting(again, tmp_path, make_preparation) == [1, 2, 3, 4]
+    assert_same_adapters(again, uninterrupted)
+
+
 @pytest.mark.parametrize("keep", [0.5, 0.98])
 def test_a_cut_off_checkpoint_begins_again(
     keep, uninterrupted, make_training, make_preparation, tmp_path
