@@ -16,7 +16,7 @@ from fairbench.crossings import Reading
 from fairbench.group_tables import validity_by_requested
 from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, memorisation
 from fairbench.metrics.jackknife import jackknife_variance, split, student
-from fairbench.plain_scores import NORMAL, mean_score, share_score
+from fairbench.plain_scores import NORMAL, auc_score, mean_score, share_score
 from fairbench.quality_scores import diversity_score
 from fairbench.records import run_key
 from fairbench.types import Score
@@ -263,21 +263,8 @@ def _memorisation(
         f"{len(real[0])} unseen real faces of the same group"
     )
 
-    def chance(name: str, auc: float, error: float, n: int, interval: str, source: str) -> Score:
-        return Score(
-            name=name,
-            value=auc,
-            low=max(0.0, auc - NORMAL * error),
-            high=min(1.0, auc + NORMAL * error),
-            n=n,
-            better="lower",
-            interval=interval,
-            unit="probability",
-            source=source,
-        )
-
     told = f"{source}: chance of being nearer, 0.5 without copies"
-    scores = [chance(name, found.auc, found.auc_error, n, "normal, DeLong", told)]
+    scores = [auc_score(name, found.auc, found.auc_error, n, "normal, DeLong", told)]
     if found.ratio is not None and found.ratio_error is not None:
         half = NORMAL * found.ratio_error
         ratio = Score(
@@ -321,7 +308,7 @@ def _memorisation(
     how = "normal, DeLong, of the group that came out worst"
     told = f"{told}; {groups[worst]}"
     scores.append(
-        chance(f"{name}_worst_group", one.auc, one.auc_error, one.num_generated, how, told)
+        auc_score(f"{name}_worst_group", one.auc, one.auc_error, one.num_generated, how, told)
     )
     return scores, facts, {}
 

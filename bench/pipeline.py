@@ -23,7 +23,7 @@ from fairbench.devices import process_count
 from fairbench.errors import AssetError, InputError
 from fairbench.face_scores import FaceInstruments, face_scores, load_face_instruments
 from fairbench.fairness_scores import RANKED
-from fairbench.generation import Plan, Reporter, generate, help_to_prepare
+from fairbench.generation import Plan, Reporter, generate, help_to_prepare, training_data
 from fairbench.measuring import Instruments, Measurements, load_instruments, measure
 from fairbench.pictures import sample_grid
 from fairbench.records import (
@@ -324,6 +324,7 @@ def _compute(
         sensitive,
         confusions_of(instruments),
         encoder_columns(instruments),
+        seen=_seen_features(plan, instruments, cache, report),
         controls=check_controls(plan.config.controls, plan.dataset.attributes, sensitive),
     )
     if looking is not None:
@@ -362,6 +363,17 @@ def _compute(
     ).with_suffix(".png")
     _draw_grid(picture, record, generated.images, measured, plan, instruments)
     return record
+
+
+def _seen_features(
+    plan: Plan, instruments: Instruments, cache: Path, report: Reporter
+) -> Mapping[str, NDArray[np.float32]] | None:
+    """Encoder -> features of the reference set that the method learned from, if it did."""
+    card = plan.method.configured_card()
+    reference = training_data(plan.dataset, card).reference
+    if reference is None:
+        return None
+    return measure(reference.images, instruments, cache, report.progress).features
 
 
 def warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:

@@ -11,7 +11,7 @@ from fairbench.crossings import WORTH_BATCHES
 from fairbench.metrics import GroupEffects, clustered_share_intervals, wilson_interval
 from fairbench.types import Score
 
-__all__ = ["NORMAL", "Better", "mean_score", "share_score"]
+__all__ = ["NORMAL", "Better", "auc_score", "mean_score", "share_score"]
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -46,6 +46,21 @@ def share_score(
         better=better,
         interval=f"wilson{f', {WORTH_BATCHES}' if effects else ''}" if interval else "",
         unit="share",
+        source=source,
+    )
+
+
+def auc_score(name: str, auc: float, error: float, n: int, interval: str, source: str) -> Score:
+    """Chance that a generated image lies nearer than a real one; lower is better."""
+    return Score(
+        name=name,
+        value=auc,
+        low=max(0.0, auc - NORMAL * error),
+        high=min(1.0, auc + NORMAL * error),
+        n=n,
+        better="lower",
+        interval=interval,
+        unit="probability",
         source=source,
     )
 

@@ -22,13 +22,14 @@ from fairbench.metrics import (
     group_quality,
     inception_score,
     kernel_distance,
+    memorisation,
     precision_recall_density_coverage,
     reference_weights,
     stratified_kernel_distance,
     vendi_score,
 )
 from fairbench.metrics.jackknife import jackknife_variance, student
-from fairbench.plain_scores import mean_score, share_score
+from fairbench.plain_scores import auc_score, mean_score, share_score
 from fairbench.types import Score
 
 __all__ = ["Columns", "QualityScores", "Reference", "diversity_score"]
@@ -39,6 +40,7 @@ NEIGHBOURS = 5
 DIVERSITY_BLOCKS = 20
 STUDENT_9 = 2.262  # 9 degrees of freedom
 NORMAL = 1.96
+FALSE_MATCHES = 1e-2
 INFINITY_N = 5000
 """Images that extrapolating a distance to infinitely many needs."""
 
@@ -361,6 +363,51 @@ class QualityScores:
             ):
                 scores += self._worst(name, parity, quality, source)
         return scores, found
+
+    def copying(self, seen: Mapping[str, NDArray[np.float32]]) -> list[Score]:
+        """Whether valid images lie nearer to images learned from than unseen real ones do.
+
+        Compared within each group of the sensitive crossing: where few images were learned from,
+        the nearest one is far, whoever drew the image.
+
+        Args:
+            seen: Encoder -> (T, D) features of the images that the method learned from.
+        """
+        reading, scores = self.reading, []
+        cells = reading.index(self.sensitive)[reading.valid]
+        counts = np.bincount(self.real, minlength=len(self.groups))
+        missing = [name for k, name in enumerate(self.groups) if not counts[k] and k in cells]
+        for encoder, columns in self.encoders.items():
+            name = f"memorisation_{columns.encoder}"
+            if missing or not len(cells):
+                named = f"no real image of {', '.join(missing)}" if missing else "no valid image"
+                self.not_measured[name] = named
+                continue
+            x, y = self.features(encoder)
+            found = memorisation(
+                x[reading.valid],
+                seen[encoder],
+                y,
+                groups=(cells, self.real, len(self.groups)),
+                false_matches=FALSE_MATCHES,
+            )
+            source = (
+                f"encoder {encoder}, cosine to the nearest of {len(seen[encoder])} images learned "
+                f"from, against {len(y)} unseen real images of the same group"
+            )
+            told = f"{source}: chance of being nearer, 0.5 without copies"
+            beyond = f"{source}: nearest beyond {found.threshold:.3f}, as {FALSE_MATCHES:.1%} of "
+            scores += [
+                auc_score(name, found.auc, found.auc_error, reading.n, "normal, DeLong", told),
+                share_score(
+                    f"copies_{columns.encoder}",
+                    round(found.copies * reading.n),
+                    reading.n,
+                    "lower",
+                    f"{beyond}the real ones are",
+                ),
+            ]
+        return scores
 
     def _worst(self, name: str, parity: Parity, quality: GroupQuality, source: str) -> list[Score]:
         if parity.worst is None or parity.gap is None:

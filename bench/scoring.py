@@ -73,6 +73,11 @@ METRICS: Mapping[str, str] = {
     "<kernel|frechet|recall>_<encoder>_<worst_group|group_gap>": (
         "of each joint cell against real images of it: the worst, and largest less smallest"
     ),
+    "memorisation_<encoder>": (
+        "of methods with a reference set: chance that an image lies nearer to that set than an "
+        "unseen real image of its group does. 0.5 without copies, lower is better."
+    ),
+    "copies_<encoder>": "share of images nearer to that set than 99 % of unseen real images are.",
     "fid_*, kid_*, inception_score, inception_score_tf": (
         "with --encoder inception@clean or inception@tf: as in their papers"
     ),
@@ -106,6 +111,7 @@ def score_all(
     encoders: Mapping[str, Columns],
     *,
     given: Mapping[str, NDArray[np.int64]] | None = None,
+    seen: Mapping[str, NDArray[np.float32]] | None = None,
     controls: Sequence[Control] = (),
     seed: int = 0,
 ) -> tuple[tuple[Score, ...], dict[str, list[dict[str, Any]]], dict[str, Any]]:
@@ -122,6 +128,7 @@ def score_all(
         encoders: Encoder -> how its columns are called.
         given: Attribute -> (N,) levels that somebody else saw in the images; tells how far to
             trust the judges on them.
+        seen: Encoder -> features of a reference set that the method learned from, if it did.
         controls: Variables within whose levels groups are compared too, in tables and facts.
         seed: Of every resample behind the intervals.
 
@@ -143,6 +150,8 @@ def score_all(
     scores = [*fairness.scores(), *quality.scores()]
     parity, by_group = quality.parity()
     scores += parity
+    if seen is not None:
+        scores += quality.copying(seen)
     scores += [_validity(first), *_semantic(first), *_judges(readings, sensitive)]
     audited, audit = audit_scores(first, given or {}, seed)
     scores += audited

@@ -103,6 +103,24 @@ def test_all_declared_groups_are_listed_and_sum_to_n(config: Callable[..., RunCo
         assert sum(row["share"] for row in rows) == pytest.approx(1)
 
 
+def test_methods_with_a_reference_set_are_asked_whether_they_copy_it(
+    config: Callable[..., RunConfig],
+) -> None:
+    record = run(
+        config("dsm_reference", parameters=("steps=1", "batch=4", "precision=float32"))
+    ).record
+    score = record.score("memorisation_cartoonfaces")
+    assert score is not None
+    assert score.low is not None
+    assert score.high is not None
+    assert 0 <= score.low < score.value < score.high <= 1
+    assert "of 800 images learned from" in score.source
+    copies = record.score("copies_cartoonfaces")
+    assert copies is not None
+    assert copies.value < 0.5
+    assert run(config()).record.score("memorisation_cartoonfaces") is None
+
+
 def test_tasks_that_need_the_same_images_share_them(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -488,6 +488,35 @@ def test_columns_of_public_encoders_are_plain_words():
     assert "fid_infinity_balanced" in facts["not_measured"]
 
 
+def test_images_near_to_those_learned_from_are_told_from_new_ones():
+    gender, race = mixed()
+    own = sample(gender, race)
+    x = own.measured.features["enc"]
+    labels = {"gender": gender, "race": race}
+    others = features(labels, 3)
+    assert not {"memorisation_enc", "copies_enc"} & set(scored(own)[0])  # nobody learned from any
+    fresh, _, _ = scored(own, seen={"enc": others})
+    assert fresh["memorisation_enc"].low <= 0.5 <= fresh["memorisation_enc"].high
+    assert fresh["copies_enc"].value < 0.05
+    near = x + 1e-3 * others
+    copied, _, _ = scored(own, seen={"enc": near})
+    assert copied["memorisation_enc"].low > 0.9
+    assert copied["copies_enc"].value > 0.9
+    assert (copied["copies_enc"].n, copied["copies_enc"].better) == (400, "lower")
+    assert "of 400 images learned from, against 240 unseen" in copied["copies_enc"].source
+    real = reference()
+    women = real.labels["gender"] == 0
+    part = dataclasses.replace(
+        real,
+        features={"enc": real.features["enc"][women]},
+        labels={name: values[women] for name, values in real.labels.items()},
+        prompt_index=real.prompt_index[women],
+    )
+    lacking, _, facts = scored(own, a_reference=part, seen={"enc": others})
+    assert "memorisation_enc" not in lacking
+    assert facts["not_measured"]["memorisation_enc"].startswith("no real image of ")
+
+
 def test_requested_groups_have_hits_and_validity():
     gender, race = mixed()
     requested = np.where(np.arange(400) < 40, 1 - gender, gender)
