@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from fairbench.metrics import discrepancy_family
 from fairbench.registry import make_method
 from fairbench.sampling import DDIMSampler
 from fairbench.training import Draws
-from fairbench.types import ImageSet, Prompt, Request, SamplingConfig, TrainingData
+from fairbench.types import ImageSet, Preparation, Prompt, Request, SamplingConfig, TrainingData
 
 CPU = torch.device("cpu")
 QUICK = {"steps": 2, "batch": 4, "learning_rate": 0.05, "risk_draws": 2}
@@ -749,3 +750,31 @@ def test_inferred_groups_reach_most_of_what_true_ones_do(
     risks, _ = denoising_risks(released, backbone, images, {}, make_preparation())
     energy = hidden_label_facts({"risk": risks[0]}, data.training, levels)
     assert 0.3 < energy["risk"]["gender"]["rare"]["auc"] < 0.7, energy
+
+
+@pytest.mark.slow
+def test_risks_find_the_rarer_gender_of_a_shipped_backbone_and_those_as_released_do_not(tmp_path):
+    """The card's property 10 on what is shipped, where groups aren't as plain as in the toy."""
+    from fairbench.backbones import load_backbone
+    from fairbench.datasets import get_dataset
+
+    dataset = get_dataset("cartoonfaces")
+    spec = dataset.backbone("cartoonfaces-sd")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone(spec.name, spec.folder, device=device, dtype=torch.float32)
+    labelled = dataset.training_images("biased", labelled=True)
+    images = NoisedImages(backbone, [labelled], dataset.prompts)
+    handed_in: dict[str, Any] = {}
+    preparation = Preparation(
+        0, spec.sampling, (8,), tmp_path, lambda *_: None, handed_in.__setitem__
+    )
+    data = TrainingData((), dataset.prompts, dataclasses.replace(labelled, labels=None), None, {})
+    InvDiff(steps=1).prepare(dataset.task("gender", conditional=True), backbone, data, preparation)
+    told = hidden_label_facts(handed_in, labelled, dataset.attributes)
+    assert told["risk"]["gender"]["rare"]["auc"] > 0.7, told["risk"]["gender"]
+    group = told["high_risk_group"]["gender"]["rare"]
+    assert group["weighted_share"] > 1.4 * group["share"], group
+    released = InvDiff(**InvDiff.presets["as_released"])
+    risks, _ = denoising_risks(released, backbone, images, {}, preparation)
+    energy = hidden_label_facts({"risk": risks[0]}, labelled, dataset.attributes)
+    assert 0.45 < energy["risk"]["gender"]["rare"]["auc"] < 0.55, energy["risk"]["gender"]
