@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import typing
 from collections.abc import Mapping, Sequence
@@ -40,7 +39,6 @@ def parameters_of(method: type[Any]) -> list[Parameter]:
     ]
 
 
-@functools.cache
 def kinds_of(method: type[Any]) -> Mapping[str, Any]:
     """A method's parameters and the types that they are annotated with, in declared order."""
     hints = typing.get_type_hints(method, localns={"Backbone": object})
@@ -73,16 +71,17 @@ def check_parameters(method: Any) -> None:
     Raises:
         InputError: For the first that doesn't, with what was expected and seen.
     """
+    kinds = kinds_of(type(method))
     for field in dataclasses.fields(method):
-        kind, value = kinds_of(type(method))[field.name], getattr(method, field.name)
+        kind, value = kinds[field.name], getattr(method, field.name)
         if typing.get_origin(kind) is Literal:
             if value not in typing.get_args(kind):
                 raise _wrong(field.name, value, kind)
             continue
-        accepted = (int, float) if kind is float else kind
+        accepted = (int, float) if kind is float else (kind,)
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise _wrong(field.name, value, kind)
-        if kind is str and not value.strip():
+        if kind is str and not str(value).strip():
             raise InputError(f"--param {field.name} must be a text; seen {value!r}")
         if kind in (int, float):
             _check_number(field.name, value, field.metadata)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -364,8 +363,7 @@ class MethodBase:
 
     def __post_init__(self) -> None:
         """Types and limits of the parameters, however the method is made."""
-        if dataclasses.is_dataclass(self):
-            check_parameters(self)
+        check_parameters(self)
 
     def configured_card(self) -> MethodCard:
         """The class's own card."""
