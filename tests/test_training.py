@@ -261,6 +261,38 @@ def test_an_infinite_gradient_is_seen_too(tmp_path):
         run(tmp_path, module=module, loss_of=loss_of)
 
 
+def test_autocast_leaves_weights_and_averages_exact_and_resumes_to_the_last_bit(tmp_path):
+    half = plan(precision="bfloat16")
+    seen = []
+
+    def watched(module):
+        inner = regression(module)
+
+        def loss_of(draws):
+            seen.append(module(torch.ones(1, 3)).dtype)
+            return inner(draws)
+
+        return loss_of
+
+    module = network()
+    whole, facts = run(tmp_path / "whole", module=module, loss_of=watched(module), plan=half)
+    assert facts["precision"] == "bfloat16"
+    assert set(seen) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 and torch.isfinite(p).all() for p in whole.parameters())
+    exact, _ = run(tmp_path / "exact")
+    for a, b in zip(whole.parameters(), exact.parameters(), strict=True):
+        assert not torch.equal(a, b)
+        assert torch.allclose(a, b, atol=0.05)
+    stopped = network()
+    with pytest.raises(StopError):
+        run(tmp_path / "parts", module=stopped, loss_of=stop_in(stopped, 5), plan=half)
+    (path,) = (tmp_path / "parts").rglob("*.partial.pt")
+    saved = torch.load(path, weights_only=True)
+    assert {value.dtype for value in saved["parameters"]} == {torch.float32}
+    resumed, _ = run(tmp_path / "parts", plan=half)
+    assert_same(resumed, whole)
+
+
 def test_what_can_not_be_trained_is_an_error(tmp_path):
     with pytest.raises(ContractError, match="at least 1"):
         plan(steps=0)
