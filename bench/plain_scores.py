@@ -51,7 +51,16 @@ def share_score(
 
 
 def auc_score(name: str, auc: float, error: float, n: int, interval: str, source: str) -> Score:
-    """Chance that a generated image lies nearer than a real one; lower is better."""
+    """Chance that a generated image lies nearer than a real one; lower is better.
+
+    Args:
+        name: Of the column.
+        auc: In [0, 1].
+        error: Its standard error; the interval is auc ± 1.96 errors, within [0, 1].
+        n: Generated images.
+        interval: How the error was found.
+        source: What was compared with what.
+    """
     return Score(
         name=name,
         value=auc,

@@ -41,6 +41,8 @@ DIVERSITY_BLOCKS = 20
 STUDENT_9 = 2.262  # 9 degrees of freedom
 NORMAL = 1.96
 FALSE_MATCHES = 1e-2
+"""Share of unseen real images that may pass for copies."""
+
 INFINITY_N = 5000
 """Images that extrapolating a distance to infinitely many needs."""
 
@@ -372,6 +374,11 @@ class QualityScores:
 
         Args:
             seen: Encoder -> (T, D) features of the images that the method learned from.
+
+        Returns:
+            By encoder the chance of being nearer, in [0, 1], and the share of images nearer than
+            99 % of the real ones; both lower is better. Why they are missing is in
+            `not_measured`.
         """
         reading, scores = self.reading, []
         cells = reading.index(self.sensitive)[reading.valid]

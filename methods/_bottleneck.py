@@ -563,17 +563,10 @@ def guided_times(
 ) -> list[int]:
     """The sampler's timesteps without the first and the last ones that are left alone.
 
-    Raises:
-        InputError: If none is left.
+    None may be left: the images are then those of the backbone, as the card asks.
     """
     times = backbone.schedule.timesteps(sampling.steps, sampling.spacing)
-    left = times[method.skip_first : max(len(times) - method.skip_last, 0)]
-    if not left:
-        raise InputError(
-            f"{method.card.name}: skip_first and skip_last must leave at least one of "
-            f"{len(times)} steps; seen {method.skip_first} and {method.skip_last}"
-        )
-    return left
+    return times[method.skip_first : max(len(times) - method.skip_last, 0)]
 
 
 def require_bottleneck(method: BottleneckGuided, backbone: Backbone) -> None:

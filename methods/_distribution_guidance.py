@@ -431,10 +431,9 @@ def prepare(
     """Train the classifier and the heads, or load those trained before.
 
     Raises:
-        InputError: If a batch doesn't fit one network call, or no step is guided.
+        InputError: If a batch doesn't fit one network call.
     """
     require_room(method, backbone)
-    guided_times(method, backbone, preparation.sampling)
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     targets = groupings_of(task, method.joint)
     heads, learned = learn_heads(

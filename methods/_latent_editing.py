@@ -133,14 +133,13 @@ def prepare(
     """Find the directions, and the share of images to edit for each prompt.
 
     Raises:
-        InputError: If the backbone's own shares can't be known, or no step is edited.
+        InputError: If the backbone's own shares can't be known.
     """
     if method.features == "inversion":
         raise InputError(
             "latent_editing needs the backbone's own shares, which inverted reference images "
             "don't show; use --param features=trajectory"
         )
-    guided_times(method, backbone, preparation.sampling)
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
     heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])

@@ -117,12 +117,7 @@ def prepare(
     data: TrainingData,
     preparation: Preparation,
 ) -> Sampler:
-    """Train the classifier and the heads on the task's groups, or load them.
-
-    Raises:
-        InputError: If no step is guided.
-    """
-    guided_times(method, backbone, preparation.sampling)
+    """Train the classifier and the heads on the task's groups, or load them."""
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
     heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])

@@ -125,16 +125,6 @@ def test_trainings_from_papers_say_where_they_differ_and_can_be_from_scratch():
     assert scratch["tiw"]["start"] == "scratch"
 
 
-@pytest.mark.parametrize("name", ["distribution_guidance", "sample_guidance", "latent_editing"])
-def test_a_window_without_a_step_is_refused_before_any_training(
-    name, make_unconditional, make_task, make_preparation, data
-):
-    fits = ["batch=4"] if name == "distribution_guidance" else []
-    method, _ = make_method(name, ["skip_first=1", "skip_last=1", *fits])
-    with pytest.raises(InputError, match="at least one of 2 steps; seen 1 and 1"):
-        method.prepare(make_task(), make_unconditional(), data, make_preparation())
-
-
 @pytest.mark.parametrize("name", method_names())
 def test_what_is_added_to_the_backbone_is_said_in_words(name):
     """Methods that only retrain the backbone, or write other prompts, add nothing to it."""

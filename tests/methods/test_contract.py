@@ -284,7 +284,6 @@ def test_network_calls_are_those_that_were_made(name, small, prepared, make_requ
 
 @pytest.mark.parametrize("name", ["fair_prompt", "fairgen", "prompt_append"])
 def test_methods_that_need_prompts_say_so(name, make_mixture, make_task, make_preparation, data):
-
     mixture = make_mixture()
     mixture.conditional = False
     with pytest.raises(InputError, match="text-to-image"):

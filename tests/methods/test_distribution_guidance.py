@@ -297,11 +297,12 @@ def test_cap_shortens_long_rows_only():
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("nothing", [{"newton": 0.0}, {"skip_first": 3}, {"skip_last": 9}])
 def test_without_a_step_the_images_are_those_of_vanilla(
-    kind, make_unconditional, make_sampler, requests
+    kind, nothing, make_unconditional, make_sampler, requests
 ):
     backbone = make_unconditional(kind)
-    sampler = make_sampler(backbone, newton=0.0)
+    sampler = make_sampler(backbone, **nothing)
     plain = DDIMSampler(backbone, sampler.config)
     assert np.array_equal(sampler(requests).images, plain(requests).images)
     assert not np.array_equal(make_sampler(backbone)(requests).images, plain(requests).images)
