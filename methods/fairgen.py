@@ -141,9 +141,11 @@ class FairGen(MethodBase):
     )
 
     def configured_card(self) -> MethodCard:
-        """Adapters that aren't switched on, or learn no direction, leave the backbone as it is."""
+        """A control where adapters can't act; an ablation with the release's own defects."""
         if not (self.strength and self.eta):
             return dataclasses.replace(self.card, role="control", ranked=False)
+        if self.indicator == "per_prompt" or self.timestep_shift:
+            return dataclasses.replace(self.card, role="ablation", ranked=False)
         return self.card
 
     def prepare(

@@ -176,8 +176,7 @@ def test_training_finds_the_optimum_of_one_shared_number(name, make_task, make_p
 # 10 and 11. A small network on synthetic images, trained for a short time
 
 
-SIZE, SHARE = 16, 0.1
-BODY = np.hypot(*np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j])
+SIZE, SHARE = 32, 0.1
 
 
 def shapes(n, seed):
@@ -188,8 +187,8 @@ def shapes(n, seed):
     images = np.empty((n, SIZE, SIZE, 3))
     images[:] = (rng.uniform(0.8, 0.95, (n, 1)) + rng.normal(0, 0.01, (n, 3)))[:, None, None]
     for i in range(n):
-        away = np.abs(grid - rng.uniform(5.5, 9.5, (2, 1, 1)))
-        inside = away.max(0) < 4 if square[i] else np.hypot(*away) < 4.5
+        away = np.abs(grid - rng.uniform(11, 20, (2, 1, 1)))
+        inside = away.max(0) < 8 if square[i] else np.hypot(*away) < 9
         images[i][inside] = rng.random(3)
     return ImageSet((images * 255).astype(np.uint8), np.zeros(n, np.int64)), square
 
@@ -199,10 +198,10 @@ def small_network():
         torch.manual_seed(0)
         unet = UNet2DModel(
             sample_size=SIZE,
-            block_out_channels=(16, 32, 32),
+            block_out_channels=(16, 32, 32, 32),
             layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            down_block_types=(*["DownBlock2D"] * 3, "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", *["UpBlock2D"] * 3),
             norm_num_groups=8,
             attention_head_dim=16,
         )

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch.nn import functional
 
 from fairbench.backbones import Prediction, Schedule
@@ -368,6 +369,20 @@ def test_49_of_50_steps_are_guided(make_sampler):
     sampler = make_sampler(steps=50)
     assert list(sampler.guided_times) == list(sampler.times)[1:]
     assert (len(sampler.guided_times), sampler.times[0], sampler.times[1]) == (49, 999, 979)
+
+
+def test_the_evenly_spaced_grid_is_the_released_one_but_for_its_rounding(make_unconditional):
+    """The release cuts fractions of 999 / 49 off; ours are rounded, as diffusers' grids are."""
+    released = [int(k * 999 / 49) for k in range(50)]
+    assert released[:10] == [0, 20, 40, 61, 81, 101, 122, 142, 163, 183]
+    assert released[-3:] == [958, 978, 999]
+    ours = make_unconditional().schedule.timesteps(50, "linspace")[::-1]
+    assert [t - then for t, then in zip(ours, released, strict=True)] == [
+        round(k * 999 / 49 % 1) for k in range(50)
+    ]
+    scheduler = DDIMScheduler(1000, timestep_spacing="linspace")
+    scheduler.set_timesteps(50)
+    assert ours == scheduler.timesteps.tolist()[::-1]
 
 
 def test_a_timestep_without_head_is_an_error():

@@ -48,7 +48,7 @@ from fairbench.methods.dsm_reference import ReferenceOnly
 from fairbench.methods.iw import ImportanceReweighting
 from fairbench.methods.tiw import TimeDependentReweighting
 from fairbench.training import Draws, seeded_modules
-from fairbench.types import ImageSet, Prompt, TrainingData
+from fairbench.types import ImageSet, Prompt, Request, SamplingConfig, TrainingData
 
 QUICK = {"steps": 2, "batch": 4, "learning_rate": 0.05, "ema_decay": 0.0}
 QUICK_RATIO = {"ratio_steps": 2, "ratio_batch": 4, "ratio_width": 8}
@@ -331,6 +331,32 @@ def test_two_halves_of_one_set_have_no_ratio(make_unconditional, make_preparatio
     low, high = fitted.facts["log_ratio_range"]
     assert max(-low, high) < 0.5
     assert fitted.facts["mean_ratio_of_biased"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_with_two_halves_of_one_set_shares_are_those_of_ordinary_training(
+    make_unconditional, make_task, make_preparation
+):
+    """Trained from random weights, with a learned ratio; about two minutes on one core."""
+    halves = [toy_images(2000, seed, 0.3, labelled=False) for seed in (0, 1)]
+    both = TrainingData((), (Prompt(""),), *halves, {})
+    preparation = make_preparation(sampling=SamplingConfig(25, 1.0))
+    budget = {"start": "scratch", "steps": 500, "batch": 128, "learning_rate": 4e-3}
+    ratio = {"ratio_steps": 200, "ratio_batch": 64, "ratio_width": 8}
+    found = []
+    for method in (
+        TimeDependentReweighting(**budget, **ratio),
+        AllObserved(**budget, mixture="half"),
+    ):
+        backbone = make_unconditional(network_batch=64)
+        sampler = method.prepare(make_task(), backbone, both, preparation)
+        images = sampler([Request(Prompt(""), 0, i, 0) for i in range(512)]).images
+        brightness = images.mean((1, 2, 3))
+        found.append((brightness < 127.5).mean())
+        # A model that has learned nothing makes grey images, of which about half are dark.
+        assert (np.abs(brightness - 127.5) > 25).mean() > 0.9
+    assert found == pytest.approx([0.3, 0.3], abs=0.08)
+    assert found[0] == pytest.approx(found[1], abs=0.04)  # the same noise for both
 
 
 # T5: parameterisations
