@@ -171,12 +171,6 @@ def make_text_unet():
 
 
 @pytest.fixture
-def make_text_parts():
-    """A tokenizer and a random text encoder of a width."""
-    return lambda width: {"tokenizer": StubTokenizer(), "text_encoder": StubTextEncoder(width)}
-
-
-@pytest.fixture
 def make_unconditional():
     return build_unconditional
 

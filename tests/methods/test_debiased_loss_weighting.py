@@ -13,10 +13,13 @@ from torch import nn
 
 from fairbench.backbones import DiffusersBackbone
 from fairbench.errors import InputError
+from fairbench.methods import _denoising
+from fairbench.methods._finetuning import NoisedImages
 from fairbench.methods._weighting import timestep_weights
 from fairbench.methods.balanced_data import BalancedData
 from fairbench.methods.debiased_loss_weighting import DebiasedLossWeighting
 from fairbench.metrics.frechet import frechet_distance
+from fairbench.training import Draws
 from fairbench.types import ImageSet, Prompt, Request, SamplingConfig, TrainingData
 
 QUICK = {"steps": 2, "batch": 4}
@@ -89,6 +92,50 @@ def test_a_formula_has_nothing_to_train(make_mixture, make_task, data, make_prep
         DebiasedLossWeighting().prepare(make_task(), make_mixture(), data, make_preparation())
 
 
+# 7. The gradient of the shipped loss
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_gradient_of_the_shipped_loss_is_the_weighted_residual(
+    prediction, make_unconditional, data, make_preparation, monkeypatch
+):
+    kept = []
+
+    def finetune(method, backbone, content, loss_of, preparation, what):
+        kept.append(loss_of)
+        return backbone, {"seconds": 0.0}
+
+    monkeypatch.setattr(_denoising, "finetune", finetune)
+    backbone = make_unconditional(prediction)
+    _denoising.prepare(
+        DebiasedLossWeighting(), backbone, [data.training], data, make_preparation()
+    )
+    weights = timestep_weights(backbone.schedule, "debias")
+    predict, seen = backbone.predict, []
+
+    def watched(x_t, t, context):
+        found = predict(x_t, t, context)
+        seen.append((x_t, t, found.value.detach().requires_grad_(True)))
+        return found.with_value(seen[0][2])
+
+    monkeypatch.setattr(backbone, "predict", watched)
+    kept[0](backbone, Draws(0, 0, 0, 8, torch.device("cpu")), weights).backward()
+    ((x_t, t, value),) = seen
+    draws = Draws(0, 0, 0, 8, torch.device("cpu"))
+    batch = NoisedImages(backbone, [data.training], data.subjects).draw(
+        draws, _denoising.proportioned_index(draws, [len(data.training)], [1.0])
+    )
+    assert torch.equal(batch.x_t, x_t)
+    schedule = backbone.schedule
+    a, s = (f(t).float()[:, None, None, None] for f in (schedule.alpha, schedule.sigma))
+    own = backbone.encode(data.training.images)[torch.from_numpy(batch.index)]
+    noise = (x_t - a * own) / s
+    target = {"epsilon": noise, "sample": own, "v_prediction": a * noise - s * own}[prediction]
+    size = 8 * 3 * 4 * 4
+    expected = weights[t][:, None, None, None] * 2 * (value.detach() - target) / size
+    assert torch.allclose(value.grad, expected.float(), rtol=1e-3, atol=1e-6)
+
+
 # 8. One number shared by all timesteps: the optimum is known
 
 
@@ -154,15 +201,15 @@ def test_the_price_is_the_mean_error_of_the_noise():
     assert list(mean.values()) == pytest.approx([0.350538, 0.385366], abs=2e-6)
 
 
-@pytest.mark.parametrize("name", ["constant", "min_snr", "debias", "debias 10"])
+@pytest.mark.parametrize("name", OPTIMA)
 def test_training_finds_the_optimum_of_one_shared_number(name, make_task, make_preparation):
     options, wanted, _ = OPTIMA[name]
     method = DebiasedLossWeighting(
         loss_weighting=name.split()[0],
-        steps=80,
-        batch=64,
+        steps=200,
+        batch=256,
         learning_rate=0.05,
-        ema_decay=0.9,
+        ema_decay=0.95,
         **options,
     )
     backbone = one_number()
@@ -170,7 +217,8 @@ def test_training_finds_the_optimum_of_one_shared_number(name, make_task, make_p
     data = TrainingData(subjects=(Prompt("person"),), training=images)
     sampler = method.prepare(make_task(), backbone, data, make_preparation())
     assert float(backbone.unet.c) == 0.5  # the backbone itself is left as it is
-    assert float(sampler.backbone.unet.c) == pytest.approx(wanted, rel=0.02)
+    # A quarter of the card's 2 %, within which several weightings have their optimum.
+    assert float(sampler.backbone.unet.c) == pytest.approx(wanted, rel=0.005)
 
 
 # 10 and 11. A small network on synthetic images, trained for a short time
@@ -220,10 +268,10 @@ def small_network():
 
 @pytest.fixture(scope="module")
 def short_trainings(tmp_path_factory):
-    """Weighting -> a sampler after 2,000 steps of 32 images, weights normalised."""
+    """Weighting -> a sampler after 2,500 steps of 32 images, weights normalised."""
     from fairbench.types import Preparation, Task
 
-    backbone, (images, _) = small_network(), shapes(4000, 0)
+    backbone, (images, _) = small_network(), shapes(8000, 0)
     data = TrainingData(subjects=(Prompt(""),), training=images)
     task = Task("shapes", {"shape": ("disc", "square")}, (Prompt(""),), (0.5, 0.5))
     preparation = Preparation(
@@ -233,7 +281,7 @@ def short_trainings(tmp_path_factory):
         tmp_path_factory.mktemp("trained"),
         lambda *_: None,
     )
-    shared = {"start": "scratch", "steps": 2000, "batch": 32, "learning_rate": 4e-4}
+    shared = {"start": "scratch", "steps": 2500, "batch": 32, "learning_rate": 4e-4}
     return {
         name: DebiasedLossWeighting(loss_weighting=name, **shared).prepare(
             task, backbone, data, preparation
@@ -265,6 +313,12 @@ def distance(images, real):
     return frechet_distance(*((part - mean) @ directions.T for part in flat))
 
 
+def cast(images):
+    """Mean distance of an image's channels from its own grey, in 8-bit levels."""
+    channels = images.mean((1, 2))
+    return float(np.abs(channels - channels.mean(1, keepdims=True)).mean())
+
+
 @pytest.mark.slow
 def test_short_training_is_better_at_high_noise_and_worse_at_low(short_trainings):
     held_out, _ = shapes(500, 1)
@@ -272,13 +326,12 @@ def test_short_training_is_better_at_high_noise_and_worse_at_low(short_trainings
     at = {}
     for name, sampler in short_trainings.items():
         network, images = sampler.backbone, sampled(sampler)
-        colour = images.mean((0, 1, 2)) - real.images.mean((0, 1, 2))
         at[name] = {
             "low": errors(network, held_out.images, 50)[0],
             900: errors(network, held_out.images, 900)[1],
             999: errors(network, held_out.images, 999)[1],
             "distance": distance(images, real.images),
-            "cast": float(np.abs(colour).max()),
+            "cast": abs(cast(images) - cast(real.images)),
         }
     constant, debias = at["constant"], at["debias"]
     assert debias[900] <= 0.75 * constant[900], at
@@ -290,7 +343,11 @@ def test_short_training_is_better_at_high_noise_and_worse_at_low(short_trainings
 
 @pytest.mark.slow
 def test_shares_stay_those_of_the_training_data(tmp_path):
-    """On the shipped backbone, which passes the quality gate without which this says nothing."""
+    """Fine-tuned from the shipped backbone, not trained on a synthetic set as the card has it.
+
+    Its images pass the quality gate, without which this says nothing; after the short training
+    above no model of either weighting does.
+    """
     from fairbench.backbones import load_backbone
     from fairbench.datasets import CARTOONFACES
     from fairbench.generation import training_data
