@@ -11,12 +11,16 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, cast
 
 from fairbench.config import MINIMUM_IMAGES
+from fairbench.datasets import get_dataset
+from fairbench.errors import InputError
 from fairbench.metrics import corrected_noise_floor, mean_noise_floor
 from fairbench.records import Record, canonical
+from fairbench.registry import make_method
 from fairbench.types import Score
 
 __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
@@ -71,8 +75,8 @@ class Row:
         dataset, task, backbone: The block it is shown in.
         rank: Such as ``"3"``, ``"1–2"`` for a tie, ``"–"`` if unranked.
         method: Name of the method.
-        label: Preset, and the parameters and sampling settings in which rows of this method and
-            block differ.
+        label: Preset, and what tells the row from others of this method and block: parameters and
+            sampling settings in which they differ and that aren't the default.
         role: As on the method's card.
         supervision: What the method learns from, sorted; empty for nothing.
         comparable: ``"yes"``, or ``"no: "`` and in what it differs from the block's protocol.
@@ -408,10 +412,14 @@ def _label(block: Sequence[Row]) -> list[Row]:
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in block:
         groups[row.method, _preset(row)].append(row)
-    return [
-        replace(row, label=_label_of(row, _varying(groups[row.method, _preset(row)])))
-        for row in block
-    ]
+    labels: dict[tuple[str, ...], str] = {}
+    for group in groups.values():
+        varying = _varying(group)
+        short = [_label_of(row, varying, _defaults(row)) for row in group]
+        if len(set(short)) < len(group):  # a record from before a parameter was there
+            short = [_label_of(row, varying, {}) for row in group]
+        labels.update((row.keys, label) for row, label in zip(group, short, strict=True))
+    return [replace(row, label=labels[row.keys]) for row in block]
 
 
 def _preset(row: Row) -> str:
@@ -431,9 +439,22 @@ def _varying(group: Sequence[Row]) -> list[str]:
     return [name for name in names if len({choice.get(name) for choice in choices}) > 1]
 
 
-def _label_of(row: Row, varying: Sequence[str]) -> str:
+def _defaults(row: Row) -> dict[str, str]:
+    """Today's parameters of the row's method and preset, and its backbone's sampling settings."""
+    found: dict[str, Any] = {}
+    with suppress(InputError):  # another package's method
+        preset = _preset(row)
+        method, _ = make_method(row.method, [f"preset={preset}"] if preset else [])
+        found |= asdict(cast("Any", method))
+    with suppress(InputError):  # a data set or a model folder that isn't here
+        found["sampling"] = asdict(get_dataset(row.dataset).backbone(row.backbone).sampling)
+    return dict(_flatten(found))
+
+
+def _label_of(row: Row, varying: Sequence[str], defaults: Mapping[str, str]) -> str:
     choices = _choices(row)
-    parts = [f"{name}={choices[name]}" for name in varying if name in choices]
+    told = [name for name in varying if name in choices and choices[name] != defaults.get(name)]
+    parts = [f"{name}={choices[name]}" for name in told]
     return ", ".join(filter(None, [_preset(row), *parts]))
 
 

@@ -83,7 +83,10 @@ class DistributionGuidance(BottleneckGuided):
         reference_images=REFERENCE_IMAGES,
         batch_coupled=True,
         trains=True,
-        extra_network_calls="none; twice as many with asymmetric=true",
+        extra_network_calls=(
+            "none; twice as many with asymmetric=true. What fills up a short last batch isn't "
+            "counted"
+        ),
         deviations=(
             "Heads learn from trajectories of the sampler in use, labelled by a classifier "
             "trained on the reference set, and are calibrated on held-out ones; the paper "

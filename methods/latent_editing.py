@@ -50,7 +50,7 @@ class LatentEditing(BottleneckGuided):
             "The paper's exact form isn't public: here a unit difference of group means a "
             "timestep, scaled by the mean length of h, on the fewest images with which the "
             "expected shares are the target if every edit succeeds. The length was chosen with "
-            "the method's own classifier on cartoonfaces-sd.",
+            "the method's own classifier on both cartoonfaces backbones.",
         ),
     )
 

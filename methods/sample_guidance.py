@@ -56,7 +56,7 @@ class SampleGuidance(BottleneckGuided):
             "Heads are those of distribution_guidance, learned from trajectories of the sampler "
             "in use.",
             "Scale 60 with steps at most 0.9 times as long as h, chosen with the method's own "
-            "classifier on cartoonfaces-sd; the paper's scale is 15, without a bound.",
+            "classifier on both cartoonfaces backbones; the paper's scale is 15, without a bound.",
         ),
     )
 

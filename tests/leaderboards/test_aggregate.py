@@ -213,11 +213,33 @@ def test_labels_show_presets_and_what_differs(make_record):
     ]
     labels = {(row.method, row.label) for row in rows(runs, warn=refuse)}
     assert labels == {
-        ("fairgen", "strength=1.0"),
+        ("fairgen", ""),  # 1.0 is the default
         ("fairgen", "strength=2.5"),
         ("fairgen", "as_released"),
         ("vanilla", ""),
     }
+
+
+def test_labels_tell_rows_apart_though_one_lacks_a_parameter(make_record):
+    runs = [
+        make_record(config={"parameters": {"strength": 1.0}}),
+        make_record(config={"parameters": {"strength": 1.0, "rank": 1}}),
+        make_record(config={"parameters": {"strength": 2.5, "rank": 1}}),
+    ]
+    labels = sorted(row.label for row in rows(runs, warn=refuse))
+    assert labels == ["rank=1, strength=1.0", "rank=1, strength=2.5", "strength=1.0"]
+
+
+def test_labels_leave_out_the_sampling_of_the_backbone(make_record):
+    runs = [
+        make_record(
+            "vanilla",
+            config={"backbone": "cartoonfaces-sd", "sampling": {"steps": steps, "eta": 0.0}},
+        )
+        for steps in (25, 10)
+    ]
+    table = rows(runs, warn=refuse)
+    assert {row.label for row in table} == {"", "sampling.steps=10"}
 
 
 def test_costs_are_averaged_and_missing_sampling_time_is_no_zero(make_record):

@@ -268,7 +268,7 @@ def small_network():
 
 @pytest.fixture(scope="module")
 def short_trainings(tmp_path_factory):
-    """Weighting -> a sampler after 2,500 steps of 32 images, weights normalised."""
+    """Weighting -> a sampler after 3,000 steps of 32 images, weights normalised."""
     from fairbench.types import Preparation, Task
 
     backbone, (images, _) = small_network(), shapes(8000, 0)
@@ -281,7 +281,7 @@ def short_trainings(tmp_path_factory):
         tmp_path_factory.mktemp("trained"),
         lambda *_: None,
     )
-    shared = {"start": "scratch", "steps": 2500, "batch": 32, "learning_rate": 4e-4}
+    shared = {"start": "scratch", "steps": 3000, "batch": 32, "learning_rate": 4e-4}
     return {
         name: DebiasedLossWeighting(loss_weighting=name, **shared).prepare(
             task, backbone, data, preparation
