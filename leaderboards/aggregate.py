@@ -75,8 +75,8 @@ class Row:
         dataset, task, backbone: The block it is shown in.
         rank: Such as ``"3"``, ``"1–2"`` for a tie, ``"–"`` if unranked.
         method: Name of the method.
-        label: Preset, and what tells the row from others of this method and block: parameters and
-            sampling settings in which they differ and that aren't the default.
+        label: Preset, and what tells the row from others of this method and block: parameters,
+            sampling settings and targets in which they differ and that aren't the default.
         role: As on the method's card.
         supervision: What the method learns from, sorted; empty for nothing.
         comparable: ``"yes"``, or ``"no: "`` and in what it differs from the block's protocol.
@@ -416,9 +416,10 @@ def _label(block: Sequence[Row]) -> list[Row]:
     for group in groups.values():
         varying = _varying(group)
         short = [_label_of(row, varying, _defaults(row)) for row in group]
-        if len(set(short)) < len(group):  # a record from before a parameter was there
-            short = [_label_of(row, varying, {}) for row in group]
-        labels.update((row.keys, label) for row, label in zip(group, short, strict=True))
+        whole = [_label_of(row, varying, {}) for row in group]
+        # Records from before a parameter was there are told from its default by whole ones only.
+        told = short if len(set(short)) == len(set(whole)) else whole
+        labels.update((row.keys, label) for row, label in zip(group, told, strict=True))
     return [replace(row, label=labels[row.keys]) for row in block]
 
 
@@ -429,6 +430,9 @@ def _preset(row: Row) -> str:
 def _choices(row: Row) -> dict[str, str]:
     told = ("version", "batch_size", "sampling")
     chosen = {name: row.config[name] for name in told if name in row.config}
+    target = row.config.get("target") or {}
+    if len(set(target.values())) > 1:  # even shares are every task's own
+        chosen["target"] = target
     return dict(_flatten({**row.config.get("parameters", {}), **chosen}))
 
 

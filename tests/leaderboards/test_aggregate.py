@@ -230,6 +230,15 @@ def test_labels_tell_rows_apart_though_one_lacks_a_parameter(make_record):
     assert labels == ["rank=1, strength=1.0", "rank=1, strength=2.5", "strength=1.0"]
 
 
+def test_labels_name_a_target_that_is_not_even_and_no_number_of_images(make_record):
+    runs = [
+        make_record(config={"target": {"female": share, "male": 1 - share}, "num_images": n})
+        for share, n in ((0.5, 2000), (0.75, 2000), (0.5, 1000))
+    ]
+    labels = sorted(row.label for row in rows(runs, warn=refuse))
+    assert labels == ["", "", "target.female=0.75, target.male=0.25"]
+
+
 def test_labels_leave_out_the_sampling_of_the_backbone(make_record):
     runs = [
         make_record(

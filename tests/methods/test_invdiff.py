@@ -792,7 +792,7 @@ def test_risks_find_the_rarer_gender_of_a_shipped_backbone_and_those_as_released
 def test_true_groups_move_the_shares_of_a_shipped_backbone_and_random_ones_do_not(tmp_path):
     """The rest of the card's property 10, with thresholds of this backbone's own.
 
-    A narrow module moves it little in half the budget, and further where it is sampled stronger.
+    The guiding network is a copy, as in the card's toy: a narrow one moves this backbone little.
     """
     from fairbench.backbones import load_backbone
     from fairbench.datasets import get_dataset
@@ -817,9 +817,10 @@ def test_true_groups_move_the_shares_of_a_shipped_backbone_and_random_ones_do_no
         "oracle_further": {"grouping": "oracle", "r_sample": 2.0},
         "random": {"grouping": "random"},
     }.items():
-        method = InvDiff(steps=300, **changes)
+        method = InvDiff(module="copy", steps=400, **changes)
         data = training_data(dataset, method.configured_card())
         found[name] = women(method.prepare(task, backbone, data, preparation))
     assert found["base"] < 0.15, found
-    assert found["random"] == pytest.approx(found["base"], abs=0.02), found
-    assert found["base"] + 0.01 < found["oracle"] < found["oracle_further"] < 0.5, found
+    assert found["random"] == pytest.approx(found["base"], abs=0.025), found
+    assert found["oracle"] > found["base"] + 0.03, found
+    assert found["oracle_further"] > found["oracle"] + 0.03, found
