@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -74,6 +75,9 @@ class RunConfig:
                 f"--num-images must be at least {MINIMUM_IMAGES}; seen {self.num_images}: with "
                 "fewer, a share's interval is wider than ±10 points"
             )
+        for option, value in (("guidance", self.guidance), ("eta", self.eta)):
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"--{option} must be a finite number; seen {value}")
         if self.seed < 0:
             raise InputError(f"--seed must be 0 or more; seen {self.seed}")
         if self.batch_size is not None and self.batch_size < 1:

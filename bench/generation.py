@@ -269,10 +269,14 @@ def _prepared(
 
     try:
         sampler = plan.method.prepare(plan.task, backbone, data, preparation)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # A CPU's allocator has no error of its own.
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not full and "can't allocate memory" not in str(error):
+            raise
         raise InputError(
-            f"{backbone.device} has too little memory to prepare {card.name} on "
-            f"{backbone.name}; lower its batch by --param if it has one or use another --device"
+            f"{backbone.device} has too little memory to prepare {card.name} on {backbone.name}; "
+            "lower what its --param make large, such as batch, or use another --device"
         ) from None
     return sampler, _audited(plan.dataset, card, handed_in)
 

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from fairbench.errors import InputError
 
+LARGEST = 1e9
+"""Size beyond which no parameter means anything, and that float32 and int64 still bear."""
+
 __all__ = ["Parameter", "check_parameters", "kinds_of", "parameters_of", "parsed", "refuse_unused"]
 
 
@@ -102,13 +105,15 @@ def refuse_unused(method: Any, names: Sequence[str], unless: str) -> None:
         if field.name in names and value != field.default:
             raise InputError(
                 f"--param {field.name} has an effect with {unless} alone; leave it out, or set "
-                f"that too (seen {value})"
+                f"that too (seen {value}, given or by the preset)"
             )
 
 
 def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:
     if not math.isfinite(value):
         raise InputError(f"--param {name} must be a finite number; seen {str(value)!r}")
+    if abs(value) > LARGEST:
+        raise InputError(f"--param {name} must be at most {LARGEST:g} in size; seen {value:g}")
     if "minimum" in limits and value < limits["minimum"]:
         raise InputError(f"--param {name} must be at least {limits['minimum']}; seen {value}")
 

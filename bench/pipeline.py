@@ -175,6 +175,11 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     """
     report = reporter or Reporter()
     plan = plan_run(config)
+    if config.target != "uniform" and not plan.method.configured_card().uses_target:
+        report.warn(
+            f"{config.method} doesn't follow a target: its images are those that it makes without "
+            "one, and only measured against it"
+        )
     from fairbench.backbones import weights_sha256
     from fairbench.devices import begin_run, is_main_process
 

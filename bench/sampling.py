@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Prediction
-from fairbench.errors import ContractError
+from fairbench.errors import ContractError, InputError
 from fairbench.types import Request, Samples, SamplingConfig
 
 __all__ = ["DDIMSampler", "Denoiser", "Stream", "ddim", "gaussian", "generator", "indicator_rng"]
@@ -72,6 +72,8 @@ def ddim(
         observe: Called with x_t (B, C, h, w) and t before each step.
     Returns:
         (B, C, h, w) float32 clean latents.
+    Raises:
+        InputError: If they aren't finite, which would be black images.
 
     Source: Song et al. 2021, Denoising diffusion implicit models, arXiv 2010.02502, eq. 12 and 16.
         Three choices where diffusers offers several: a step goes to the next timestep of the list;
@@ -99,6 +101,12 @@ def ddim(
             x = alpha * predicted.clean + kept * predicted.noise + fresh * noise
         else:
             x = alpha * predicted.clean + sigma * predicted.noise
+    if not bool(torch.isfinite(x).all()):
+        raise InputError(
+            f"images of {backbone.name} aren't finite numbers: guidance or a method's scale or "
+            "strength is too large, or what it trained is broken; lower --guidance, or the "
+            "method's scale, strength or learning rate by --param"
+        )
     return x
 
 

@@ -227,6 +227,17 @@ class _Training:
             torch.save(state, file)
         self.saved_step = self.step
 
+    def divergence(self, seen: str, step: int) -> InputError:
+        """The error of a training whose numbers stopped being finite."""
+        kept = "no state was kept yet"
+        if self.saved_step is not None:
+            kept = f"the state after step {self.saved_step} is kept, and gone on from"
+        return InputError(
+            f"{self.what} diverged: {seen} at step {step} of {self.plan.steps}; lower its "
+            f"learning rate (seen {self.plan.learning_rate:g}) by the parameter whose name ends "
+            f"in learning_rate, which trains anew. For the same parameters {kept}"
+        )
+
     def take_step(self, checkpoint: Callable[[], None]) -> None:
         """One optimiser step; `checkpoint` is called once the weights are known to be good."""
         from accelerate.utils import reduce
@@ -259,15 +270,7 @@ class _Training:
                     parameter.grad = reduce(parameter.grad, "sum")
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.max_norm)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
-            kept = "no state was kept yet"
-            if self.saved_step is not None:
-                kept = f"the state after step {self.saved_step} is kept, and gone on from"
-            raise InputError(
-                f"{self.what} diverged: loss {total} and gradient norm {float(norm)} at step "
-                f"{self.step + 1} of {self.plan.steps}; lower its learning rate (seen "
-                f"{self.plan.learning_rate:g}) by the parameter whose name ends in learning_rate, "
-                f"which trains anew. For the same parameters {kept}"
-            )
+            raise self.divergence(f"loss {total} and gradient norm {float(norm)}", self.step + 1)
         checkpoint()
         self.optimizer.step()
         if self.ema is not None:
@@ -400,6 +403,9 @@ def train_or_load(
     preparation.progress(what, plan.steps, plan.steps)
     training.seconds = before + time.monotonic() - started
     training.finish()
+    if not all(bool(torch.isfinite(value).all()) for value in _trained(module).values()):
+        # No loss has seen the last step's weights.
+        raise training.divergence("weights that aren't finite", plan.steps)
     module.eval()
     facts = training.facts()
     if training.accelerator.is_main_process:

@@ -203,6 +203,7 @@ def prepare(
         raise InputError(f"invdiff: {backbone.name} has no network to build a module like")
     if data.training is None:
         raise ContractError("invdiff expects training images, seen none")
+    weights = loss_weights(method, backbone)  # refused before images are grouped
     images = NoisedImages(backbone, [data.training], data.subjects)
     content = {
         "method": method.card.name,
@@ -225,7 +226,7 @@ def prepare(
             "module": [method.module, method.width],
             "mixing": [method.mixing, method.r_train],
             "variance_weight": method.variance_weight,
-            "weights": tensor_sha256(loss_weights(method, backbone)),
+            "weights": tensor_sha256(weights),
             "groups": tensor_sha256(grouping.weights),
         },
         method.plan(),

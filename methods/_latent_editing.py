@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fairbench.backbones import Backbone, Edit
-from fairbench.errors import InputError
 from fairbench.methods._bottleneck import Heads, edited_denoiser, guided_times, learn_heads
 from fairbench.methods._classifier import train_classifier
 from fairbench.methods._indicator import Indicator
@@ -91,7 +90,7 @@ class EditingSampler(DDIMSampler):
             )
             for name, part in heads.items()
         }
-        self.extra_parameters = sum(part.numel() for part in self.vectors.values())
+        self.extra_parameters = sum(part[:, 1:].numel() for part in self.vectors.values())
         self.edited_times = guided_times(method, backbone, self.config)
 
     def denoiser(
@@ -130,16 +129,7 @@ def prepare(
     data: TrainingData,
     preparation: Preparation,
 ) -> Sampler:
-    """Find the directions, and the share of images to edit for each prompt.
-
-    Raises:
-        InputError: If the backbone's own shares can't be known.
-    """
-    if method.features == "inversion":
-        raise InputError(
-            "latent_editing needs the backbone's own shares, which inverted reference images "
-            "don't show; use --param features=trajectory"
-        )
+    """Find the directions, and the share of images to edit for each prompt."""
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
     heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])

@@ -101,6 +101,8 @@ class FineTuned(MethodBase):
             refuse_unused(self, ("p2_k", "p2_gamma"), "loss_weighting=p2")
         if self.loss_weighting != "min_snr":
             refuse_unused(self, ("min_snr_gamma",), "loss_weighting=min_snr")
+        if self.loss_weighting == "native":
+            refuse_unused(self, ("normalise_weights",), "a loss_weighting")
         if self.max_weight and self.loss_weighting == "native":
             raise InputError(
                 "--param max_weight bounds a loss weighting, and native has none; choose --param "

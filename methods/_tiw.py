@@ -25,6 +25,7 @@ from fairbench.methods._finetuning import (
     NoisedImages,
     finetune,
     images_sha256,
+    loss_weights,
     squared_error,
 )
 from fairbench.methods._ratio import (
@@ -235,6 +236,7 @@ def prepare(
     preparation: Preparation,
 ) -> DDIMSampler:
     """Train the ratio at every noise level, then a copy of the backbone's network with it."""
+    loss_weights(method, backbone)  # refused before the ratio is trained
     parts = both_sets(method, data)
     images = NoisedImages(backbone, parts, data.subjects)
     levels = noise_range(backbone.schedule)
@@ -272,6 +274,7 @@ def prepare_clean(
     preparation: Preparation,
 ) -> DDIMSampler:
     """Train the ratio of clean images, weigh every image once, train the network with that."""
+    loss_weights(method, backbone)  # refused before the ratio is trained
     parts = both_sets(method, data)
     images = NoisedImages(backbone, parts, data.subjects)
     fitted = fit_ratio(method, backbone, images, parts, preparation, levels=None)

@@ -165,10 +165,15 @@ def timestep_weights(
     if max_weight > 0:
         weight = torch.minimum(weight, max_weight * snr)
     weight = weight * _CONVERSIONS[kind](snr)
-    if not bool(torch.isfinite(weight).all()) or not float(weight.sum()) > 0:
+    if not bool(torch.isfinite(weight).all()):
         raise InputError(
-            f"loss weighting {name!r} has a weight that isn't finite, or none above 0, on this "
-            "schedule; choose other parameters or bound it, such as by --param max_weight=10"
+            f"loss weighting {name!r} has a weight that isn't finite on this schedule; choose "
+            "other parameters or bound it, such as by --param max_weight=10"
+        )
+    if not float(weight.sum()) > 0:
+        raise InputError(
+            f"loss weighting {name!r} is 0 everywhere with these parameters; raise its "
+            "--param min_snr_gamma, or max_weight"
         )
     if kind == "epsilon" and max_weight <= 0:
         top = float(weight.topk(max(1, len(weight) // 100)).values.sum() / weight.sum())

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairbench.errors import InputError
+from fairbench.parameters import refuse_unused
 from fairbench.types import MethodBase, MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -95,6 +96,12 @@ class FairGenDistilled(MethodBase):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"classifier_guidance": MappingProxyType({"distil": False})}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.distil:
+            adapters = ("layers", "strength", "rank", "iterations", "batch", "learning_rate")
+            refuse_unused(self, adapters, "distil=true")
 
     def configured_card(self) -> MethodCard:
         """Guidance that isn't distilled is the ablation; without any it's the backbone."""

@@ -7,7 +7,7 @@ Diffusion Models, KDD 2025, arXiv 2412.08480.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -171,6 +171,14 @@ class InvDiff(FineTuned):
             )
         if self.module == "copy":
             refuse_unused(self, ("width",), "module=narrow")
+        if self.grouping != "inferred":
+            inferring = {f.name for f in fields(self) if f.name.startswith("risk_")}
+            inferring |= {"kappa", "standardise"}
+            if self.grouping != "random":
+                inferring.add("groups")
+            if self.grouping == "single":
+                inferring.add("variance_weight")
+            refuse_unused(self, sorted(inferring), "grouping=inferred")
         if not 0 < self.width <= 1:
             raise InputError(f"--param width must lie in (0, 1]; seen {self.width:g}")
         if self.r_train == 0:
@@ -194,7 +202,8 @@ class InvDiff(FineTuned):
                 uses_target=True,
                 supervision=frozenset({"labels"}),
             )
-        if self.grouping != "inferred" or self.risk_target == "clean" or not self.r_sample:
+        plain = self.grouping != "inferred" or self.risk_target == "clean"
+        if plain or not self.variance_weight or not self.r_sample:
             return replace(card, role="ablation", ranked=False)
         return card
 

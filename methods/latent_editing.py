@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from fairbench.errors import InputError
 from fairbench.methods._guidance_parameters import (
     CLASSIFIED,
     REFERENCE_IMAGES,
@@ -53,6 +54,19 @@ class LatentEditing(BottleneckGuided):
             "the method's own classifier on both cartoonfaces backbones.",
         ),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.features == "inversion":
+            raise InputError(
+                "latent_editing needs the backbone's own shares, which inverted reference images "
+                "don't show; use --param features=trajectory"
+            )
+        if self.weight_decay:
+            raise InputError(
+                "latent_editing takes means and fits no heads; leave --param weight_decay out "
+                f"(seen {self.weight_decay:g})"
+            )
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

@@ -39,7 +39,10 @@ class Rejection(Classified):
         role="control",
         ranked=False,
         trains=True,
-        extra_network_calls="the backbone's own for every image that was rejected",
+        extra_network_calls=(
+            "the backbone's own for every image that was rejected; those made ahead and not "
+            "needed aren't counted"
+        ),
     )
 
     def prepare(

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairbench.methods._reweighted import RATIO_FROM_SCRATCH, Reweighted
+from fairbench.parameters import refuse_unused
 from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class TimeDependentReweighting(Reweighted):
             "from_scratch": RATIO_FROM_SCRATCH,
         }
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.correction:
+            refuse_unused(self, ("clamp",), "correction=true")
 
     def configured_card(self) -> MethodCard:
         """An ablation without weight or correction, an oracle with labels."""

@@ -45,7 +45,9 @@ class UniversalGuidance(Classified):
         role="control",
         ranked=False,
         trains=True,
-        extra_network_calls="none of the U-Net; one decoder pass with gradient a step",
+        extra_network_calls=(
+            "none of the U-Net; one pass with gradient of the decoder a step, where there is one"
+        ),
         deviations=(
             "The classifier is a small network trained on the reference set, not a ResNet-50; "
             "the scale was chosen with it on cartoonfaces-sd. On cartoonfaces-ddpm a larger one "

@@ -202,6 +202,7 @@ def test_sampling_takes_what_the_user_gave_and_defaults_for_the_rest():
         ({"steps": 1001}, "--steps"),
         ({"guidance": -0.1}, "--guidance"),
         ({"guidance": float("nan")}, "--guidance"),
+        ({"guidance": float("inf")}, "--guidance"),
         ({"eta": -0.1}, "--eta"),
         ({"eta": 1.1}, "--eta"),
         ({"eta": float("nan")}, "--eta"),

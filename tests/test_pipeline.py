@@ -17,6 +17,7 @@ from fairbench.config import RunConfig
 from fairbench.errors import AssetError, InputError
 from fairbench.evaluating import evaluate
 from fairbench.generation import Plan, Reporter
+from fairbench.methods.vanilla import Vanilla
 from fairbench.pipeline import baseline_of, generation_config, plan_run, run, take_part
 from fairbench.records import Record, read_record, read_records, run_key
 
@@ -373,6 +374,40 @@ def test_out_of_memory_goes_on_with_smaller_calls_and_says_so(
     assert record.facts["network_batch"] == 16
     assert len(warnings) == 2
     assert record.status == "complete"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_a_method_that_needs_too_much_memory_is_bad_input(
+    error: Exception, config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Vanilla, "prepare", prepare)
+    with pytest.raises(InputError, match="too little memory to prepare vanilla"):
+        run(config(steps=2))
+
+
+def test_a_broken_method_is_no_bad_input(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*args: Any) -> Any:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Vanilla, "prepare", prepare)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(config(steps=2))
+
+
+@pytest.mark.parametrize(("target", "lines"), [("uniform", 0), ("female=0.8,male=0.2", 1)])
+def test_who_follows_no_target_says_so(
+    target: str, lines: int, config: Callable[..., RunConfig]
+) -> None:
+    warnings: list[str] = []
+    run(config(steps=2, target=target), Reporter(warn=warnings.append))
+    assert sum("doesn't follow a target" in line for line in warnings) == lines
 
 
 def test_images_from_two_places_share_one_table(

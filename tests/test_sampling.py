@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 
 from fairbench.backbones import GaussianMixture
 from fairbench.datasets import get_dataset
+from fairbench.errors import InputError
 from fairbench.registry import make_method
 from fairbench.sampling import (
     DDIMSampler,
@@ -239,6 +240,20 @@ def test_the_clean_prediction_is_clipped_where_the_schedule_says_so():
     asked, chosen = many(4), config(5)
     assert latents(free, asked, chosen).abs().max() > 0.5
     assert latents(bound, asked, chosen).abs().max() <= 0.3 + 1e-6
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_images_that_are_no_numbers_are_an_error_and_not_black(bad):
+    backbone, asked = mixture(), many(3)
+
+    def denoise(x, t):
+        seen = backbone.predict(x, t, None)
+        value = seen.value.clone()
+        value[1, 0, 0, 0] = bad
+        return seen.with_value(value)
+
+    with pytest.raises(InputError, match="aren't finite numbers"):
+        ddim(backbone, denoise, asked, config(4))
 
 
 def test_the_loop_can_be_observed():

@@ -252,6 +252,23 @@ def test_nothing_is_kept_of_a_training_that_diverges_at_once(tmp_path):
     assert files(tmp_path) == []
 
 
+def test_weights_of_the_last_step_are_looked_at_too(tmp_path):
+    module = network()
+    inner, calls = regression(module), []
+
+    def loss_of(draws):
+        calls.append(None)
+        loss = inner(draws)
+        if len(calls) == STEPS:
+            with torch.no_grad():
+                module.weight[0, 0] = math.inf
+        return loss
+
+    with pytest.raises(InputError, match="weights that aren't finite at step 12 of 12"):
+        run(tmp_path, module=module, loss_of=loss_of, plan=plan(ema_decay=0.0))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_an_infinite_gradient_is_seen_too(tmp_path):
     module = network()
 

@@ -68,6 +68,7 @@ def test_the_number_of_processes_is_part_of_the_key_of_what_trains(planned, monk
         ("tiw", ["strength=0"], "ablation"),
         ("tiw", ["preset=oracle_ratio"], "oracle"),
         ("invdiff", ["r_sample=0"], "ablation"),
+        ("invdiff", ["variance_weight=0"], "ablation"),
         ("invdiff", ["preset=oracle_groups"], "oracle"),
         ("distribution_guidance", ["newton=0"], "control"),
         ("distribution_guidance", ["step_rule=paper", "scale=0"], "control"),
@@ -98,11 +99,27 @@ def test_a_method_without_its_effect_or_with_labels_is_not_ranked(name, paramete
         ("invdiff", ["module=copy", "width=0.25"], "module=narrow alone"),
         ("distribution_guidance", ["scale=9"], "step_rule=paper alone"),
         ("distribution_guidance", ["preset=as_released", "newton=3"], "step_rule=newton alone"),
+        ("distribution_guidance", ["preset=as_released", "step_rule=newton"], "or by the preset"),
+        ("tiw", ["normalise_weights=false"], "a loss_weighting alone"),
+        ("tiw", ["preset=weight_only", "clamp=false"], "correction=true alone"),
+        ("invdiff", ["preset=erm", "groups=4"], "grouping=inferred alone"),
+        ("invdiff", ["preset=erm", "variance_weight=2"], "grouping=inferred alone"),
+        ("invdiff", ["preset=oracle_groups", "risk_draws=16"], "grouping=inferred alone"),
+        ("invdiff", ["preset=random_groups", "kappa=3"], "grouping=inferred alone"),
+        ("fairgen_distilled", ["preset=classifier_guidance", "rank=2"], "distil=true alone"),
+        ("latent_editing", ["features=inversion"], "features=trajectory"),
+        ("latent_editing", ["weight_decay=1"], "fits no heads"),
+        ("fairgen", ["strength=1e300"], "at most 1e"),
+        ("fairgen", ["rank=100000000000"], "at most 1e"),
     ],
 )
 def test_trainings_that_cannot_work_are_refused_at_once(name, parameters, message):
     with pytest.raises(InputError, match=message):
         make_method(name, parameters)
+
+
+def test_random_groups_are_as_many_as_asked_for():
+    assert make_method("invdiff", ["preset=random_groups", "groups=4"])[0].groups == 4
 
 
 def test_trainings_from_papers_say_where_they_differ_and_can_be_from_scratch():

@@ -306,7 +306,7 @@ def test_several_attributes_have_a_classifier_and_adapters_each(
     assert set(sampler.gates.unique().tolist()) == {0.0, 1.5}
     again = []
     preparation = make_preparation(lambda what, done, total: again.append(what))
-    guided_by = FairGenDistilled(**QUICK, distil=False).prepare(
+    guided_by = FairGenDistilled(classifier_iterations=2, distil=False).prepare(
         task, make_unconditional(), data, preparation
     )
     assert again == []  # the same classifiers

@@ -27,7 +27,8 @@ from fairbench.types import Prompt, Request, SamplingConfig
 
 CPU = torch.device("cpu")
 QUICK = {"classifier_steps": 2}
-HEADS = {**QUICK, "trajectories": 12, "weight_decay": 0.01}
+MEANS = {**QUICK, "trajectories": 12}
+HEADS = {**MEANS, "weight_decay": 0.01}
 
 
 def requests(n, prompt=0):
@@ -229,7 +230,7 @@ def test_without_scale_nothing_changes(make_unconditional, make_task, make_prepa
     for method in (
         UniversalGuidance(**QUICK, scale=0.0),
         SampleGuidance(**HEADS, scale=0.0),
-        LatentEditing(**HEADS, strength=0.0),
+        LatentEditing(**MEANS, strength=0.0),
     ):
         sampler = method.prepare(make_task(), backbone, data, preparation)
         # The noise is derived anew from a shifted one: equal up to rounding of float32.
@@ -282,16 +283,8 @@ def test_editing_changes_the_drawn_images_alone(make_mixture, make_preparation):
     assert dark(samples.images)[drawn == 1].all()
 
 
-def test_editing_needs_the_backbone_s_own_shares(
-    make_unconditional, make_task, make_preparation, data
-):
-    method = LatentEditing(**HEADS, features="inversion")
-    with pytest.raises(InputError, match="features=trajectory"):
-        method.prepare(make_task(), make_unconditional(), data, make_preparation())
-
-
 def test_edited_share_follows_the_natural_one(make_mixture, make_task, make_preparation, data):
-    method = LatentEditing(**{**HEADS, "classifier_steps": 30, "trajectories": 128})
+    method = LatentEditing(classifier_steps=30, trajectories=128)
     preparation = make_preparation(sampling=SamplingConfig(4, 1.0))
     sampler = method.prepare(make_task(prompts=2), make_mixture(), data, preparation)
     shares = sampler.facts["edited_shares"]

@@ -622,6 +622,17 @@ def test_a_row_of_the_ratio_depends_on_itself_alone(kind, make_backbone, make_lo
         assert not gradient[[j for j in range(4) if j != i]].any()
 
 
+@pytest.mark.parametrize("method", [TimeDependentReweighting, ImportanceReweighting])
+def test_impossible_loss_weights_are_refused_before_the_ratio_is_trained(
+    method, make_task, make_unconditional, data, make_preparation
+):
+    preparation = make_preparation()
+    chosen = method(**QUICK, **QUICK_RATIO, loss_weighting="min_snr", min_snr_gamma=0.0)
+    with pytest.raises(InputError, match="min_snr_gamma"):
+        chosen.prepare(make_task(), make_unconditional(), data, preparation)
+    assert not list(preparation.cache.rglob("*.*"))
+
+
 # T8: what gradients reach
 
 
