@@ -234,7 +234,8 @@ class MethodCard:
         extra_parameters: What is added to the backbone, in words; the record has the number.
         extra_network_calls: What an image costs beyond the backbone's own calls, in words; the
             record has the number.
-        deviations: Where it differs from the paper, one sentence each.
+        deviations: Where it differs from the paper with its default parameters, one sentence each;
+            those of a preset are in what it sets.
     """
 
     name: str

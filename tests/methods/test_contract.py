@@ -48,7 +48,7 @@ VARIANTS = [
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "cfg_branch": "both"})),
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "indicator": "stratified"})),
     ("fairgen", ("unet", {**SMALL["fairgen"][1], "joint": True})),
-    ("fairgen_distilled", ("pixels", {**SMALL["fairgen_distilled"][1], "distil": False})),
+    ("fairgen_distilled", ("pixels", {"classifier_iterations": 2, "distil": False})),
     ("invdiff", ("unet", {**SMALL["invdiff"][1], "mixing": "convex"})),
     ("prompt_append", ("mixture", {"indicator": "per_prompt"})),
     ("tiw", ("unet", SMALL["tiw"][1])),
