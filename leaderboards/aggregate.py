@@ -450,8 +450,10 @@ def _defaults(row: Row) -> dict[str, str]:
         preset = _preset(row)
         method, _ = make_method(row.method, [f"preset={preset}"] if preset else [])
         found |= asdict(cast("Any", method))
-    with suppress(InputError):  # a data set or a model folder that isn't here
-        found["sampling"] = asdict(get_dataset(row.dataset).backbone(row.backbone).sampling)
+    with suppress(InputError):  # another package's data set
+        shipped = {spec.name: spec for spec in get_dataset(row.dataset).backbones}
+        if row.backbone in shipped:
+            found["sampling"] = asdict(shipped[row.backbone].sampling)
     return dict(_flatten(found))
 
 

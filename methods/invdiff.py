@@ -172,13 +172,12 @@ class InvDiff(FineTuned):
         if self.module == "copy":
             refuse_unused(self, ("width",), "module=narrow")
         if self.grouping != "inferred":
-            inferring = {f.name for f in fields(self) if f.name.startswith("risk_")}
-            inferring |= {"kappa", "standardise"}
-            if self.grouping != "random":
-                inferring.add("groups")
-            if self.grouping == "single":
-                inferring.add("variance_weight")
-            refuse_unused(self, sorted(inferring), "grouping=inferred")
+            risk = [f.name for f in fields(self) if f.name.startswith("risk_")]
+            refuse_unused(self, (*risk, "kappa", "standardise"), "grouping=inferred")
+        if self.grouping in ("single", "oracle"):
+            refuse_unused(self, ("groups",), "grouping=inferred or random")
+        if self.grouping == "single":
+            refuse_unused(self, ("variance_weight",), "grouping=inferred, random or oracle")
         if not 0 < self.width <= 1:
             raise InputError(f"--param width must lie in (0, 1]; seen {self.width:g}")
         if self.r_train == 0:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fairbench import training
 from fairbench.errors import InputError
 from fairbench.parameters import parameters_of
 from fairbench.registry import get_method, make_method, method_names
@@ -288,3 +289,29 @@ def test_methods_that_need_prompts_say_so(name, make_mixture, make_task, make_pr
     mixture.conditional = False
     with pytest.raises(InputError, match="text-to-image"):
         get_method(name)().prepare(make_task(), mixture, data, make_preparation())
+
+
+# What GPUs do to save memory, on whatever device there is
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["unet", "pixels"])
+def test_activations_made_again_give_the_same_weights(
+    kind, precision, make_small, make_task, make_preparation, data, tmp_path, monkeypatch
+):
+    weights, passes = [], []
+    for recomputing in (False, True):
+        monkeypatch.setattr(training, "recomputes_activations", lambda _, way=recomputing: way)
+        backbone, count = make_small(kind), []
+        # The trained copy of the network has the hook too.
+        first = backbone.unet.down_blocks[0].resnets[0]
+        first.register_forward_pre_hook(lambda *_, count=count: count.append(None))
+        method = get_method("balanced_data")(steps=3, batch=4, precision=precision)
+        preparation = make_preparation(cache=tmp_path / str(recomputing))
+        sampler = method.prepare(make_task(), backbone, data, preparation)
+        weights.append([p.detach().clone() for p in sampler.backbone.unet.parameters()])
+        passes.append(len(count))
+    assert passes == [3, 6]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    before = make_small(kind).unet.parameters()
+    assert not all(torch.equal(a, b) for a, b in zip(weights[0], before, strict=True))
