@@ -180,30 +180,17 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
             f"{config.method} doesn't follow a target: its images are those that it makes without "
             "one, and only measured against it"
         )
-    from fairbench.backbones import weights_sha256
     from fairbench.devices import begin_run, is_main_process
 
     begin_run(plan.device)
     instruments = load_instruments(
         str(plan.device), config.encoders, allow_download=config.allow_download
     )
-    sha256 = weights_sha256(plan.backbone.folder)
-    if plan.backbone.expected_sha256() not in (None, sha256):
-        raise AssetError(
-            f"{plan.backbone.folder}: weights have sha256 {sha256[:8]}…, expected "
-            f"{str(plan.backbone.expected_sha256())[:8]}…; reinstall fairbench-diffusion"
-        )
     looking = None
     if config.faces:
         looking = load_face_instruments(str(plan.device), allow_download=config.allow_download)
-    images_config = generation_config(plan, sha256)
-    generation_key = run_key(images_config)
-    key_config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
-    if config.controls:
-        key_config["control"] = sorted(set(config.controls))
-    key = run_key(key_config)
-    # Names that change nothing: the weights' hash and the parameters stand for them.
-    full_config = key_config | {"backbone": plan.backbone.name, "preset": plan.preset}
+    keys = plan_keys(plan, instruments, looking)
+    key, generation_key, full_config = keys.run, keys.generation, keys.config
     name = plan.method.configured_card().name
     path = record_path(config.results, plan.dataset.name, name, key)
     found = find_record(path)
@@ -216,6 +203,48 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     with _failures_recorded(config.results, blank):
         record = _compute(plan, blank, instruments, looking, report)
     return Outcome(record, write_record(config.results, record), False)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a run is found by.
+
+    Attributes:
+        generation: Key of everything that its images depend on.
+        run: Key of that, and of everything that its scores depend on.
+        config: What the run key is of, with names that change nothing: those of the backbone and
+            the preset, for which the weights' hash and the parameters stand.
+    """
+
+    generation: str
+    run: str
+    config: Mapping[str, Any]
+
+
+def plan_keys(plan: Plan, instruments: Instruments, looking: FaceInstruments | None) -> Keys:
+    """The keys of a planned run.
+
+    Args:
+        plan: The run.
+        instruments: What its images will be measured with.
+        looking: What looks for faces, if anything does.
+    Raises:
+        AssetError: If the backbone's weights aren't those that it was shipped with.
+    """
+    from fairbench.backbones import weights_sha256
+
+    sha256 = weights_sha256(plan.backbone.folder)
+    if plan.backbone.expected_sha256() not in (None, sha256):
+        raise AssetError(
+            f"{plan.backbone.folder}: weights have sha256 {sha256[:8]}…, expected "
+            f"{str(plan.backbone.expected_sha256())[:8]}…; reinstall fairbench-diffusion"
+        )
+    images_config = generation_config(plan, sha256)
+    config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
+    if plan.config.controls:
+        config["control"] = sorted(set(plan.config.controls))
+    named = config | {"backbone": plan.backbone.name, "preset": plan.preset}
+    return Keys(run_key(images_config), run_key(config), named)
 
 
 def measuring_config(
