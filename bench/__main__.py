@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C while it is still being imported is one line, too."""
     try:
-        from fairbench.cli import main as run
+        from fairbench.app.cli import main as run
 
         run()
     except KeyboardInterrupt:

@@ -15,13 +15,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
-from fairbench.config import MINIMUM_IMAGES
-from fairbench.datasets import get_dataset
-from fairbench.errors import InputError
+from fairbench.core.errors import InputError
+from fairbench.core.keys import canonical
+from fairbench.core.record import Record
+from fairbench.core.score import Score
+from fairbench.datasets.base import get_dataset
+from fairbench.methods import make_method
 from fairbench.metrics import corrected_noise_floor, mean_noise_floor
-from fairbench.records import Record, canonical
-from fairbench.registry import make_method
-from fairbench.types import Score
+from fairbench.runs.config import MINIMUM_IMAGES
 
 __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
 

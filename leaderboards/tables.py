@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from fairbench.core.keys import canonical, plain
 from fairbench.leaderboards.aggregate import RANKED_BY, Cell, Row
-from fairbench.records import canonical, plain
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fairbench.methods._parameters import FineTuned
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.training_parameters import FineTuned
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class BalancedData(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the network on the balanced images by its own denoising loss."""
-        from fairbench.methods import _denoising
+        from fairbench.methods.parts import denoising as _denoising
 
         return _denoising.prepare(self, backbone, [data.training], data, preparation)
 

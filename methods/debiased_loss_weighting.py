@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.methods._parameters import FineTuned
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.training_parameters import FineTuned
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class DebiasedLossWeighting(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the network on the biased images by the weighted denoising loss."""
-        from fairbench.methods import _denoising
+        from fairbench.methods.parts import denoising as _denoising
 
         return _denoising.prepare(self, backbone, [data.training], data, preparation)
 

@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.methods._guidance_parameters import (
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.parameters import refuse_unused
+from fairbench.core.task import Task
+from fairbench.methods.parts.guidance_parameters import (
     CLASSIFIED,
     REFERENCE_IMAGES,
     BottleneckGuided,
 )
-from fairbench.parameters import refuse_unused
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class DistributionGuidance(BottleneckGuided):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the attribute classifier and the heads, or load those trained before."""
-        from fairbench.methods import _distribution_guidance
+        from fairbench.methods.parts import distribution_guidance as _distribution_guidance
 
         return _distribution_guidance.prepare(self, task, backbone, data, preparation)
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.methods._parameters import FINE_TUNED, FROM_SCRATCH, FineTuned
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.training_parameters import FINE_TUNED, FROM_SCRATCH, FineTuned
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class AllObserved(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the network on both sets by its own denoising loss."""
-        from fairbench.methods import _denoising
+        from fairbench.methods.parts import denoising as _denoising
 
         sets = [data.training, data.reference]
         shares = (0.5, 0.5) if self.mixture == "half" else None

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fairbench.methods._parameters import FINE_TUNED, FROM_SCRATCH, FineTuned
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.training_parameters import FINE_TUNED, FROM_SCRATCH, FineTuned
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ReferenceOnly(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the network on the reference images by its own denoising loss."""
-        from fairbench.methods import _denoising
+        from fairbench.methods.parts import denoising as _denoising
 
         return _denoising.prepare(self, backbone, [data.reference], data, preparation)
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fairbench.errors import InputError
-from fairbench.types import (
+from fairbench.core.errors import InputError
+from fairbench.core.method import (
     MethodBase,
     MethodCard,
     Preparation,
     Request,
     Sampler,
-    Task,
     TrainingData,
 )
+from fairbench.core.task import Task
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FairPrompt(MethodBase):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Nothing to learn; the backbone must understand prompts."""
-        from fairbench.sampling import DDIMSampler
+        from fairbench.diffusion.sampling import DDIMSampler
 
         if not backbone.conditional:
             raise InputError(

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.errors import InputError
-from fairbench.types import MethodBase, MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.errors import InputError
+from fairbench.core.method import MethodBase, MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class FairGen(MethodBase):
                 f"fairgen needs a text-to-image backbone with cross-attention; {backbone.name} "
                 "has none"
             )
-        from fairbench.methods import _fairgen
+        from fairbench.methods.parts import fairgen as _fairgen
 
         return _fairgen.prepare(self, task, backbone, data, preparation)
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.errors import InputError
-from fairbench.parameters import refuse_unused
-from fairbench.types import MethodBase, MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.errors import InputError
+from fairbench.core.method import MethodBase, MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.parameters import refuse_unused
+from fairbench.core.task import Task
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class FairGenDistilled(MethodBase):
             )
         if backbone.unet is None:
             raise InputError(f"fairgen_distilled: {backbone.name} has no network to adapt")
-        from fairbench.methods import _distilled
+        from fairbench.methods.parts import distillation as _distilled
 
         return _distilled.prepare(self, task, backbone, data, preparation)
 

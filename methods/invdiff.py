@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.devices import process_count
-from fairbench.errors import InputError
-from fairbench.methods._parameters import FineTuned
-from fairbench.parameters import refuse_unused
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.errors import InputError
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.parameters import refuse_unused
+from fairbench.core.task import Task
+from fairbench.diffusion.devices import process_count
+from fairbench.methods.parts.training_parameters import FineTuned
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class InvDiff(FineTuned):
                 "invdiff compares the groups of a whole batch, which several processes would "
                 "split; run it on one device"
             )
-        from fairbench.methods import _invdiff
+        from fairbench.methods.parts import invdiff as _invdiff
 
         return _invdiff.prepare(self, task, backbone, data, preparation)
 

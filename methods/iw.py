@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fairbench.methods._parameters import FINE_TUNED
-from fairbench.methods._reweighted import RATIO_FROM_SCRATCH, Reweighted
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.reweighted import RATIO_FROM_SCRATCH, Reweighted
+from fairbench.methods.parts.training_parameters import FINE_TUNED
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ImportanceReweighting(Reweighted):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the ratio, weigh the images, then train the network, or load both."""
-        from fairbench.methods import _tiw
+        from fairbench.methods.parts import tiw as _tiw
 
         return _tiw.prepare_clean(self, backbone, data, preparation)
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fairbench.errors import InputError
-from fairbench.methods._guidance_parameters import (
+from fairbench.core.errors import InputError
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.guidance_parameters import (
     CLASSIFIED,
     REFERENCE_IMAGES,
     BottleneckGuided,
 )
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class LatentEditing(BottleneckGuided):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the classifier and find the directions, or load those found before."""
-        from fairbench.methods import _latent_editing
+        from fairbench.methods.parts import latent_editing as _latent_editing
 
         return _latent_editing.prepare(self, task, backbone, data, preparation)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fairbench.errors import InputError
-from fairbench.types import (
+from fairbench.core.errors import InputError
+from fairbench.core.method import (
     MethodBase,
     MethodCard,
     Preparation,
     Request,
     Sampler,
-    Task,
     TrainingData,
 )
+from fairbench.core.task import Task
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PromptAppend(MethodBase):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Nothing to learn; the backbone must understand prompts."""
-        from fairbench.methods._indicator import IndicatedSampler, Indicator
+        from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
 
         if not backbone.conditional:
             raise InputError(

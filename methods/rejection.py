@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fairbench.methods._guidance_parameters import CLASSIFIED, REFERENCE_IMAGES, Classified
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.guidance_parameters import CLASSIFIED, REFERENCE_IMAGES, Classified
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Rejection(Classified):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the attribute classifier, or load the one trained before."""
-        from fairbench.methods import _rejection
+        from fairbench.methods.parts import rejection as _rejection
 
         return _rejection.prepare(self, task, backbone, data, preparation)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fairbench.methods._guidance_parameters import (
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.guidance_parameters import (
     CLASSIFIED,
     REFERENCE_IMAGES,
     BottleneckGuided,
 )
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class SampleGuidance(BottleneckGuided):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the attribute classifier and the heads, or load those trained before."""
-        from fairbench.methods import _sample_guidance
+        from fairbench.methods.parts import sample_guidance as _sample_guidance
 
         return _sample_guidance.prepare(self, task, backbone, data, preparation)
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.methods._reweighted import RATIO_FROM_SCRATCH, Reweighted
-from fairbench.parameters import refuse_unused
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.parameters import refuse_unused
+from fairbench.core.task import Task
+from fairbench.methods.parts.reweighted import RATIO_FROM_SCRATCH, Reweighted
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class TimeDependentReweighting(Reweighted):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the ratio, then the network with it, or load both."""
-        from fairbench.methods import _tiw
+        from fairbench.methods.parts import tiw as _tiw
 
         return _tiw.prepare(self, task, backbone, data, preparation)
 

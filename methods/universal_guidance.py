@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from fairbench.methods._guidance_parameters import CLASSIFIED, REFERENCE_IMAGES, Classified
-from fairbench.types import MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
+from fairbench.methods.parts.guidance_parameters import CLASSIFIED, REFERENCE_IMAGES, Classified
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class UniversalGuidance(Classified):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Train the attribute classifier, or load the one trained before."""
-        from fairbench.methods import _universal_guidance
+        from fairbench.methods.parts import universal_guidance as _universal_guidance
 
         return _universal_guidance.prepare(self, task, backbone, data, preparation)
 

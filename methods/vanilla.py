@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from fairbench.types import MethodBase, MethodCard, Preparation, Sampler, Task, TrainingData
+from fairbench.core.method import MethodBase, MethodCard, Preparation, Sampler, TrainingData
+from fairbench.core.task import Task
 
 if TYPE_CHECKING:
-    from fairbench.backbones import Backbone
+    from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Vanilla(MethodBase):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Nothing to learn."""
-        from fairbench.sampling import DDIMSampler
+        from fairbench.diffusion.sampling import DDIMSampler
 
         return DDIMSampler(backbone, preparation.sampling)
 

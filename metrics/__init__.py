@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from fairbench.metrics.by_group import (
-    GroupTable,
-    by_group_table,
-)
+from fairbench.metrics.by_group import GroupTable, by_group_table
 from fairbench.metrics.clusters import (
     ClusteredDiscrepancy,
     GroupEffects,
@@ -74,10 +71,7 @@ from fairbench.metrics.frechet import (
     frechet_infinity,
     frechet_interval,
 )
-from fairbench.metrics.inception import (
-    InceptionScore,
-    inception_score,
-)
+from fairbench.metrics.inception import InceptionScore, inception_score
 from fairbench.metrics.information import (
     MutualInformation,
     TotalCorrelation,
@@ -107,11 +101,7 @@ from fairbench.metrics.neighbours import (
     expected_coverage,
     precision_recall_density_coverage,
 )
-from fairbench.metrics.prompts import (
-    PromptDiscrepancies,
-    prompt_discrepancies,
-    signed_root,
-)
+from fairbench.metrics.prompts import PromptDiscrepancies, prompt_discrepancies, signed_root
 from fairbench.metrics.references import (
     BalancedSubset,
     CellQuality,

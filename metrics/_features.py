@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 
 __all__ = [
     "Array",

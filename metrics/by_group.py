@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics.counting import Array
 from fairbench.metrics.intersectional import joint_counts, joint_target
 

@@ -13,14 +13,8 @@ from itertools import combinations, product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fairbench.errors import ContractError
-from fairbench.metrics.counting import (
-    Array,
-    check_counts,
-    check_shares,
-    check_target,
-    shares,
-)
+from fairbench.core.errors import ContractError
+from fairbench.metrics.counting import Array, check_counts, check_shares, check_target, shares
 from fairbench.metrics.fairness import discrepancy_of_shares, worst_distance
 from fairbench.metrics.floors import noise_floor_for
 from fairbench.metrics.information import entropy

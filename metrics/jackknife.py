@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array
 
 __all__ = ["jackknife_variance", "split", "student"]

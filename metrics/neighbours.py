@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array, check_count, check_pair, chunks
 
 __all__ = ["NeighbourScores", "expected_coverage", "precision_recall_density_coverage"]

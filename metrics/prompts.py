@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics.counting import check_prompts, normal_quantile
 from fairbench.metrics.fairness import (
     DiscrepancyInterval,

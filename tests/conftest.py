@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fairbench.records import SCHEMA, Record, run_key
-from fairbench.types import Score
+from fairbench.core.keys import run_key
+from fairbench.core.record import SCHEMA, Record
+from fairbench.core.score import Score
 
 GOLDEN = Path(__file__).parent / "golden"
 

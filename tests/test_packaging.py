@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fairbench.parameters import parameters_of
-from fairbench.types import Method
+from fairbench.core.method import Method
+from fairbench.core.parameters import parameters_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "fairbench-diffusion"
@@ -70,7 +70,7 @@ def installed_folder():
 def test_every_source_file_imports_under_its_fairbench_name(tmp_path):
     code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
     names = list(modules().values())
-    assert "fairbench.cli" in names
+    assert "fairbench.app.cli" in names
     python(code, tmp_path, *names)
 
 
@@ -124,7 +124,7 @@ def test_data_judges_and_build_scripts_are_installed():
 
 
 def test_default_backbone_is_installed():
-    from fairbench.datasets import DATASETS
+    from fairbench.datasets.base import DATASETS
 
     for dataset in DATASETS.values():
         spec = dataset.backbone(None)
@@ -149,7 +149,7 @@ def test_licence_is_the_whole_apache_text():
 def test_listing_methods_imports_no_torch(tmp_path):
     code = (
         "import sys\n"
-        "from fairbench.cli import main\n"
+        "from fairbench.app.cli import main\n"
         "sys.argv = ['fairbench', 'list', 'methods', '--json']\n"
         "try:\n"
         "    main()\n"
@@ -159,7 +159,7 @@ def test_listing_methods_imports_no_torch(tmp_path):
         "assert not heavy, heavy\n"
     )
     names = [row["name"] for row in json.loads(python(code, tmp_path))]
-    public = [p.stem for p in files("methods") if p.suffix == ".py" and p.stem[0] != "_"]
+    public = [path.stem for path in (ROOT / "methods").glob("[!_]*.py")]
     assert sorted(names) == sorted(public)
 
 

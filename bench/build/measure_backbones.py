@@ -20,20 +20,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairbench.backbones import Backbone, load_backbone
-from fairbench.cartoonfaces import (
+from fairbench.backbones.diffusers_pipelines import load_backbone
+from fairbench.core.method import Request
+from fairbench.core.specs import BackboneSpec
+from fairbench.core.task import Prompt
+from fairbench.datasets.base import CARTOONFACES
+from fairbench.datasets.cartoonfaces import (
     ATTRIBUTES,
     DEFAULT_BIAS,
     Split,
     load_split,
     training_split,
 )
-from fairbench.datasets import CARTOONFACES, BackboneSpec
-from fairbench.measuring import Instruments, load_instruments
+from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.sampling import DDIMSampler
+from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.metrics.fairness import wilson_interval
 from fairbench.metrics.frechet import frechet_distance
-from fairbench.sampling import DDIMSampler
-from fairbench.types import Prompt, Request
 
 N = 2000
 NAMED = 2000

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairbench.cartoonfaces import ATTRIBUTES, DEFAULT_BIAS, pack_split
+from fairbench.datasets.cartoonfaces import ATTRIBUTES, DEFAULT_BIAS, pack_split
 
 SEED = 20261122
 BALANCED = {"method_reference": 800, "judge": 6000, "evaluation": 6000}

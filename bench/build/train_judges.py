@@ -24,9 +24,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairbench import judges
-from fairbench.cartoonfaces import ATTRIBUTES, Split, load_split, manifest
-from fairbench.judges import BATCH, JOINT, LEVELS
+from fairbench.datasets.cartoonfaces import ATTRIBUTES, Split, load_split, manifest
+from fairbench.instruments import cartoonfaces as judges
+from fairbench.instruments.cartoonfaces import BATCH, JOINT, LEVELS
 from fairbench.metrics.frechet import frechet_distance
 
 SEED = 0

@@ -29,8 +29,8 @@ from fairbench.build.training import (
     velocity_loss,
     write_facts,
 )
-from fairbench.cartoonfaces import ATTRIBUTES
-from fairbench.prompts import describe
+from fairbench.core.prompts import describe
+from fairbench.datasets.cartoonfaces import ATTRIBUTES
 
 VAE_BATCH = 32
 CONTEXT_LENGTH = 16

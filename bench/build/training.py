@@ -16,8 +16,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairbench.backbones import weights_sha256
-from fairbench.cartoonfaces import TRAINING_IMAGES, TRAINING_SEED, training_split
+from fairbench.backbones.diffusers_pipelines import weights_sha256
+from fairbench.datasets.cartoonfaces import TRAINING_IMAGES, TRAINING_SEED, training_split
 
 SEED = TRAINING_SEED
 BATCH = 64

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fairbench.core.score import Score
 from fairbench.leaderboards import rows
-from fairbench.types import Score
 
 
 def refuse(message):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from fairbench.core.score import Score
 from fairbench.leaderboards import rows, to_plot
 from fairbench.leaderboards.plot import draw
-from fairbench.types import Score
 
 
 def scores(fair, quality):

@@ -7,8 +7,8 @@ import json
 import pytest
 from rich.console import Console
 
+from fairbench.core.score import Score
 from fairbench.leaderboards import rows, to_csv, to_json, to_markdown, to_table
-from fairbench.types import Score
 
 
 def refuse(message):

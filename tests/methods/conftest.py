@@ -12,17 +12,17 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.utils import logging
 from torch import nn
 
-from fairbench.backbones import DiffusersBackbone, GaussianMixture
-from fairbench.methods._adapters import AdapterBank
-from fairbench.types import (
+from fairbench.backbones.diffusers_pipelines import DiffusersBackbone
+from fairbench.backbones.mixture import GaussianMixture
+from fairbench.core.method import (
     ImageSet,
     Preparation,
-    Prompt,
     Request,
     SamplingConfig,
-    Task,
     TrainingData,
 )
+from fairbench.core.task import Prompt, Task
+from fairbench.methods.parts.adapters import AdapterBank
 
 ROLES = ("person", "tennis player", "santa")
 LEVELS = {"gender": ("female", "male"), "race": ("asian", "black", "white")}

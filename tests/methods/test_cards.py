@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fairbench.config import RunConfig
-from fairbench.errors import InputError
-from fairbench.pipeline import generation_config, plan_run
-from fairbench.registry import get_method, make_method, method_names
+from fairbench.core.errors import InputError
+from fairbench.methods import get_method, make_method, method_names
+from fairbench.runs.config import RunConfig
+from fairbench.runs.plan import generation_config, plan_run
 
 
 @pytest.fixture

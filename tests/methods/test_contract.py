@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench import training
-from fairbench.errors import InputError
-from fairbench.parameters import parameters_of
-from fairbench.registry import get_method, make_method, method_names
-from fairbench.types import Method, MethodCard
+from fairbench.core.errors import InputError
+from fairbench.core.method import Method, MethodCard
+from fairbench.core.parameters import parameters_of
+from fairbench.diffusion import training
+from fairbench.methods import get_method, make_method, method_names
 
 NAMES = method_names()
 # Method -> the small backbone that it is tested on, and parameters that make it quick.
@@ -174,7 +174,7 @@ def test_presets_are_what_the_command_line_would_accept(name):
 
 def test_public_files_import_no_torch():
     code = (
-        "import sys; from fairbench.registry import get_method, method_names\n"
+        "import sys; from fairbench.methods import get_method, method_names\n"
         "methods = [get_method(n) for n in method_names()]; [m() for m in methods]\n"
         "print(len(methods), 'torch' in sys.modules, 'diffusers' in sys.modules)"
     )

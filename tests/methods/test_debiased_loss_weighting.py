@@ -11,16 +11,17 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import nn
 
-from fairbench.backbones import DiffusersBackbone
-from fairbench.errors import InputError
-from fairbench.methods import _denoising
-from fairbench.methods._finetuning import NoisedImages
-from fairbench.methods._weighting import timestep_weights
+from fairbench.backbones.diffusers_pipelines import DiffusersBackbone
+from fairbench.core.errors import InputError
+from fairbench.core.method import ImageSet, Request, SamplingConfig, TrainingData
+from fairbench.core.task import Prompt
+from fairbench.diffusion.training import Draws
 from fairbench.methods.balanced_data import BalancedData
 from fairbench.methods.debiased_loss_weighting import DebiasedLossWeighting
+from fairbench.methods.parts import denoising as _denoising
+from fairbench.methods.parts.finetuning import NoisedImages
+from fairbench.methods.parts.weighting import timestep_weights
 from fairbench.metrics.frechet import frechet_distance
-from fairbench.training import Draws
-from fairbench.types import ImageSet, Prompt, Request, SamplingConfig, TrainingData
 
 QUICK = {"steps": 2, "batch": 4}
 
@@ -269,7 +270,8 @@ def small_network():
 @pytest.fixture(scope="module")
 def short_trainings(tmp_path_factory):
     """Weighting -> a sampler after 3,000 steps of 32 images, weights normalised."""
-    from fairbench.types import Preparation, Task
+    from fairbench.core.method import Preparation
+    from fairbench.core.task import Task
 
     backbone, (images, _) = small_network(), shapes(8000, 0)
     data = TrainingData(subjects=(Prompt(""),), training=images)
@@ -348,11 +350,11 @@ def test_shares_stay_those_of_the_training_data(tmp_path):
     Its images pass the quality gate, without which this says nothing; after the short training
     above no model of either weighting does.
     """
-    from fairbench.backbones import load_backbone
-    from fairbench.datasets import CARTOONFACES
-    from fairbench.generation import training_data
-    from fairbench.measuring import load_instruments
-    from fairbench.types import Preparation
+    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.core.method import Preparation
+    from fairbench.datasets.base import CARTOONFACES
+    from fairbench.instruments.measuring import load_instruments
+    from fairbench.runs.generation import training_data
 
     spec = CARTOONFACES.backbones[0]
     backbone = load_backbone(

@@ -8,11 +8,16 @@ import torch
 from diffusers import DDIMScheduler
 from torch.nn import functional
 
-from fairbench.backbones import Prediction, Schedule
-from fairbench.errors import ContractError, InputError
-from fairbench.methods import _bottleneck
-from fairbench.methods._bottleneck import Heads, fit_head, invert, record_trajectories
-from fairbench.methods._distribution_guidance import (
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import Request, SamplingConfig
+from fairbench.core.task import Prompt
+from fairbench.diffusion.sampling import DDIMSampler
+from fairbench.diffusion.schedule import Prediction, Schedule
+from fairbench.methods import make_method
+from fairbench.methods.distribution_guidance import DistributionGuidance
+from fairbench.methods.parts import bottleneck as _bottleneck
+from fairbench.methods.parts.bottleneck import Heads, fit_head, invert, record_trajectories
+from fairbench.methods.parts.distribution_guidance import (
     CoupledSampler,
     Goal,
     Guide,
@@ -24,11 +29,7 @@ from fairbench.methods._distribution_guidance import (
     newton_size,
     paper_size,
 )
-from fairbench.methods.distribution_guidance import DistributionGuidance
 from fairbench.metrics.fairness import discrepancy_of_shares
-from fairbench.registry import make_method
-from fairbench.sampling import DDIMSampler
-from fairbench.types import Prompt, Request, SamplingConfig
 
 QUICK = {"classifier_steps": 2, "trajectories": 12, "batch": 4, "weight_decay": 0.01}
 FIXTURE = (
@@ -535,7 +536,7 @@ def test_record_keeps_h_and_leaves_the_images_alone(make_unconditional, requests
 
 
 def record_noise(backbone, requests):
-    from fairbench.sampling import Stream, gaussian, generator
+    from fairbench.diffusion.sampling import Stream, gaussian, generator
 
     generators = [generator(request, Stream.INITIAL_NOISE) for request in requests]
     return gaussian(generators, backbone.latent_shape, backbone.device)
@@ -729,11 +730,11 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
 
     With the card's cap on a step, 0.3, though not with its batches of 100: a network call has 64.
     """
-    from fairbench.backbones import load_backbone
-    from fairbench.datasets import get_dataset
-    from fairbench.generation import training_data
-    from fairbench.measuring import load_instruments
-    from fairbench.types import Preparation
+    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.core.method import Preparation
+    from fairbench.datasets.base import get_dataset
+    from fairbench.instruments.measuring import load_instruments
+    from fairbench.runs.generation import training_data
 
     dataset, images = get_dataset("cartoonfaces"), 320
     spec = dataset.backbone("cartoonfaces-ddpm")
@@ -769,8 +770,8 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
 @pytest.mark.slow
 def test_heads_of_noised_real_images_know_nothing_where_noise_is_all():
     """Why heads are learned from trajectories: the card's last clause of property 10."""
-    from fairbench.backbones import load_backbone
-    from fairbench.datasets import get_dataset
+    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.datasets.base import get_dataset
 
     dataset = get_dataset("cartoonfaces")
     spec = dataset.backbone("cartoonfaces-ddpm")

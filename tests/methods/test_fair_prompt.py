@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench.backbones import load_backbone
-from fairbench.datasets import CARTOONFACES
+from fairbench.backbones.diffusers_pipelines import load_backbone
+from fairbench.datasets.base import CARTOONFACES
 from fairbench.methods.fair_prompt import FairPrompt, appended
 from fairbench.methods.vanilla import Vanilla
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from fairbench.backbones import GaussianMixture, Prediction
-from fairbench.errors import ContractError, InputError
-from fairbench.methods import _fairgen
-from fairbench.methods._adapters import AdapterBank, cross_attention_linears
-from fairbench.methods._fairgen import AdapterTraining, adapted_denoiser, composed_target
+from fairbench.backbones.mixture import GaussianMixture
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import Preparation, Request, SamplingConfig
+from fairbench.core.task import Prompt
+from fairbench.diffusion.sampling import ddim
+from fairbench.diffusion.schedule import Prediction
 from fairbench.methods.fairgen import FairGen
-from fairbench.sampling import ddim
-from fairbench.types import Preparation, Prompt, Request, SamplingConfig
+from fairbench.methods.parts import fairgen as _fairgen
+from fairbench.methods.parts.adapters import AdapterBank, cross_attention_linears
+from fairbench.methods.parts.fairgen import AdapterTraining, adapted_denoiser, composed_target
 
 QUICK = {"iterations": 2, "batch": 6, "learning_rate": 0.05, "rollout_every": 2}
 GENDERS = ("female", "male")
@@ -507,12 +509,12 @@ def test_prompt_pairs_of_a_group_name_all_its_levels(data):
 
 @pytest.mark.slow
 def test_fairgen_on_the_shipped_backbone(tmp_path):
-    from fairbench.backbones import load_backbone
-    from fairbench.datasets import get_dataset
-    from fairbench.measuring import load_instruments
+    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.datasets.base import get_dataset
+    from fairbench.instruments.measuring import load_instruments
     from fairbench.methods.vanilla import Vanilla
     from fairbench.metrics.fairness import fairness_discrepancy
-    from fairbench.pipeline import training_data
+    from fairbench.runs.running import training_data
 
     dataset, images = get_dataset("cartoonfaces"), 128
     spec = dataset.backbone("cartoonfaces-sd")

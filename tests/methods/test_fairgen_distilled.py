@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from fairbench.backbones import GaussianMixture, Prediction
-from fairbench.errors import ContractError, InputError
-from fairbench.methods import _distilled
-from fairbench.methods._adapters import AdapterBank, attention_linears, time_linears
-from fairbench.methods._distilled import (
+from fairbench.backbones.mixture import GaussianMixture
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import Preparation, Request, SamplingConfig
+from fairbench.core.task import Prompt
+from fairbench.diffusion.schedule import Prediction
+from fairbench.diffusion.training import Draws
+from fairbench.methods.fairgen_distilled import FairGenDistilled
+from fairbench.methods.parts import distillation as _distilled
+from fairbench.methods.parts.adapters import AdapterBank, attention_linears, time_linears
+from fairbench.methods.parts.distillation import (
     NoisedClassifier,
     adapted_linears,
     distillation_loss,
@@ -21,10 +26,7 @@ from fairbench.methods._distilled import (
     log_likelihood_gradient,
     log_noise,
 )
-from fairbench.methods._finetuning import NoisedImages
-from fairbench.methods.fairgen_distilled import FairGenDistilled
-from fairbench.training import Draws
-from fairbench.types import Preparation, Prompt, Request, SamplingConfig
+from fairbench.methods.parts.finetuning import NoisedImages
 
 QUICK = {"iterations": 2, "batch": 6, "learning_rate": 0.05, "classifier_iterations": 2}
 CPU = torch.device("cpu")
@@ -139,7 +141,7 @@ def test_the_gradient_is_that_of_finite_differences_within_inference_mode_too():
 
 
 def test_noise_levels_are_finite_without_terminal_signal():
-    from fairbench.backbones import Schedule
+    from fairbench.diffusion.schedule import Schedule
 
     schedule = Schedule(torch.tensor([0.9, 0.5, 0.0]), "v_prediction")
     level = log_noise(schedule, torch.arange(3))
@@ -172,8 +174,8 @@ def test_guidance_stays_bounded_where_hardly_any_signal_is_left():
 
 def test_guided_images_are_in_the_wanted_groups():
     """On a mixture, whose exact classifier is known: shares 0.3 and 0.7 become the target's."""
-    from fairbench.methods._distilled import GuidedSampler
-    from fairbench.methods._indicator import Indicator
+    from fairbench.methods.parts.distillation import GuidedSampler
+    from fairbench.methods.parts.indicator import Indicator
 
     mixture = exact_mixture()
     indicator = Indicator("iid", (0.8, 0.2), 0, (256,))

@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench.backbones import Schedule
-from fairbench.errors import InputError
-from fairbench.methods import _classifier
-from fairbench.methods._bottleneck import Heads
-from fairbench.methods._classifier import AttributeClassifier, augmented, train_classifier
-from fairbench.methods._indicator import Indicator
-from fairbench.methods._latent_editing import EditingSampler, directions, edit_shares
-from fairbench.methods._rejection import RejectionSampler, attempt_of
-from fairbench.methods._sample_guidance import SampleSampler, sample_gradient
-from fairbench.methods._universal_guidance import clean_gradient, guided_noise
+from fairbench.core.errors import InputError
+from fairbench.core.method import Request, SamplingConfig
+from fairbench.core.task import Prompt
+from fairbench.diffusion.sampling import DDIMSampler, Stream, ddim, generator
+from fairbench.diffusion.schedule import Schedule
 from fairbench.methods.latent_editing import LatentEditing
+from fairbench.methods.parts import classifier as _classifier
+from fairbench.methods.parts.bottleneck import Heads
+from fairbench.methods.parts.classifier import AttributeClassifier, augmented, train_classifier
+from fairbench.methods.parts.indicator import Indicator
+from fairbench.methods.parts.latent_editing import EditingSampler, directions, edit_shares
+from fairbench.methods.parts.rejection import RejectionSampler, attempt_of
+from fairbench.methods.parts.sample_guidance import SampleSampler, sample_gradient
+from fairbench.methods.parts.universal_guidance import clean_gradient, guided_noise
 from fairbench.methods.rejection import Rejection
 from fairbench.methods.sample_guidance import SampleGuidance
 from fairbench.methods.universal_guidance import UniversalGuidance
-from fairbench.sampling import DDIMSampler, Stream, ddim, generator
-from fairbench.types import Prompt, Request, SamplingConfig
 
 CPU = torch.device("cpu")
 QUICK = {"classifier_steps": 2}
@@ -196,7 +197,7 @@ def test_universal_guidance_goes_through_a_decoder(classifier, make_text_unet):
 def test_universal_guidance_makes_the_drawn_group(
     make_mixture, make_task, make_preparation, data, classifier
 ):
-    from fairbench.methods._universal_guidance import UniversalSampler
+    from fairbench.methods.parts.universal_guidance import UniversalSampler
 
     backbone, preparation = make_mixture(), make_preparation(sampling=SamplingConfig(8, 1.0))
     indicator = Indicator("iid", (0.5, 0.5), 0, (64,))

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from fairbench.methods._indicator import Indicator, systematic
+from fairbench.core.method import Request
+from fairbench.core.task import Prompt
+from fairbench.methods.parts.indicator import Indicator, systematic
 from fairbench.methods.prompt_append import PromptAppend
 from fairbench.metrics.fairness import fairness_discrepancy
-from fairbench.types import Prompt, Request
 
 TARGET = (0.7, 0.2, 0.1)
 KINDS = ("iid", "stratified", "per_prompt")

@@ -12,25 +12,40 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench.errors import ContractError, InputError
-from fairbench.hidden_labels import hidden_label_facts
-from fairbench.methods import _denoising, _invdiff, _invdiff_groups
-from fairbench.methods._finetuning import NoisedImages, loss_weights
-from fairbench.methods._invdiff import invariant_loss, mix
-from fairbench.methods._invdiff_groups import (
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import (
+    ImageSet,
+    Preparation,
+    Request,
+    SamplingConfig,
+    TrainingData,
+)
+from fairbench.core.task import Prompt
+from fairbench.diffusion.sampling import DDIMSampler
+from fairbench.diffusion.training import Draws
+from fairbench.methods import make_method
+from fairbench.methods.balanced_data import BalancedData
+from fairbench.methods.invdiff import InvDiff
+from fairbench.methods.parts import (
+    denoising as _denoising,
+)
+from fairbench.methods.parts import (
+    invdiff as _invdiff,
+)
+from fairbench.methods.parts import (
+    invdiff_groups as _invdiff_groups,
+)
+from fairbench.methods.parts.finetuning import NoisedImages, loss_weights
+from fairbench.methods.parts.invdiff import invariant_loss, mix
+from fairbench.methods.parts.invdiff_groups import (
     average_risk,
     denoising_risks,
     group_risks,
     infer_groups,
     oracle_groups,
 )
-from fairbench.methods.balanced_data import BalancedData
-from fairbench.methods.invdiff import InvDiff
 from fairbench.metrics import discrepancy_family
-from fairbench.registry import make_method
-from fairbench.sampling import DDIMSampler
-from fairbench.training import Draws
-from fairbench.types import ImageSet, Preparation, Prompt, Request, SamplingConfig, TrainingData
+from fairbench.runs.hidden_labels import hidden_label_facts
 
 CPU = torch.device("cpu")
 TRAINED = {"steps": 2, "batch": 4, "learning_rate": 0.05}
@@ -242,7 +257,7 @@ def test_half_widths_fit_stable_diffusion(name, sd_unet):
 def test_half_widths_of_the_shipped_backbones(name):
     from diffusers import UNet2DConditionModel, UNet2DModel
 
-    from fairbench.datasets import get_dataset
+    from fairbench.datasets.base import get_dataset
 
     folder = get_dataset("cartoonfaces").backbone(name).folder
     config = json.loads((folder / "unet" / "config.json").read_text())
@@ -765,8 +780,8 @@ def test_inferred_groups_reach_most_of_what_true_ones_do(
 @pytest.mark.slow
 def test_risks_find_the_rarer_gender_of_a_shipped_backbone_and_those_as_released_do_not(tmp_path):
     """The card's property 10 on what is shipped, where groups aren't as plain as in the toy."""
-    from fairbench.backbones import load_backbone
-    from fairbench.datasets import get_dataset
+    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.datasets.base import get_dataset
 
     dataset = get_dataset("cartoonfaces")
     spec = dataset.backbone("cartoonfaces-sd")
@@ -796,10 +811,10 @@ def test_true_groups_move_the_shares_of_a_shipped_backbone_and_random_ones_do_no
 
     The guiding network is a copy, as in the card's toy: a narrow one moves this backbone little.
     """
-    from fairbench.backbones import load_backbone
-    from fairbench.datasets import get_dataset
-    from fairbench.generation import training_data
-    from fairbench.measuring import load_instruments
+    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.datasets.base import get_dataset
+    from fairbench.instruments.measuring import load_instruments
+    from fairbench.runs.generation import training_data
 
     dataset, n = get_dataset("cartoonfaces"), 512
     spec = dataset.backbone("cartoonfaces-sd")

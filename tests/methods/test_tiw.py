@@ -16,11 +16,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fairbench.backbones import Prediction, Schedule
-from fairbench.errors import ContractError, InputError
-from fairbench.methods import _denoising, _ratio, _tiw
-from fairbench.methods._finetuning import NoisedImages, finetune
-from fairbench.methods._ratio import (
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import ImageSet, Request, SamplingConfig, TrainingData
+from fairbench.core.task import Prompt
+from fairbench.diffusion.schedule import Prediction, Schedule
+from fairbench.diffusion.training import Draws, seeded_modules
+from fairbench.methods.dsm_observed import AllObserved
+from fairbench.methods.dsm_reference import ReferenceOnly
+from fairbench.methods.iw import ImportanceReweighting
+from fairbench.methods.parts import denoising as _denoising
+from fairbench.methods.parts import ratio as _ratio
+from fairbench.methods.parts import tiw as _tiw
+from fairbench.methods.parts.finetuning import NoisedImages, finetune
+from fairbench.methods.parts.ratio import (
     GroupRatio,
     NetworkRatio,
     Ratio,
@@ -34,7 +42,7 @@ from fairbench.methods._ratio import (
     noised,
     saturated_share,
 )
-from fairbench.methods._tiw import (
+from fairbench.methods.parts.tiw import (
     Reweighting,
     TiwLoss,
     clean_shift,
@@ -43,12 +51,7 @@ from fairbench.methods._tiw import (
     target_shift,
     value_range,
 )
-from fairbench.methods.dsm_observed import AllObserved
-from fairbench.methods.dsm_reference import ReferenceOnly
-from fairbench.methods.iw import ImportanceReweighting
 from fairbench.methods.tiw import TimeDependentReweighting
-from fairbench.training import Draws, seeded_modules
-from fairbench.types import ImageSet, Prompt, Request, SamplingConfig, TrainingData
 
 QUICK = {"steps": 2, "batch": 4, "learning_rate": 0.05, "ema_decay": 0.0}
 QUICK_RATIO = {"ratio_steps": 2, "ratio_batch": 4, "ratio_width": 8}
@@ -1004,7 +1007,7 @@ def test_iw_weighs_clean_images(make_unconditional, data, make_preparation, monk
 
 
 def test_controls_train_on_what_they_say(make_unconditional, data, make_preparation, monkeypatch):
-    from fairbench.methods import _denoising
+    from fairbench.methods.parts import denoising as _denoising
 
     seen = []
     drawn = _denoising.proportioned_index

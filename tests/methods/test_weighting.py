@@ -11,10 +11,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from fairbench.backbones import GaussianMixture, Prediction, Schedule
-from fairbench.errors import ContractError, InputError
-from fairbench.methods._finetuning import squared_error
-from fairbench.methods._weighting import (
+from fairbench.backbones.mixture import GaussianMixture
+from fairbench.core.errors import ContractError, InputError
+from fairbench.diffusion.schedule import Prediction, Schedule
+from fairbench.methods.parts.finetuning import squared_error
+from fairbench.methods.parts.weighting import (
     WEIGHTINGS,
     clean_weight,
     noise_weight,

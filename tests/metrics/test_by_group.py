@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from fairlearn.metrics import MetricFrame, count
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import by_group_table, representation_ratios
 
 LEVELS = {"gender": ("female", "male"), "race": ("asian", "black", "white")}

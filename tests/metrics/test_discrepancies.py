@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import (
     ROSETTA,
     discrepancy_family,

@@ -3,8 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fairbench.errors import ContractError
-from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, memorisation, vendi_score
+from fairbench.core.errors import ContractError
+from fairbench.metrics import (
+    duplicate_rate,
+    mean_pairwise_cosine,
+    memorisation,
+    vendi_score,
+)
 
 BAD = [
     np.empty((0, 3)),

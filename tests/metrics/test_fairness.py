@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import (
     count_groups,
     discrepancy_interval,

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import (
     FrechetMoments,
     frechet_distance,

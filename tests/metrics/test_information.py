@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.stats.contingency import association
 from sklearn.metrics import mutual_info_score
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import cramers_v, entropy, mutual_information, total_correlation
 
 

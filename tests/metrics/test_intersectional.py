@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import (
     discrepancy_of_shares,
     fairness_discrepancy,

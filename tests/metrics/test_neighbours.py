@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import expected_coverage, precision_recall_density_coverage
 
 

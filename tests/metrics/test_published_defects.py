@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from fairlearn.metrics import MetricFrame
 
-from fairbench.errors import ContractError
+from fairbench.core.errors import ContractError
 from fairbench.metrics import (
     by_group_table,
     check_calibration,

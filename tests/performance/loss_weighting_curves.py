@@ -27,10 +27,10 @@ import itertools
 import sys
 from pathlib import Path
 
-from fairbench.config import RunConfig
-from fairbench.generation import Reporter
-from fairbench.pipeline import run
-from fairbench.records import Record
+from fairbench.core.progress import Reporter
+from fairbench.core.record import Record
+from fairbench.runs.config import RunConfig
+from fairbench.runs.running import run
 
 COLUMNS = (
     "frechet_cartoonfaces_natural",

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairbench.backbones import load_backbone
-from fairbench.cache import cache_folder
-from fairbench.datasets import get_dataset
-from fairbench.generation import training_data
-from fairbench.registry import make_method
-from fairbench.types import Preparation, Request, Sampler
+from fairbench.backbones.diffusers_pipelines import load_backbone
+from fairbench.core.method import Preparation, Request, Sampler
+from fairbench.datasets.base import get_dataset
+from fairbench.methods import make_method
+from fairbench.runs.generation import training_data
+from fairbench.storage.cache import cache_folder
 
 BARS = {
     "distribution_guidance": 1.10,

@@ -1,0 +1,163 @@
+"""What is installed, found and missing, and what to do about it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairbench.core.errors import FairbenchError
+from fairbench.datasets import cartoonfaces
+from fairbench.datasets.base import DATASETS
+from fairbench.instruments.weights import weight_states
+from fairbench.runs.provenance import DISTRIBUTION, PACKAGES, package_versions
+from fairbench.storage.cache import cache_folder
+
+__all__ = ["Finding", "examine"]
+
+REINSTALL = f"reinstall {DISTRIBUTION}"
+FURTHER_PACKAGES = (
+    "clean-fid",
+    "facenet-pytorch",
+    "matplotlib",
+    "pandas",
+    "platformdirs",
+    "rich",
+    "scikit-learn",
+    "torch-fidelity",
+    "torchvision",
+    "typer",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: The thing.
+        ok: Whether it is as it should be.
+        found: What was seen, and where.
+        remedy: What to do if it isn't ok.
+        optional: Whether fairbench works without it; then it isn't ok, but no fault either.
+    """
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    optional: bool = False
+
+
+def examine(*, verify: bool) -> list[Finding]:
+    """Look at Python, packages, devices, folders and every file that fairbench ships.
+
+    Args:
+        verify: Also load the data and the networks and hash every weight file that is there.
+    """
+    findings = [Finding("python", True, platform.python_version())]
+    findings += _packages()
+    findings += _devices()
+    findings.append(_cache())
+    findings += _files()
+    findings += _weights(verify=verify)
+    if verify:
+        findings += _verified()
+    return findings
+
+
+def _packages() -> Iterator[Finding]:
+    for name, version in package_versions((DISTRIBUTION, *PACKAGES, *FURTHER_PACKAGES)).items():
+        yield Finding(
+            f"package {name}",
+            version != "missing",
+            version,
+            _unless(
+                version != "missing", f"pip install {name}" if name != DISTRIBUTION else REINSTALL
+            ),
+        )
+
+
+def _unless(ok: bool, remedy: str) -> str:
+    return "" if ok else remedy
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    from fairbench.diffusion.devices import resolve_device, resolve_dtype
+
+    device = resolve_device("auto")
+    dtype = str(resolve_dtype("auto", device)).removeprefix("torch.")
+    yield Finding(
+        "device", True, f"auto is {device} in {dtype}, {torch.get_num_threads()} threads"
+    )
+
+
+def _cache() -> Finding:
+    try:
+        folder = cache_folder()
+    except FairbenchError as error:
+        return Finding("cache folder", False, str(error), "set FAIRBENCH_CACHE")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Finding("cache folder", True, f"{folder}, {size / 2**20:.0f} MiB; may be deleted")
+
+
+def _files() -> Iterator[Finding]:
+    expected = [cartoonfaces.FOLDER / "manifest.json"]
+    expected += [cartoonfaces.FOLDER / f"{split}.npz.xz" for split in cartoonfaces.SPLITS]
+    judges = cartoonfaces.FOLDER.parent / "judges"
+    names = ("primary", "second", "cartoonfaces", "validity")
+    expected += [
+        judges / f"{name}{suffix}" for name in names for suffix in (".json", ".safetensors")
+    ]
+    for dataset in DATASETS.values():
+        for spec in dataset.backbones:
+            expected.append(spec.folder / "model_index.json")
+            expected.append(spec.folder / "unet" / "diffusion_pytorch_model.safetensors")
+    for path in expected:
+        yield _file(path)
+
+
+def _file(path: Path) -> Finding:
+    ok = path.is_file()
+    found = f"{path}, {path.stat().st_size / 2**20:.2f} MiB" if ok else f"not at {path}"
+    return Finding(f"file {path.parent.name}/{path.name}", ok, found, _unless(ok, REINSTALL))
+
+
+def _weights(*, verify: bool) -> Iterator[Finding]:
+    """Files of other projects: without one only the metrics that need it can't be computed."""
+    for state in weight_states(verify=verify):
+        missing = state.path is None
+        found = f"{state.found}; needed for {state.spec.purpose}" if missing else state.found
+        # A damaged file is a fault: it would be loaded.
+        ok = not missing and not state.damaged
+        yield Finding(f"external {state.spec.name}", ok, found, state.remedy, optional=missing)
+
+
+def _verified() -> Iterator[Finding]:
+    from fairbench.backbones.diffusers_pipelines import weights_sha256
+    from fairbench.instruments.measuring import load_instruments
+
+    for split in cartoonfaces.SPLITS:
+        try:
+            data = cartoonfaces.load_split(split)
+            pixels = hashlib.sha256(data.images.tobytes()).hexdigest()
+            ok = pixels == cartoonfaces.manifest()["splits"][split]["pixels_sha256"]
+            yield Finding(f"split {split}", ok, f"{len(data)} images", _unless(ok, REINSTALL))
+        except FairbenchError as error:
+            yield Finding(f"split {split}", False, str(error), REINSTALL)
+    try:
+        for name, sha256 in load_instruments("cpu").hashes().items():
+            yield Finding(f"weights {name}", True, f"sha256 {sha256[:16]}… as on its card")
+    except FairbenchError as error:
+        yield Finding("weights of the instruments", False, str(error), REINSTALL)
+    for dataset in DATASETS.values():
+        for spec in dataset.backbones:
+            if spec.folder.is_dir():
+                seen = weights_sha256(spec.folder)
+                ok = seen == spec.expected_sha256()
+                found = f"sha256 {seen[:16]}…, {'as' if ok else 'not as'} trained"
+                yield Finding(f"weights {spec.name}", ok, found, _unless(ok, REINSTALL))

@@ -1,0 +1,198 @@
+"""A record as one table for the terminal, legible at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, TypeVar
+
+from fairbench.core.record import Record
+from fairbench.core.score import Score
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+__all__ = ["summary"]
+
+Item = TypeVar("Item")
+
+ARROWS = {"lower": "↓ ", "higher": "↑ ", "neither": "  "}
+
+
+def summary(record: Record, baseline: Record | None) -> RenderableType:
+    """Shares, discrepancies, quality and cost of a run, the baseline's beside them.
+
+    Args:
+        record: The run.
+        baseline: The undebiased backbone's record of the same question, if there is one.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: rich would read what stands in brackets as markup.
+    table = Table(title=Text(_title(record)), title_justify="left", box=None, pad_edge=False)
+    headers = ["", f"{record.method}\n[95 % interval]", "target\nor floor"]
+    if baseline is not None:
+        headers.append(baseline.method)
+    for header in headers:
+        # What is too wide goes on in the next line; nothing is ever cut off.
+        table.add_column(Text(header), overflow="fold")
+    _add_shares(table, record, baseline)
+    _add_scores(table, record, baseline)
+    _add_costs(table, record, baseline)
+    return table
+
+
+def _title(record: Record) -> str:
+    config = record.config
+    parts = [record.method]
+    if config.get("preset"):
+        parts.append(f"preset {config['preset']}")
+    parts += [f"{record.dataset}, task {record.task}"]
+    if "backbone" in config:
+        sampling = config["sampling"]
+        parts.append(
+            f"{config['backbone']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}"
+        )
+        parts.append(f"seed {config['seed']}")
+    parts.append(f"{config['num_images']} images")
+    supervision = ", ".join(record.card.get("supervision", [])) or "none"
+    return " · ".join([*parts, f"supervision: {supervision}"])
+
+
+def _add_row(table: Table, *cells: str, style: str = "") -> None:
+    from rich.text import Text
+
+    # Without a baseline the table is a column narrower.
+    table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]), style=style)
+
+
+def _add_heading(table: Table, text: str) -> None:
+    _add_row(table, text, style="bold")
+
+
+def _add_shares(table: Table, record: Record, baseline: Record | None) -> None:
+    for name, rows in record.groups.items():
+        if "|" in name or any(row["target"] is None for row in rows):
+            continue
+        others = [] if baseline is None else baseline.groups.get(name, [])
+        before = {row["group"]: f"{row['share']:.1%}" for row in others}
+        for n, same in _by_n(rows, lambda row: int(row["n"])).items():
+            _add_heading(table, f"share by {name.replace('/', ' × ')}, {n} images")
+            for row in same:
+                share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+                group = row["group"]
+                _add_row(table, f"  {group}", share, f"{row['target']:.1%}", before.get(group, ""))
+
+
+_SHORT = (
+    ("fairness_discrepancy_worst_prompt", "discrepancy_worst_prompt"),
+    ("fairness_discrepancy_given", "discrepancy_given"),
+)
+SHOWN = (
+    "fairness_discrepancy_corrected*",
+    "fairness_discrepancy",
+    "fairness_discrepancy_worst_prompt",
+    "fairness_discrepancy_given",
+    "joint_excess",
+    "representation_worst",
+    "frechet_*_balanced",
+    "fid*_balanced",
+    "kernel_*_balanced",
+    "kid*_balanced",
+    "kernel_*_reweighted",
+    "recall_*",
+    "*_worst_group",
+    "clip_score_*",
+    "validity",
+    "prompt_accuracy",
+    "hit_rate",
+    "judge_*",
+)
+"""Scores in the table; the record holds all."""
+
+
+def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
+    shown = [s for s in record.scores if any(fnmatchcase(s.name, p) for p in SHOWN)]
+    for n, scores in _by_n(shown, lambda score: score.n).items():
+        _add_heading(table, f"scores, {n} images")
+        for score in scores:
+            other = None if baseline is None else baseline.score(score.name)
+            _add_row(
+                table,
+                _label(score),
+                _with_interval(score),
+                "" if score.floor is None else _number(score, score.floor),
+                "" if other is None else _number(other, other.value),
+            )
+    missing = record.facts.get("not_measured", {})
+    for name, reason in missing.items():
+        if any(fnmatchcase(name, pattern) for pattern in SHOWN):
+            _add_row(table, f"  {name.replace('_', ' ')}", f"– ({reason})")
+    hidden = len(record.scores) - len(shown)
+    if hidden:
+        _add_row(table, f"  {hidden} more scores are in the record")
+
+
+def _by_n(items: Sequence[Item], n: Callable[[Item], int]) -> Mapping[int, list[Item]]:
+    """The items by the number of images they rest on, which is so said once, not in each row."""
+    groups: dict[int, list[Item]] = {}
+    for item in items:
+        groups.setdefault(n(item), []).append(item)
+    return groups
+
+
+def _scale(score: Score) -> int:
+    # Kernel distances are of the order of 0.001.
+    return 1000 if score.name.startswith(("kernel_", "kid_")) else 1
+
+
+def _label(score: Score) -> str:
+    """Such as ``"↓ kernel cartoonfaces balanced ×1000"``."""
+    # Of the attributes' own discrepancies; the ranked one keeps its name.
+    name = score.name
+    for long, short in (("fairness_discrepancy_corrected_", "corrected_"), *_SHORT):
+        name = name.replace(long, short)
+    name = name.replace("_", " ")
+    times = f" ×{_scale(score)}" if _scale(score) != 1 else ""
+    return f"{ARROWS[score.better]}{name}{times}"
+
+
+def _with_interval(score: Score) -> str:
+    text = _number(score, score.value)
+    if score.low is None or score.high is None:
+        return text
+    return f"{text} [{_number(score, score.low)}, {_number(score, score.high)}]"
+
+
+def _number(score: Score, value: float) -> str:
+    if score.unit == "share":
+        return f"{value:.1%}"
+    value *= _scale(score)
+    # As many decimals as the score's own value has, so that its interval doesn't have more.
+    size = abs(score.value * _scale(score))
+    digits = 3 if size < 10 else 2 if size < 100 else 1
+    return f"{value:.{digits}f}"
+
+
+def _add_costs(table: Table, record: Record, baseline: Record | None) -> None:
+    _add_heading(table, "cost")
+    rows: list[tuple[str, Callable[[Record], str]]] = [
+        ("seconds an image", _seconds_an_image),
+        ("seconds to prepare", lambda r: _plain(r.seconds.get("prepare"))),
+        ("network calls an image", lambda r: _plain(r.network_calls_per_image)),
+        ("extra parameters", lambda r: str(r.extra_parameters)),
+        ("peak memory, MiB", lambda r: f"{r.peak_memory_mib:.0f}"),
+    ]
+    for label, show in rows:
+        _add_row(table, f"  {label}", show(record), "", "" if baseline is None else show(baseline))
+
+
+def _seconds_an_image(record: Record) -> str:
+    seconds = record.seconds.get("generate")
+    return "" if seconds is None else f"{seconds / record.config['num_images']:.3g}"
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"

@@ -1,0 +1,1 @@
+"""The families of pretrained generators; one file each."""

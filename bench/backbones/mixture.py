@@ -1,0 +1,119 @@
+"""A Gaussian mixture, whose exact denoiser is a formula."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fairbench.core.errors import ContractError
+from fairbench.diffusion.backbone import Backbone, Edit
+from fairbench.diffusion.schedule import Schedule
+
+
+class GaussianMixture(Backbone):
+    """Exact denoiser of sum_k w_k N(mean_k, std² I): a right answer in milliseconds.
+
+    Its bottleneck is the (B, K, 1, 1) log posterior of the components, so that an edit there moves
+    an image between components, as an edit of a U-Net's bottleneck moves it between attributes.
+
+    Args:
+        means: (K, 3, S, S) component means in [-1, 1].
+        weights: (K,) shares, sum 1.
+        std: Deviation of every pixel around its mean.
+        words: Word -> components that it allows; a prompt keeps the components that all its known
+            words allow. None: unconditional.
+        steps: Length of the noise schedule.
+    """
+
+    unet = None
+    network_batch = 64
+
+    def __init__(
+        self,
+        means: Tensor,
+        weights: Sequence[float],
+        std: float,
+        words: Mapping[str, Sequence[int]] | None = None,
+        steps: int = 1000,
+    ) -> None:
+        self.name, self.device = "gaussian-mixture", torch.device("cpu")
+        self.means, self.std = means.double(), std
+        self.log_weights = torch.tensor(weights, dtype=torch.float64).log()
+        if len(weights) != len(means) or abs(sum(weights) - 1) > 1e-9:
+            raise ContractError(
+                f"expected one weight for each of {len(means)} components, summing to 1; "
+                f"seen {len(weights)} summing to {sum(weights)}"
+            )
+        self.latent_shape = cast("tuple[int, int, int]", tuple(means.shape[1:]))
+        self.image_size = means.shape[-1]
+        self.words, self.conditional = words or {}, words is not None
+        betas = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
+        self.schedule = Schedule(torch.cumprod(1 - betas.clamp(max=0.999), 0), "epsilon")
+        state = repr((self.means.tolist(), list(weights), std, sorted(self.words.items()), steps))
+        self.weights_sha256 = hashlib.sha256(state.encode()).hexdigest()
+        self._edit: Edit | None = None
+
+    def with_unet(self, unet: nn.Module) -> GaussianMixture:
+        """Not possible: the denoiser is a formula."""
+        raise ContractError(f"{self.name} has no network to replace; its denoiser is a formula")
+
+    def encode(self, images: NDArray[np.uint8]) -> Tensor:
+        """Images, (B, S, S, 3) uint8, to (B, 3, S, S) float32 in [-1, 1]."""
+        return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """(B, 3, S, S), as they are."""
+        return latents
+
+    def embed(self, prompts: Sequence[str]) -> Tensor | None:
+        """(B, 1, K) log weights of the components that each prompt allows.
+
+        Raises:
+            ContractError: If the words of a prompt allow no component together.
+        """
+        if not self.conditional:
+            return None
+        rows = []
+        for prompt in prompts:
+            allowed = set(range(len(self.means)))
+            for word in prompt.split():
+                allowed &= set(self.words.get(word, allowed))
+            if not allowed:
+                raise ContractError(f"no component is allowed by all words of {prompt!r}")
+            mask = torch.tensor(
+                [0.0 if k in allowed else -torch.inf for k in range(len(self.means))]
+            )
+            rows.append((self.log_weights + mask).log_softmax(0))
+        return torch.stack(rows)[:, None]
+
+    def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        alpha, sigma = self.schedule.alpha(t)[:, None], self.schedule.sigma(t)[:, None]
+        flat, means = x_t.double().flatten(1), self.means.flatten(1)
+        variance = (alpha * self.std).square() + sigma.square()
+        away = flat[:, None] - alpha[:, :, None] * means
+        prior = self.log_weights if context is None else context[:, 0].double()
+        logits = (prior - away.square().sum(-1) / (2 * variance)).log_softmax(-1)
+        if self._edit is not None:
+            edited = self._edit(logits[:, :, None, None], int(t[0]))
+            logits = edited[:, :, 0, 0].log_softmax(-1)
+        shrink = alpha * self.std**2 / variance
+        clean = torch.einsum("bk,bkd->bd", logits.exp(), means + shrink[:, :, None] * away)
+        noise = (flat - alpha * clean) / sigma
+        return noise.reshape(x_t.shape).to(x_t.dtype)
+
+    @contextmanager
+    def edit_bottleneck(self, edit: Edit) -> Iterator[None]:
+        """Edit the (B, K, 1, 1) log posterior of the components; it is normalised again."""
+        outer = self._edit
+        self._edit = edit if outer is None else lambda h, t: edit(outer(h, t), t)
+        try:
+            yield
+        finally:
+            self._edit = outer

@@ -1,0 +1,257 @@
+"""CartoonFaces: the embedded data set, 32 x 32 RGB cartoon faces with every attribute known.
+
+The images are drawn by the npm packages facesjs and resvg (``fairbench.build.render``); a label is
+the parameter that the generator was called with. It is no claim about any person. Bias is never
+stored: a :class:`BiasProfile` draws a biased training set out of the pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import lzma
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.errors import AssetError, ContractError
+
+__all__ = [
+    "ATTRIBUTES",
+    "CELL_ATTRIBUTES",
+    "DEFAULT_BIAS",
+    "SPLITS",
+    "TRAINING_IMAGES",
+    "TRAINING_SEED",
+    "BiasProfile",
+    "Split",
+    "load_split",
+    "manifest",
+    "pack_split",
+    "training_split",
+]
+
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gender": ("female", "male"),
+        "race": ("asian", "black", "brown", "white"),
+        "role": ("person", "baseball player", "tennis player", "football player", "santa"),
+        "glasses": ("no", "yes"),
+        "facial_hair": ("no", "yes"),
+    }
+)
+"""Attribute -> its levels in declared order; a label is an index into the levels."""
+
+CELL_ATTRIBUTES = ("role", "gender", "race")
+"""The attributes whose crossing the splits are balanced over and a bias profile speaks of."""
+
+SPLITS = ("pool", "method_reference", "judge", "evaluation")
+
+TRAINING_IMAGES = 8000
+TRAINING_SEED = 0
+"""The draw from the pool that the shipped backbones were trained on, by the default bias."""
+
+XZ_FILTER = {
+    "id": lzma.FILTER_LZMA2,
+    "preset": 9 | lzma.PRESET_EXTREME,
+    "dict_size": 1 << 26,
+    "lc": 4,
+    "lp": 0,
+    "pb": 0,
+}
+
+FOLDER = Path(__file__).parents[1] / "assets" / "cartoonfaces"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data set.
+
+    Attributes:
+        images: (N, 32, 32, 3) uint8, read-only.
+        labels: Attribute -> (N,) uint8 indices into its levels, read-only.
+    """
+
+    images: NDArray[np.uint8]
+    labels: Mapping[str, NDArray[np.uint8]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: NDArray[Any]) -> Split:
+        """The images at `index` ((n,) integers or (N,) booleans), in that order."""
+        return Split(self.images[index], {k: v[index] for k, v in self.labels.items()})
+
+
+@dataclass(frozen=True)
+class BiasProfile:
+    """Shares of the cells of role x gender x race in a training set.
+
+    Attributes:
+        name: Short name, part of what a backbone's card says.
+        shares: (5, 2, 4) float64 by role, gender and race in declared order; sums to 1.
+    """
+
+    name: str
+    shares: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        expected = tuple(len(ATTRIBUTES[name]) for name in CELL_ATTRIBUTES)
+        if self.shares.shape != expected:
+            raise ContractError(
+                f"shares must have one entry a cell, shape {expected}; seen {self.shares.shape}"
+            )
+        if np.any(self.shares < 0) or not abs(float(self.shares.sum()) - 1) <= 1e-9:
+            raise ContractError(
+                f"shares must be non-negative and sum to 1; their sum is {self.shares.sum()}"
+            )
+
+    @classmethod
+    def from_conditionals(
+        cls, name: str, male_given_role: Mapping[str, float], race: Mapping[str, float]
+    ) -> BiasProfile:
+        """Roles equally often, gender given the role, race independent of both."""
+        male = np.array([male_given_role[role] for role in ATTRIBUTES["role"]])
+        by_gender = np.stack([1 - male, male], axis=1)
+        by_race = np.array([race[level] for level in ATTRIBUTES["race"]])
+        shares = by_gender[:, :, None] * by_race / len(male)
+        return cls(name, shares)
+
+    def counts(self, n: int) -> NDArray[np.int64]:
+        """(cells,) images a cell for a set of `n`, by largest remainder; sums to `n`."""
+        exact = self.shares.ravel() * n
+        counts = np.floor(exact).astype(np.int64)
+        short = n - int(counts.sum())
+        # Stable order: equal remainders go to the earlier cell, on every machine.
+        counts[np.argsort(-(exact - counts).round(9), kind="stable")[:short]] += 1
+        return counts
+
+    def marginal(self, attribute: str) -> dict[str, float]:
+        """Level -> share of one of the cell attributes."""
+        axis = CELL_ATTRIBUTES.index(attribute)
+        others = tuple(i for i in range(self.shares.ndim) if i != axis)
+        values = self.shares.sum(axis=others).tolist()
+        return dict(zip(ATTRIBUTES[attribute], values, strict=True))
+
+    def draw(
+        self, labels: Mapping[str, NDArray[np.uint8]], n: int, seed: int
+    ) -> NDArray[np.int64]:
+        """Indices of `n` images with these shares, drawn without replacement.
+
+        Args:
+            labels: Attribute -> (N,) labels of the images to draw from.
+            n: Images wanted.
+            seed: Which ones; the same seed draws the same images everywhere.
+        Returns:
+            (n,) indices in random order.
+        Raises:
+            ContractError: If a cell holds fewer images than the profile asks for.
+        """
+        cell = cell_index(labels)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0xB1A5]))
+        picked = []
+        for index, count in enumerate(self.counts(n).tolist()):
+            members = np.flatnonzero(cell == index)
+            if len(members) < count:
+                raise ContractError(
+                    f"bias profile {self.name!r} needs {count} images of cell {index} for a set "
+                    f"of {n}, the split has {len(members)}; ask for fewer images"
+                )
+            picked.append(rng.permutation(members)[:count])
+        return rng.permutation(np.concatenate(picked))
+
+
+def cell_index(labels: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.int64]:
+    """(N,) flat index of each image's role x gender x race cell."""
+    shape = tuple(len(ATTRIBUTES[name]) for name in CELL_ATTRIBUTES)
+    return np.ravel_multi_index(tuple(labels[name] for name in CELL_ATTRIBUTES), shape)
+
+
+DEFAULT_BIAS = BiasProfile.from_conditionals(
+    "default",
+    male_given_role={
+        "person": 0.8,
+        "baseball player": 0.9,
+        "tennis player": 0.1,
+        "football player": 0.9,
+        "santa": 0.8,
+    },
+    race={"asian": 0.15, "black": 0.15, "brown": 0.15, "white": 0.55},
+)
+BALANCED = BiasProfile("balanced", np.full((5, 2, 4), 1 / 40))
+
+
+def pack_split(images: NDArray[np.uint8], labels: Mapping[str, NDArray[np.uint8]]) -> bytes:
+    """The bytes of a split's file: an xz-compressed ``.npz`` of images and labels.
+
+    Args:
+        images: (N, 32, 32, 3) uint8. Interleaved colours compress a fifth better than planes.
+        labels: Attribute -> (N,) uint8.
+    """
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {"images": images, **labels}
+    np.savez(buffer, **arrays)
+    return lzma.compress(buffer.getvalue(), format=lzma.FORMAT_XZ, filters=[dict(XZ_FILTER)])
+
+
+@cache
+def manifest() -> Mapping[str, Any]:
+    """What the render script wrote about the files: seed, versions, sizes, sha256."""
+    path = FOLDER / "manifest.json"
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise AssetError(f"{path}: {error.strerror}; reinstall fairbench-diffusion") from error
+    except ValueError as error:
+        raise AssetError(f"{path}: not valid JSON; reinstall fairbench-diffusion") from error
+    return MappingProxyType(loaded)
+
+
+@cache
+def load_split(name: str) -> Split:
+    """Load one split; checked against its sha256, then kept in memory.
+
+    Args:
+        name: One of :data:`SPLITS`.
+    Raises:
+        AssetError: If the file is missing or isn't the one that was shipped.
+    """
+    if name not in SPLITS:
+        raise ContractError(f"unknown split {name!r}; known: {', '.join(SPLITS)}")
+    entry = manifest()["splits"][name]
+    path = FOLDER / entry["file"]
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise AssetError(f"{path}: {error.strerror}; reinstall fairbench-diffusion") from error
+    digest = hashlib.sha256(packed).hexdigest()
+    if digest != entry["sha256"]:
+        raise AssetError(
+            f"{path}: sha256 {digest[:8]}…, expected {entry['sha256'][:8]}…; "
+            "the file is damaged, reinstall fairbench-diffusion"
+        )
+    with np.load(io.BytesIO(lzma.decompress(packed))) as arrays:
+        images = arrays["images"]
+        labels = {name: arrays[name] for name in ATTRIBUTES}
+    for array in (images, *labels.values()):
+        array.setflags(write=False)
+    return Split(images, MappingProxyType(labels))
+
+
+def training_split(profile: BiasProfile = DEFAULT_BIAS) -> Split:
+    """The 8,000 images that the shipped backbones were trained on, in the order of the draw.
+
+    Args:
+        profile: Another one draws as many images of another composition.
+    Raises:
+        AssetError: As `load_split`.
+    """
+    pool = load_split("pool")
+    return pool.take(profile.draw(pool.labels, TRAINING_IMAGES, TRAINING_SEED))

@@ -1,0 +1,1 @@
+"""Schedules, denoisers, the one sampling loop, the one trainer, devices."""

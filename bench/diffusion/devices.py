@@ -1,0 +1,135 @@
+"""The one place that knows about devices, number formats and peak memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from fairbench.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "begin_run",
+    "is_main_process",
+    "peak_memory_mib",
+    "process_count",
+    "resolve_autocast",
+    "resolve_device",
+    "resolve_dtype",
+]
+
+
+def process_count() -> int:
+    """Processes of this run, as torchrun and ``accelerate launch`` tell; 1 alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``--device`` names; ``auto`` takes the first of cuda, mps, cpu.
+
+    Of several processes on one machine, as torchrun and ``accelerate launch`` start them, each
+    has the GPU of its own number for ``auto`` and ``cuda``.
+
+    Raises:
+        InputError: If the name is none of auto, cpu, cuda, cuda:N, mps or isn't there.
+    """
+    import torch
+
+    if name == "auto" and torch.cuda.is_available():
+        name = "cuda"
+    elif name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
+        raise InputError(f"--device must be auto, cpu, cuda, cuda:N or mps; seen {name!r}")
+    place = os.environ.get("LOCAL_RANK", "")
+    if name == "cuda" and place.isdecimal():
+        name = f"cuda:{place}"
+    device = torch.device(name)
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if (device.index or 0) >= found:
+            raise InputError(
+                f"--device {name} isn't there: {found} CUDA devices found; use --device auto"
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("--device mps isn't there; use --device auto")
+    return device
+
+
+def is_main_process() -> bool:
+    """Whether this process makes images and records, the first of those started together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format that ``--dtype`` names; ``auto`` is float32.
+
+    So records of different machines can be compared. Ask for bfloat16 where it is quick: a CPU
+    without bfloat16 units runs it ten times slower than float32.
+
+    Raises:
+        InputError: If the name is none of auto, float32, bfloat16 or the device lacks it.
+    """
+    import torch
+
+    if name not in ("auto", "float32", "bfloat16"):
+        raise InputError(f"--dtype must be auto, float32 or bfloat16; seen {name!r}")
+    if name != "bfloat16":
+        return torch.float32
+    cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" and not cuda:
+        raise InputError(f"--dtype bfloat16 isn't supported by {device}; use float32")
+    return torch.bfloat16
+
+
+def begin_run(device: torch.device) -> None:
+    """Start a new count of peak memory, and compute float32 as float32, in a fixed order.
+
+    CUDA's convolutions round to TF32 by default, and another machine would see other numbers.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held: of the GPU in this run if there is one, else of the process so far."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def resolve_autocast(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of autocast while training.
+
+    Args:
+        precision: ``auto``, ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the device
+            computes it natively, which the averaged float32 weights lose nothing by.
+        device: Where the training runs.
+    """
+    import torch
+
+    if precision == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+            native = device.type == "cpu" and supported is not None and bool(supported())
+        precision = "bfloat16" if native else "float32"
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -1,0 +1,196 @@
+"""The one sampling loop, deterministic DDIM, and the randomness that every method shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import Request, Samples, SamplingConfig
+from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.schedule import Prediction
+
+__all__ = ["DDIMSampler", "Denoiser", "Stream", "ddim", "gaussian", "generator", "indicator_rng"]
+
+Denoiser = Callable[[Tensor, int], Prediction]
+"""(B, C, h, w) and a timestep -> what the model, guided or not, predicts there."""
+
+
+class Stream(IntEnum):
+    """Independent sources of randomness of one run."""
+
+    INITIAL_NOISE = 0
+    SAMPLER_NOISE = 1
+    INDICATOR = 2
+    TRAINING = 3
+
+
+def _sequence(request: Request, stream: Stream) -> np.random.SeedSequence:
+    return np.random.SeedSequence(
+        [request.seed, stream, request.prompt_index, request.image_index]
+    )
+
+
+def generator(request: Request, stream: Stream) -> torch.Generator:
+    """One image's own CPU generator, the same whatever batch the image is made in."""
+    seed = int(_sequence(request, stream).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(seed)
+
+
+def indicator_rng(request: Request) -> np.random.Generator:
+    """One image's own generator of categorical draws."""
+    return np.random.default_rng(_sequence(request, Stream.INDICATOR))
+
+
+def gaussian(
+    generators: Sequence[torch.Generator], shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """(B, *shape) standard normal float32, row b drawn from generator b on the CPU."""
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
+
+
+def ddim(
+    backbone: Backbone,
+    denoise: Denoiser,
+    requests: Sequence[Request],
+    config: SamplingConfig,
+    *,
+    observe: Callable[[Tensor, int], None] | None = None,
+) -> Tensor:
+    """Follow the DDIM trajectory of each request.
+
+    Args:
+        backbone: Gives the noise schedule and the shape.
+        denoise: Called once a step.
+        requests: B images.
+        config: Steps, spacing and eta; its guidance is the denoiser's business.
+        observe: Called with x_t (B, C, h, w) and t before each step.
+    Returns:
+        (B, C, h, w) float32 clean latents.
+    Raises:
+        InputError: If they aren't finite, which would be black images.
+
+    Source: Song et al. 2021, Denoising diffusion implicit models, arXiv 2010.02502, eq. 12 and 16.
+        Three choices where diffusers offers several: a step goes to the next timestep of the list;
+        the last one goes to alpha = 1; where the clean image is clipped, the noise is derived
+        again from it.
+    """
+    schedule = backbone.schedule
+    times = schedule.timesteps(config.steps, config.spacing)
+    starts = [generator(request, Stream.INITIAL_NOISE) for request in requests]
+    x = gaussian(starts, backbone.latent_shape, backbone.device)
+    noises = [generator(request, Stream.SAMPLER_NOISE) for request in requests]
+    for t, following in zip(times, [*times[1:], None], strict=True):
+        if observe is not None:
+            observe(x, t)
+        predicted = denoise(x, t).clipped(schedule.clip)
+        alpha, sigma = 1.0, 0.0
+        if following is not None:
+            alpha, sigma = float(schedule.alpha(following)), float(schedule.sigma(following))
+        if config.eta > 0 and following is not None:
+            ratio = float(schedule.alpha(t)) / alpha
+            jump = sigma / float(schedule.sigma(t)) * (1 - ratio**2) ** 0.5
+            fresh = config.eta * jump
+            kept = max(sigma**2 - fresh**2, 0.0) ** 0.5
+            noise = gaussian(noises, backbone.latent_shape, backbone.device)
+            x = alpha * predicted.clean + kept * predicted.noise + fresh * noise
+        else:
+            x = alpha * predicted.clean + sigma * predicted.noise
+    if not bool(torch.isfinite(x).all()):
+        raise InputError(
+            f"images of {backbone.name} aren't finite numbers: guidance or a method's scale or "
+            "strength is too large, or what it trained is broken; lower --guidance, or the "
+            "method's scale, strength or learning rate by --param"
+        )
+    return x
+
+
+class DDIMSampler:
+    """The sampler of most methods; a method overrides the pieces in which it differs.
+
+    Args:
+        backbone: What to sample.
+        config: How.
+    """
+
+    extra_parameters = 0
+
+    def __init__(self, backbone: Backbone, config: SamplingConfig) -> None:
+        self.backbone, self.config = backbone, config
+        self.facts: Mapping[str, Any] = {}
+
+    def text(self, request: Request, group: int | None) -> str:
+        """The prompt that the network is to see."""
+        return request.prompt.text
+
+    def group(self, request: Request) -> int | None:
+        """The group the image is to be in, None if the method asks for none."""
+        return None
+
+    def batch_id(self, request: Request) -> int:
+        """Equal for images that depend on each other; here every image is on its own."""
+        return request.prompt_index << 32 | request.image_index
+
+    def denoiser(
+        self, requests: Sequence[Request], groups: Sequence[int | None]
+    ) -> tuple[Denoiser, int]:
+        """A guided denoiser for these requests and its network calls an image and step."""
+        texts = [self.text(r, g) for r, g in zip(requests, groups, strict=True)]
+        context = self.backbone.embed(texts)
+        if context is None or self.config.guidance == 1:
+            return (lambda x, t: self.backbone.predict(x, t, context)), 1
+        return self.guided(context, self.backbone.embed([""] * len(requests))), 2
+
+    def guided(self, context: Tensor, empty: Tensor | None) -> Denoiser:
+        """Classifier-free guidance between two contexts, (B, L, D) each.
+
+        Source: Ho and Salimans 2022, arXiv 2207.12598, in the form empty + w (prompt - empty).
+        """
+
+        def denoise(x: Tensor, t: int) -> Prediction:
+            unconditional = self.backbone.predict(x, t, empty)
+            conditional = self.backbone.predict(x, t, context)
+            away = conditional.value - unconditional.value
+            return unconditional.with_value(unconditional.value + self.config.guidance * away)
+
+        return denoise
+
+    def observed(self, diagnostics: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
+        """Nothing; for methods that look at what they make."""
+        return {}
+
+    def batches(self, requests: Sequence[Request], size: int) -> list[list[Request]]:
+        """Consecutive runs of at most `size` requests."""
+        return [list(requests[i : i + size]) for i in range(0, len(requests), size)]
+
+    @torch.inference_mode()
+    def __call__(self, requests: Sequence[Request]) -> Samples:
+        """Make one image a request, in network batches.
+
+        Raises:
+            ContractError: If there are no requests.
+        """
+        if not requests:
+            raise ContractError("expected at least one request, seen none")
+        groups = [self.group(request) for request in requests]
+        images, calls = [], []
+        width = self.backbone.network_batch
+        for start in range(0, len(requests), width):
+            part = slice(start, start + width)
+            denoise, a_step = self.denoiser(requests[part], groups[part])
+            latents = ddim(self.backbone, denoise, requests[part], self.config)
+            images.append(self.backbone.decode(latents))
+            calls += [a_step * self.config.steps] * len(images[-1])
+        asked = None if groups[0] is None else np.array(groups, dtype=np.int64)
+        return Samples(
+            images=np.concatenate(images),
+            requested=asked,
+            network_calls=np.array(calls, dtype=np.int64),
+            batch_id=np.array([self.batch_id(request) for request in requests], np.int64),
+        )

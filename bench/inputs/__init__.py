@@ -1,0 +1,1 @@
+"""Images and labels of the user's: folders, archives, arrays, tables."""

@@ -1,0 +1,303 @@
+"""What is known about images made elsewhere: a table with one row an image.
+
+Columns: ``file``, the image's name as the reader of images gives it; ``prompt``, what it was made
+from; ``requested_<attribute>``, the level that was asked for; ``<attribute>``, the level that
+somebody saw in it; ``control_<name>``, any text, within whose values groups are compared too. All
+but ``file`` are optional.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.errors import ContractError, InputError, unknown_name
+from fairbench.core.task import Control
+from fairbench.inputs.sources import natural
+
+__all__ = ["CONTROL", "REQUESTED", "Labels", "read_labels"]
+
+REQUESTED = "requested_"
+"""What the name of a column of requested levels begins with."""
+
+CONTROL = "control_"
+"""What the name of a column of a control variable begins with."""
+
+MOST_LEVELS = 100
+"""Values of a control variable: more are a number an image, not a variable to split by."""
+
+Table = dict[str, list[str]]
+"""Column -> its cells, all columns of one length; an empty text stands for nothing."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A table of labels, brought into the order of the images.
+
+    Attributes:
+        names: The N images.
+        prompts: What each was made from; None if the table doesn't say.
+        requested: Attribute -> (N,) int64, index of the level that was asked for.
+        given: Attribute -> (N,) int64, index of the level that somebody saw.
+        sha256: Of all of the above and the controls, in hex; the order of the table's rows
+            changes nothing.
+        controls: Variables to split by, their levels in natural order.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...] | None
+    requested: Mapping[str, NDArray[np.int64]]
+    given: Mapping[str, NDArray[np.int64]]
+    sha256: str
+    controls: tuple[Control, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def read_labels(
+    path: Path,
+    names: Sequence[str],
+    attributes: Mapping[str, tuple[str, ...]],
+    *,
+    unread: Collection[str] = (),
+) -> Labels:
+    """Read a table of labels and match it to images by their names.
+
+    Args:
+        path: A ``.csv`` in UTF-8 or a ``.parquet``.
+        names: Of the images, in their order; each must have one row.
+        attributes: Attribute -> its levels in declared order; columns may name no others.
+        unread: Further images, which may have a row.
+
+    Raises:
+        ContractError: If there are no names.
+        InputError: If the table can't be read; if a column, a level or a file is unknown; if an
+            image has no row or two; if a cell is empty.
+    """
+    if not names:
+        raise ContractError("expected the name of at least one image, seen none")
+    table = _read(path)
+    known = {"file": None, "prompt": None}
+    known |= dict.fromkeys([*(REQUESTED + name for name in attributes), *attributes])
+    for column in table:
+        if column not in known and not _is_control(column):
+            raise InputError(f"{path}: {unknown_name('column', column, known)}")
+    if "file" not in table:
+        raise InputError(
+            f"{path}: expected a column file with the images' names, seen "
+            f"{', '.join(map(repr, table)) or 'no column'}; add it"
+        )
+    _check_cells(path, table)
+    rows = _match(path, table["file"], names, unread)
+    prompts = tuple(table["prompt"][row] for row in rows) if "prompt" in table else None
+    levels: dict[str, NDArray[np.int64]] = {}
+    for column, cells in table.items():
+        if column in known and column not in ("file", "prompt"):
+            declared = attributes[column.removeprefix(REQUESTED)]
+            levels[column] = _indices(path, table["file"], column, cells, declared)[rows]
+    requested = {
+        c.removeprefix(REQUESTED): v for c, v in levels.items() if c.startswith(REQUESTED)
+    }
+    given = {c: v for c, v in levels.items() if not c.startswith(REQUESTED)}
+    controls = tuple(
+        _control(path, column, [table[column][row] for row in rows], attributes)
+        for column in table
+        if _is_control(column)
+    )
+    content: list[object] = [list(names), prompts, *(_plain(part) for part in (requested, given))]
+    # Only where there are some, so that tables without keep their hash.
+    if controls:
+        content.append(
+            sorted((c.name, [table[_column(c)][row] for row in rows]) for c in controls)
+        )
+    return Labels(
+        tuple(names),
+        prompts,
+        MappingProxyType(requested),
+        MappingProxyType(given),
+        hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        controls,
+    )
+
+
+def _is_control(column: str) -> bool:
+    return column.startswith(CONTROL) and column != CONTROL
+
+
+def _column(control: Control) -> str:
+    return CONTROL + control.name
+
+
+def _control(
+    path: Path, column: str, cells: Sequence[str], attributes: Mapping[str, tuple[str, ...]]
+) -> Control:
+    """A column of a control variable as levels and their indices."""
+    name = column.removeprefix(CONTROL)
+    if name in attributes:
+        raise InputError(
+            f"{path}: column {column}: judges read {name} themselves; use --control {name}, or "
+            "call the column otherwise"
+        )
+    levels = tuple(sorted(set(cells), key=natural))
+    if len(levels) > MOST_LEVELS:
+        raise InputError(
+            f"{path}: column {column} has {len(levels)} values, expected at most {MOST_LEVELS}; "
+            "put them into bands"
+        )
+    places = {level: index for index, level in enumerate(levels)}
+    return Control(name, levels, np.array([places[cell] for cell in cells], np.int64))
+
+
+def _plain(levels: Mapping[str, NDArray[np.int64]]) -> list[tuple[str, list[int]]]:
+    return [(name, levels[name].tolist()) for name in sorted(levels)]
+
+
+# --- the table -----------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Table:
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise InputError(f"{path}: expected labels as .csv or .parquet; save them as one of these")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the table of the labels")
+    table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
+    if not any(table.values()):
+        raise InputError(f"{path}: the table has no row; expected one an image")
+    return table
+
+
+def _read_csv(path: Path) -> Table:
+    with _damage(path, "CSV in UTF-8"), path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file, strict=True)
+        header = next(rows, [])
+        _check_header(path, header)
+        table: Table = {column: [] for column in header}
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise InputError(
+                    f"{path}: line {rows.line_num}: expected {len(header)} cells as in the "
+                    f"header, seen {len(row)}; put cells that hold a comma in quotes"
+                )
+            for column, cell in zip(header, row, strict=True):
+                table[column].append(cell)
+    return table
+
+
+def _read_parquet(path: Path) -> Table:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(
+            f"{path}: reading parquet needs pyarrow; pip install pyarrow, or save it as .csv"
+        ) from None
+    with _damage(path, "parquet"):
+        stored = parquet.read_table(path)
+        _check_header(path, stored.column_names)
+        columns = stored.to_pydict()
+    return {name: [_text(cell) for cell in cells] for name, cells in columns.items()}
+
+
+def _text(cell: object) -> str:
+    """A cell as CSV would hold it; None and NaN are empty."""
+    return "" if cell is None or cell != cell else str(cell)
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    twice = next((name for name in header if list(header).count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: column {twice!r} comes twice; keep one")
+
+
+@contextmanager
+def _damage(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    # csv.Error, UnicodeDecodeError, pyarrow's own errors, OSError.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{path}: expected {kind}, seen a file that can't be read as such ({reason}); save it "
+            "anew"
+        ) from error
+
+
+# --- its rows ------------------------------------------------------------------------------
+
+
+def _row(files: Sequence[str], row: int) -> str:
+    return f"row {row + 1} ({files[row]!r})"
+
+
+def _check_cells(path: Path, table: Table) -> None:
+    """Refuse a table with an empty cell."""
+    for column, cells in table.items():
+        empty = [row for row, cell in enumerate(cells) if not cell.strip()]
+        if empty:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            raise InputError(
+                f"{path}: {_row(table['file'], empty[0])}{more}: column {column} is empty; fill "
+                "it in, or leave the whole column out"
+            )
+
+
+def _match(
+    path: Path, files: Sequence[str], names: Sequence[str], unread: Collection[str]
+) -> list[int]:
+    """Row of each image."""
+    rows: dict[str, int] = {}
+    for row, file in enumerate(files):
+        if file in rows:
+            raise InputError(
+                f"{path}: {_row(files, row)}: there is a row for this file already, row "
+                f"{rows[file] + 1}; keep one"
+            )
+        rows[file] = row
+    known = {*names, *unread}
+    strange = [file for file in files if file not in known]
+    if strange:
+        raise InputError(
+            f"{path}: {_many(strange, 'row')} of {len(files)} name no image, such as "
+            f"{strange[0]!r}; expected names within the folder or archive, such as {names[0]!r}"
+        )
+    lacking = [name for name in names if name not in rows]
+    if lacking:
+        raise InputError(
+            f"{path}: {_many(lacking, 'image')} of {len(names)} without a row, such as "
+            f"{lacking[0]!r}; add a row for each"
+        )
+    return [rows[name] for name in names]
+
+
+def _many(things: Sequence[str], what: str) -> str:
+    return f"{len(things)} {what}{'s' if len(things) > 1 else ''}"
+
+
+def _indices(
+    path: Path,
+    files: Sequence[str],
+    column: str,
+    cells: Sequence[str],
+    levels: tuple[str, ...],
+) -> NDArray[np.int64]:
+    """Index of each cell's level."""
+    places = {level: index for index, level in enumerate(levels)}
+    for row, cell in enumerate(cells):
+        if cell not in places:
+            error = unknown_name(f"level of {column}", cell, levels)
+            raise InputError(f"{path}: {_row(files, row)}: {error}")
+    return np.array([places[cell] for cell in cells], np.int64)

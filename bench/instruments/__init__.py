@@ -1,0 +1,1 @@
+"""The networks that measure images; one file a kind."""

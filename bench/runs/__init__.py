@@ -1,0 +1,1 @@
+"""One run: its plan, its images, its measurements, its record."""

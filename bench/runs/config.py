@@ -1,0 +1,90 @@
+"""What a run is asked to do, checked before anything expensive starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fairbench.core.errors import InputError
+from fairbench.core.method import SamplingConfig
+
+__all__ = ["MINIMUM_IMAGES", "RunConfig"]
+
+MINIMUM_IMAGES = 100
+"""Below this a share's 95 % interval is wider than ±10 points."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One ``fairbench run``.
+
+    Attributes:
+        method: Name of the method.
+        dataset, task, backbone: Names; None for the default.
+        target: ``"uniform"`` or ``"female=0.5,male=0.5"``.
+        num_images: Images in all, spread evenly over the prompts.
+        seed: Fixes all randomness of the run.
+        device, dtype: As on the command line.
+        batch_size: Images in work at once; None for the backbone's network batch.
+        parameters: ``key=value`` strings of the method.
+        steps, guidance, eta: Of sampling; None for the backbone's defaults.
+        encoders: Public encoders to measure with beside the data set's own.
+        faces: Whether to look for faces too, as on photographs.
+        controls: Attributes within whose levels groups are compared too.
+        allow_download: Get their weights from upstream if they are nowhere.
+        results: Folder of records.
+        force: Compute although a record exists.
+    """
+
+    method: str
+    dataset: str = "cartoonfaces"
+    task: str | None = None
+    backbone: str | None = None
+    target: str = "uniform"
+    num_images: int = 1000
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    parameters: tuple[str, ...] = ()
+    steps: int | None = None
+    guidance: float | None = None
+    eta: float | None = None
+    encoders: tuple[str, ...] = ()
+    faces: bool = False
+    controls: tuple[str, ...] = ()
+    allow_download: bool = False
+    results: Path = Path("results")
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_images < MINIMUM_IMAGES:
+            raise InputError(
+                f"--num-images must be at least {MINIMUM_IMAGES}; seen {self.num_images}: with "
+                "fewer, a share's interval is wider than ±10 points"
+            )
+        for option, value in (("guidance", self.guidance), ("eta", self.eta)):
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"--{option} must be a finite number; seen {value}")
+        if self.seed < 0:
+            raise InputError(f"--seed must be 0 or more; seen {self.seed}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1; seen {self.batch_size}")
+
+    def sampling(self, default: SamplingConfig, *, conditional: bool) -> SamplingConfig:
+        """The backbone's sampling with the user's changes.
+
+        Raises:
+            InputError: If guidance is asked of a backbone that takes no prompt.
+        """
+        if not conditional and self.guidance not in (None, 1.0):
+            raise InputError(
+                f"--guidance {self.guidance:g} needs a text-to-image backbone; leave it out"
+            )
+        return replace(
+            default,
+            steps=default.steps if self.steps is None else self.steps,
+            guidance=default.guidance if self.guidance is None else self.guidance,
+            eta=default.eta if self.eta is None else self.eta,
+        )

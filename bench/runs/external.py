@@ -1,0 +1,269 @@
+"""Measuring images made elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.errors import InputError, unknown_name
+from fairbench.core.keys import run_key
+from fairbench.core.progress import Reporter
+from fairbench.core.record import SCHEMA, Record
+from fairbench.core.task import Task, parse_target
+from fairbench.datasets.base import Dataset, get_dataset
+from fairbench.inputs.images import ImageSet, read_images
+from fairbench.inputs.labels import REQUESTED, Labels, read_labels
+from fairbench.instruments.measuring import load_instruments, measure
+from fairbench.methods import method_names
+from fairbench.runs.config import MINIMUM_IMAGES
+from fairbench.runs.plan import measuring_config
+from fairbench.runs.reference import confusions_of, encoder_columns, make_reference
+from fairbench.runs.running import Outcome, add_faces, now, warn_of_gaps
+from fairbench.scores.crossings import Sample, crossing
+from fairbench.scores.faces import load_face_instruments
+from fairbench.scores.scoring import score_all
+from fairbench.scores.strata import check_controls
+from fairbench.storage.cache import cache_folder
+from fairbench.storage.files import check_writable
+from fairbench.storage.readings import image_sha256
+from fairbench.storage.records import find_record, record_path, write_record
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    folder: Path,
+    *,
+    dataset: str,
+    task: str | None,
+    name: str,
+    target: str = "uniform",
+    num_images: int | None = None,
+    labels: Path | None = None,
+    encoders: Sequence[str] = (),
+    faces: bool = False,
+    controls: Sequence[str] = (),
+    allow_download: bool = False,
+    device: str = "auto",
+    batch_size: int | None = None,
+    seed: int = 0,
+    results: Path = Path("results"),
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Outcome:
+    """Measure images made elsewhere.
+
+    Args:
+        folder: Holds the images: a folder, a ``.zip``, a ``.tar`` or an ``.npz``.
+        dataset: What they are measured against.
+        task: The question; None for the data set's first.
+        name: What the row is called.
+        target: As for a run.
+        num_images: How many must be there; the first so many are taken. None: all.
+        labels: Table of prompts, requested groups and labels, as `read_labels` takes it.
+        encoders: Public encoders to measure with beside the data set's own.
+        faces: Whether to look for faces too, as on photographs.
+        controls: Attributes within whose levels groups are compared too, as they are within the
+            columns ``control_<name>`` of the labels.
+        allow_download: Get their weights from upstream if they are nowhere.
+        device: Where the instruments run.
+        batch_size: Images that a public encoder sees at once; None for its default.
+        seed: Of every resample behind the intervals.
+        results: Folder of records.
+        force: Compute although a record exists.
+        reporter: Told what happens.
+    Raises:
+        FairbenchError: If the input is wrong.
+    """
+    from fairbench.diffusion.devices import begin_run, peak_memory_mib, resolve_device
+    from fairbench.runs.provenance import environment
+
+    report = reporter or Reporter()
+    chosen = get_dataset(dataset)
+    question = parse_target(target, chosen.task(task, conditional=True))
+    if question.per_prompt and labels is None:
+        raise InputError(
+            f"task {question.name!r} is a mean over prompts, and images alone don't say which "
+            f"prompt made which; give --labels with a column prompt, or choose one of "
+            f"{', '.join(t for t in chosen.tasks if '_by_' not in t)}"
+        )
+    controlled = check_controls(controls, chosen.attributes, chosen.sensitive)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must lie in 0…{2**32 - 1}; seen {seed}")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size must be 1 or more; seen {batch_size}")
+    check_writable(record_path(results, chosen.name, name, "key").parent, "--results")
+    check_writable(cache_folder(), "FAIRBENCH_CACHE")
+    if num_images is not None and num_images < MINIMUM_IMAGES:
+        raise InputError(
+            f"--num-images must be at least {MINIMUM_IMAGES}; seen {num_images}: with fewer, a "
+            "share's interval is wider than ±10 points"
+        )
+    _check_row_name(results, chosen, name)
+    where = resolve_device(device)
+    begin_run(where)
+    instruments = load_instruments(
+        str(where), encoders, allow_download=allow_download, batch_size=batch_size
+    )
+    looking = None
+    if faces:
+        looking = load_face_instruments(str(where), allow_download=allow_download)
+    started = time.monotonic()
+    read = read_images(folder, size=chosen.image_size, limit=num_images, progress=report.progress)
+    _enough(folder, len(read.images), num_images)
+    for note in read.notes:
+        report.note(note)
+    if (encoders or faces) and min(read.source_size) > chosen.image_size:
+        report.warn(
+            f"--encoder and --faces see images at {chosen.image_size} pixels, as data set "
+            f"{chosen.name} has them, not at their own {min(read.source_size)}"
+        )
+    reading = time.monotonic() - started
+    known = _Known.read(labels, read, question, chosen)
+    manifest = tuple((0, i, digest) for i, digest in enumerate(image_sha256(read.images)))
+    config = {
+        "evaluated": name,
+        "images": run_key({"sha256": [digest for _, _, digest in manifest]}),
+        "num_images": len(read.images),
+        "resized_from": list(read.source_size),
+        **measuring_config(chosen, question, instruments, looking),
+    }
+    if known.labels is not None:
+        config["labels"] = known.labels.sha256
+        controlled += known.labels.controls
+    if controls:
+        config["control"] = sorted(set(controls))
+    if seed:
+        config["scoring_seed"] = seed
+    key = run_key(config)
+    path = record_path(results, chosen.name, name, key)
+    found = find_record(path)
+    if found is not None and not force:
+        return Outcome(found, path, True)
+    cache = cache_folder()
+    started = time.monotonic()
+    prompts = None if known.labels is None else known.labels.prompts
+    measured = measure(read.images, instruments, cache, report.progress, prompts)
+    sensitive = chosen.sensitive
+    reference = make_reference(question, sensitive, instruments, cache, report.progress)
+    count = len(read.images)
+    sample = Sample(measured, known.prompt_index, known.requested, np.arange(count))
+    scores, tables, facts = score_all(
+        sample,
+        reference,
+        question,
+        chosen.attributes,
+        sensitive,
+        confusions_of(instruments),
+        encoder_columns(instruments),
+        given={} if known.labels is None else known.labels.given,
+        controls=controlled,
+        seed=seed,
+    )
+    if looking is not None:
+        scores, facts = add_faces(
+            (scores, facts), read.images, sample, question, chosen, looking, report
+        )
+    warn_of_gaps(facts, report)
+    record = Record(
+        schema=SCHEMA,
+        key=key,
+        generation_key=None,
+        status="complete",
+        error=None,
+        method=name,
+        dataset=chosen.name,
+        task=question.name,
+        config=config,
+        card={"name": name, "role": "method", "ranked": False, "supervision": ["unknown"]},
+        environment=environment(where),
+        seconds={
+            "read": round(reading, 3),
+            "measure": round(time.monotonic() - started, 3),
+        },
+        peak_memory_mib=round(peak_memory_mib(where), 1),
+        extra_parameters=0,
+        network_calls_per_image=0.0,
+        scores=scores,
+        groups=tables,
+        facts={**facts, "notes": list(read.notes)},
+        manifest=manifest,
+        created=now(),
+    )
+    return Outcome(record, write_record(results, record), False)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a table of labels says about the images; without one they answer the only prompt."""
+
+    labels: Labels | None
+    prompt_index: NDArray[np.int64]
+    requested: NDArray[np.int64] | None
+
+    @classmethod
+    def read(cls, path: Path | None, read: ImageSet, task: Task, dataset: Dataset) -> _Known:
+        count = len(read.images)
+        if path is None:
+            return cls(None, np.zeros(count, dtype=np.int64), None)
+        labels = read_labels(path, read.names, dataset.attributes, unread=read.unread)
+        return cls(labels, _answers(path, labels, task), _requested(path, labels, task))
+
+
+def _answers(path: Path, labels: Labels, task: Task) -> NDArray[np.int64]:
+    """(N,) which prompt of the task each image was made from."""
+    if not task.per_prompt:
+        return np.zeros(len(labels), dtype=np.int64)
+    if labels.prompts is None:
+        raise InputError(
+            f"{path}: task {task.name!r} is a mean over prompts and needs a column prompt; add it"
+        )
+    places = {prompt.text: p for p, prompt in enumerate(task.prompts)}
+    for text in labels.prompts:
+        if text not in places:
+            raise InputError(f"{path}: {unknown_name('prompt', text, places)}")
+    answers = np.array([places[text] for text in labels.prompts], dtype=np.int64)
+    for text, p in places.items():
+        if not (answers == p).any():
+            raise InputError(
+                f"{path}: expected images of every prompt of task {task.name!r}, seen none of "
+                f"{text!r}; add them"
+            )
+    return answers
+
+
+def _requested(path: Path, labels: Labels, task: Task) -> NDArray[np.int64] | None:
+    """(N,) group of the task that was asked for; None if the table doesn't say."""
+    asked = [name for name in task.attributes if name in labels.requested]
+    if not asked:
+        return None
+    lacking = [f"{REQUESTED}{name}" for name in task.attributes if name not in asked]
+    if lacking:
+        raise InputError(
+            f"{path}: groups of task {task.name!r} need {', '.join(lacking)} too; add the column "
+            f"or leave {REQUESTED}{asked[0]} out"
+        )
+    return crossing(labels.requested, asked, task.attributes)
+
+
+def _check_row_name(results: Path, dataset: Dataset, name: str) -> None:
+    if name in method_names():
+        raise InputError(f"--name {name} is a method's name; choose another for these images")
+    try:
+        record_path(results, dataset.name, name, "0")
+    except InputError as error:
+        raise InputError(f"--name: {error}") from None
+
+
+def _enough(folder: Path, seen: int, wanted: int | None) -> None:
+    needed = wanted or MINIMUM_IMAGES
+    if seen < needed:
+        fewer = " or ask for fewer" if needed > MINIMUM_IMAGES else ""
+        raise InputError(
+            f"{folder} holds {seen} images, expected at least {needed}; add images{fewer}"
+        )

@@ -1,0 +1,278 @@
+"""Making the images of a run: batch by batch, kept in the cache, resumable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.errors import InputError
+from fairbench.core.method import (
+    MethodCard,
+    Preparation,
+    Request,
+    Sampler,
+    Samples,
+    TrainingData,
+)
+from fairbench.core.progress import Reporter
+from fairbench.datasets.base import Dataset
+from fairbench.runs.hidden_labels import hidden_label_facts
+from fairbench.runs.plan import Plan
+from fairbench.storage.cache import load_arrays, remove, save_arrays
+
+if TYPE_CHECKING:
+    from fairbench.diffusion.backbone import Backbone
+
+__all__ = ["Generated", "generate", "help_to_prepare", "training_data"]
+
+PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seconds"})
+STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
+WHOLE = "all.npz"
+DIAGNOSTIC = "diagnostic."
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images of a run in the order of its requests, and what they cost."""
+
+    images: NDArray[np.uint8]
+    requested: NDArray[np.int64] | None
+    network_calls: NDArray[np.int64]
+    batch_id: NDArray[np.int64]
+    seconds: float
+    prepare_seconds: float
+    extra_parameters: int
+    facts: Mapping[str, Any]
+
+
+def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
+    """Make the images of a run, batch by batch; what an interrupted run made is kept.
+
+    Args:
+        plan: What to make.
+        key: Generation key.
+        cache: Cache folder.
+        report: Told about progress.
+    """
+    folder = cache / "images" / key
+    whole = folder / WHOLE
+    if plan.config.force:
+        remove(folder)
+    stored = load_arrays(whole)
+    if stored is not None and stored.keys() >= STORED:
+        report.note(f"images found in the cache ({len(stored['images'])})")
+        return _unpacked(stored)
+    started = time.monotonic()
+    backbone = _backbone(plan)
+    with _method_cache(cache, forced=plan.config.force) as method_cache:
+        sampler, audit = _prepared(plan, backbone, method_cache, report)
+    prepared = time.monotonic() - started
+    # A trained network is behind a backbone of its own; out of memory, its calls become smaller.
+    network: Backbone = getattr(sampler, "backbone", backbone)
+    requests = plan.requests
+    done = _finished_batches(folder)
+    todo = [request for i, request in enumerate(requests) if i not in done]
+    position = {id(request): i for i, request in enumerate(requests)}
+    size = plan.config.batch_size or backbone.network_batch
+    made = len(requests) - len(todo)
+    for batch in sampler.batches(todo, size):
+        report.progress("generating images", made, len(requests))
+        at = time.monotonic()
+        samples = _sampled(sampler, network, batch, report)
+        asked = samples.requested
+        arrays = {
+            "index": np.array([position[id(request)] for request in batch]),
+            "images": samples.images,
+            "requested": np.full(len(batch), -1) if asked is None else asked,
+            "network_calls": samples.network_calls,
+            "batch_id": samples.batch_id,
+            "seconds": np.array([(time.monotonic() - at) / len(batch)] * len(batch)),
+            **{DIAGNOSTIC + name: rows for name, rows in samples.diagnostics.items()},
+        }
+        first = int(arrays["index"].min())
+        save_arrays(folder / f"batch-{first:07d}-{len(batch)}.npz", arrays)
+        done |= _rows(arrays)
+        made += len(batch)
+        report.progress("generating images", made, len(requests))
+    stacked = {
+        name: np.stack([done[i][name] for i in range(len(requests))]) for name in sorted(done[0])
+    }
+    arrays = {name: stacked[name] for name in sorted(PER_IMAGE)}
+    seen = {
+        name.removeprefix(DIAGNOSTIC): rows
+        for name, rows in stacked.items()
+        if name.startswith(DIAGNOSTIC)
+    }
+    observed = sampler.observed({**seen, "batch_id": arrays["batch_id"]})
+    # What a resumed run prepared again was paid for by the run that trained it.
+    prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
+    arrays["prepare_seconds"] = np.array(prepared)
+    arrays["extra_parameters"] = np.array(sampler.extra_parameters)
+    facts = {**sampler.facts, **observed, **audit, "network_batch": network.network_batch}
+    arrays["facts"] = np.array(json.dumps(facts))
+    save_arrays(whole, arrays)
+    for part in folder.glob("batch-*.npz"):
+        part.unlink(missing_ok=True)
+    return _unpacked(arrays)
+
+
+def help_to_prepare(plan: Plan, key: str, cache: Path, report: Reporter) -> None:
+    """Prepare the method together with the first process, which then goes on alone.
+
+    Nothing is done if that process has nothing to prepare, because the images are there.
+
+    Args:
+        plan: What to make.
+        key: Generation key.
+        cache: Cache folder.
+        report: Told about progress.
+    """
+    stored = None if plan.config.force else load_arrays(cache / "images" / key / WHOLE)
+    if stored is None or not stored.keys() >= STORED:
+        with _method_cache(cache, forced=plan.config.force) as method_cache:
+            _prepared(plan, _backbone(plan), method_cache, report)
+
+
+def _rows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, dict[str, Any]]:
+    """Image index -> its row of every array."""
+    names = [name for name in arrays if name != "index"]
+    return {
+        int(index): {name: arrays[name][row] for name in names}
+        for row, index in enumerate(arrays["index"])
+    }
+
+
+def _finished_batches(folder: Path) -> dict[int, dict[str, Any]]:
+    done: dict[int, dict[str, Any]] = {}
+    for part in sorted(folder.glob("batch-*.npz")):
+        arrays = load_arrays(part)
+        if arrays is not None and arrays.keys() >= PER_IMAGE:
+            done |= _rows(arrays)
+    return done
+
+
+def _unpacked(arrays: Mapping[str, NDArray[Any]]) -> Generated:
+    requested = arrays["requested"]
+    return Generated(
+        images=arrays["images"],
+        requested=None if (requested < 0).any() else requested,
+        network_calls=arrays["network_calls"],
+        batch_id=arrays["batch_id"],
+        seconds=float(arrays["seconds"].sum()),
+        prepare_seconds=float(arrays["prepare_seconds"]),
+        extra_parameters=int(arrays["extra_parameters"]),
+        facts=json.loads(str(arrays["facts"])),
+    )
+
+
+@contextmanager
+def _method_cache(cache: Path, *, forced: bool) -> Iterator[Path]:
+    """Where a method keeps what it trains; a forced run trains anew, then replaces the old."""
+    kept = cache / "trained"
+    if not forced:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(dir=cache) as fresh:
+        yield Path(fresh)
+        shutil.copytree(fresh, kept, dirs_exist_ok=True)
+
+
+def _backbone(plan: Plan) -> Backbone:
+    from fairbench.backbones.diffusers_pipelines import load_backbone
+
+    return load_backbone(
+        plan.backbone.name, plan.backbone.folder, device=plan.device, dtype=plan.dtype
+    )
+
+
+def _prepared(
+    plan: Plan, backbone: Backbone, cache: Path, report: Reporter
+) -> tuple[Sampler, dict[str, Any]]:
+    """The sampler, and facts about what the method handed in for an audit.
+
+    The method gets a plain place to put values into. Labels that its card doesn't declare are
+    read after it is prepared, so that nothing which it holds leads to them.
+    """
+    handed_in: dict[str, NDArray[Any]] = {}
+    preparation = Preparation(
+        seed=plan.config.seed,
+        sampling=plan.sampling,
+        images_per_prompt=plan.images_per_prompt,
+        cache=cache,
+        progress=report.progress,
+        audit=handed_in.__setitem__,
+        dtype=str(plan.dtype).removeprefix("torch."),
+    )
+    card = plan.method.configured_card()
+    data = training_data(plan.dataset, card)
+    import torch
+
+    try:
+        sampler = plan.method.prepare(plan.task, backbone, data, preparation)
+    except (MemoryError, RuntimeError) as error:
+        # A CPU's allocator has no error of its own.
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not full and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(
+            f"{backbone.device} has too little memory to prepare {card.name} on {backbone.name}; "
+            "lower what its --param make large, such as batch, or use another --device"
+        ) from None
+    return sampler, _audited(plan.dataset, card, handed_in)
+
+
+def _audited(
+    dataset: Dataset, card: MethodCard, scores: Mapping[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """What hidden labels say of scores of the training images; empty without scores."""
+    if not scores:
+        return {}
+    images = dataset.training_images(card.training_set, labelled=True)
+    attributes = {name: dataset.attributes[name] for name in dataset.sensitive}
+    return {"audit": hidden_label_facts(scores, images, attributes)}
+
+
+def _sampled(
+    sampler: Sampler, backbone: Backbone, batch: Sequence[Request], report: Reporter
+) -> Samples:
+    """Sample a batch; out of memory, with half the network batch, which the record says."""
+    import torch
+
+    while True:
+        try:
+            return sampler(batch)
+        except torch.OutOfMemoryError:
+            if backbone.network_batch == 1:
+                raise InputError(
+                    f"{backbone.device} has too little memory for one image of {backbone.name}; "
+                    "free some or choose another --device"
+                ) from None
+            backbone.network_batch //= 2
+            report.warn(f"out of memory: going on with {backbone.network_batch} rows a call")
+
+
+def training_data(dataset: Dataset, card: MethodCard) -> TrainingData:
+    """What a method may learn from: what its card declares, nothing more."""
+    labelled = "labels" in card.supervision
+    training = reference = None
+    if card.training_set != "none":
+        training = dataset.training_images(card.training_set, labelled=labelled)
+    if "reference-set" in card.supervision:
+        reference = dataset.reference_images(card.reference_images, labelled=labelled)
+    return TrainingData(
+        neutral_prompts=dataset.prompts if "prompts" in card.supervision else (),
+        subjects=dataset.prompts if training or reference else (),
+        training=training,
+        reference=reference,
+        attributes=dataset.attributes if labelled else {},
+    )

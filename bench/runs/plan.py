@@ -1,0 +1,214 @@
+"""A checked configuration, and the keys that it is found by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from fairbench.core.errors import AssetError, InputError
+from fairbench.core.keys import run_key
+from fairbench.core.method import Method, MethodCard, Request, SamplingConfig
+from fairbench.core.specs import BackboneSpec
+from fairbench.core.task import Task, parse_target
+from fairbench.datasets.base import Dataset, get_dataset
+from fairbench.diffusion.devices import process_count
+from fairbench.instruments.measuring import Instruments
+from fairbench.methods import make_method
+from fairbench.runs.config import RunConfig
+from fairbench.scores.faces import FaceInstruments
+from fairbench.scores.scoring import METRIC_VERSION
+from fairbench.scores.strata import check_controls
+from fairbench.storage.cache import cache_folder
+from fairbench.storage.files import check_writable
+from fairbench.storage.records import record_path
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Keys", "Plan", "generation_config", "measuring_config", "plan_keys", "plan_run"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration: everything resolved, nothing computed."""
+
+    config: RunConfig
+    dataset: Dataset
+    task: Task
+    backbone: BackboneSpec
+    method: Method
+    preset: str | None
+    sampling: SamplingConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def requests(self) -> list[Request]:
+        """All images of the run, prompt by prompt."""
+        counts = self.images_per_prompt
+        return [
+            Request(prompt, p, i, self.config.seed)
+            for p, prompt in enumerate(self.task.prompts)
+            for i in range(counts[p])
+        ]
+
+    @property
+    def images_per_prompt(self) -> tuple[int, ...]:
+        """Images of each prompt; they differ by at most one."""
+        each, more = divmod(self.config.num_images, len(self.task.prompts))
+        return tuple(each + (p < more) for p in range(len(self.task.prompts)))
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Check everything that can be checked cheaply.
+
+    Raises:
+        InputError: With the first thing that is wrong.
+    """
+    method, preset = make_method(config.method, config.parameters)
+    dataset = get_dataset(config.dataset)
+    backbone = dataset.backbone(config.backbone)
+    if backbone.image_size() != dataset.image_size:
+        raise InputError(
+            f"backbone {backbone.name} makes images of {backbone.image_size()} pixels, data set "
+            f"{dataset.name} has {dataset.image_size}; choose one of "
+            f"{', '.join(spec.name for spec in dataset.backbones)}"
+        )
+    _check_prompts(method.card, backbone, dataset)
+    task = dataset.task(config.task, conditional=backbone.conditional)
+    task = parse_target(config.target, task)
+    check_controls(config.controls, dataset.attributes, dataset.sensitive)
+    sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
+    folder = record_path(config.results, dataset.name, method.card.name, "key").parent
+    check_writable(folder, "--results")
+    check_writable(cache_folder(), "FAIRBENCH_CACHE")
+    from fairbench.diffusion.devices import resolve_device, resolve_dtype
+
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    return Plan(config, dataset, task, backbone, method, preset, sampling, device, dtype)
+
+
+def _check_prompts(card: MethodCard, backbone: BackboneSpec, dataset: Dataset) -> None:
+    """Refuse a backbone of the wrong kind before anything is loaded."""
+    needed = card.prompts == "needed"
+    if card.prompts == "either" or backbone.conditional == needed:
+        return
+    fitting = [spec.name for spec in dataset.backbones if spec.conditional == needed]
+    kind = "a text-to-image backbone" if needed else "a backbone without prompts"
+    raise InputError(
+        f"{card.name} needs {kind}; {backbone.name} is none; choose --backbone "
+        f"{' or '.join(fitting)}"
+    )
+
+
+def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
+    """Everything that the images depend on, and nothing else."""
+    card = plan.method.configured_card()
+    config: dict[str, Any] = {
+        "method": card.name,
+        "version": plan.method.version,
+        "parameters": _parameters(plan.method),
+        "backbone_sha256": backbone_sha256,
+        "prompts": [prompt.text for prompt in plan.task.prompts],
+        "num_images": plan.config.num_images,
+        "seed": plan.config.seed,
+        "sampling": asdict(plan.sampling),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+    }
+    asked = getattr(plan.method, "precision", plan.method.training_precision)
+    if asked == "auto":  # what it means depends on the machine
+        from fairbench.diffusion.devices import resolve_autocast
+
+        autocast = resolve_autocast(asked, plan.device)
+        config["autocast"] = str(autocast).removeprefix("torch.")
+    processes = process_count()
+    if card.trains and processes > 1:  # each draws rows of its own
+        config["processes"] = processes
+    if card.uses_target:
+        config["target"] = dict(zip(plan.task.groups, plan.task.target, strict=True))
+    if card.trains and "prompts" in card.supervision:
+        config["neutral_prompts"] = [prompt.text for prompt in plan.dataset.prompts]
+    if "reference-set" in card.supervision or card.training_set != "none":
+        config["data_sha256"] = plan.dataset.data_sha256()
+    return config
+
+
+def _parameters(method: Method) -> dict[str, Any]:
+    """The parameters as they enter a key.
+
+    One that is newer than committed records is marked ``omit_default``: at its default, with which
+    images are what they were before, it is left out, so that those records are still found.
+    """
+    return {
+        field.name: getattr(method, field.name)
+        for field in dataclasses.fields(cast("Any", method))
+        if not field.metadata.get("omit_default") or getattr(method, field.name) != field.default
+    }
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a run is found by.
+
+    Attributes:
+        generation: Key of everything that its images depend on.
+        run: Key of that, and of everything that its scores depend on.
+        config: What the run key is of, with names that change nothing: those of the backbone and
+            the preset, for which the weights' hash and the parameters stand.
+    """
+
+    generation: str
+    run: str
+    config: Mapping[str, Any]
+
+
+def plan_keys(plan: Plan, instruments: Instruments, looking: FaceInstruments | None) -> Keys:
+    """The keys of a planned run.
+
+    Args:
+        plan: The run.
+        instruments: What its images will be measured with.
+        looking: What looks for faces, if anything does.
+    Raises:
+        AssetError: If the backbone's weights aren't those that it was shipped with.
+    """
+    from fairbench.backbones.diffusers_pipelines import weights_sha256
+
+    sha256 = weights_sha256(plan.backbone.folder)
+    if plan.backbone.expected_sha256() not in (None, sha256):
+        raise AssetError(
+            f"{plan.backbone.folder}: weights have sha256 {sha256[:8]}…, expected "
+            f"{str(plan.backbone.expected_sha256())[:8]}…; reinstall fairbench-diffusion"
+        )
+    images_config = generation_config(plan, sha256)
+    config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
+    if plan.config.controls:
+        config["control"] = sorted(set(plan.config.controls))
+    named = config | {"backbone": plan.backbone.name, "preset": plan.preset}
+    return Keys(run_key(images_config), run_key(config), named)
+
+
+def measuring_config(
+    dataset: Dataset, task: Task, instruments: Instruments, looking: FaceInstruments | None
+) -> dict[str, Any]:
+    """Everything that the scores depend on beside the images."""
+    return {
+        "dataset": dataset.name,
+        "task": task.name,
+        "target": dict(zip(task.groups, task.target, strict=True)),
+        "hashes": {
+            **instruments.hashes(),
+            **(looking.hashes() if looking else {}),
+            "reference": dataset.data_sha256(),
+        },
+        "readings": {**instruments.readings(), **(looking.readings() if looking else {})},
+        "reference": _strata(task),
+        "metric_version": METRIC_VERSION,
+    }
+
+
+def _strata(task: Task) -> list[dict[str, str]]:
+    return [dict(prompt.stratum) for prompt in task.prompts]

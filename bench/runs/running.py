@@ -1,0 +1,372 @@
+"""One run: config -> images -> measurements -> scores -> record and sample grid."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.method import MethodCard, Request
+from fairbench.core.progress import Reporter
+from fairbench.core.record import SCHEMA, Record
+from fairbench.core.score import Score
+from fairbench.core.task import Task
+from fairbench.datasets.base import Dataset
+from fairbench.datasets.cartoonfaces import Split
+from fairbench.instruments.measuring import Instruments, Measurements, load_instruments, measure
+from fairbench.runs.config import RunConfig
+from fairbench.runs.generation import generate, help_to_prepare, training_data
+from fairbench.runs.pictures import sample_grid
+from fairbench.runs.plan import Plan, plan_keys, plan_run
+from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
+from fairbench.scores.crossings import Reading, Sample, crossing
+from fairbench.scores.faces import FaceInstruments, face_scores, load_face_instruments
+from fairbench.scores.fairness import RANKED
+from fairbench.scores.scoring import score_all
+from fairbench.scores.strata import check_controls
+from fairbench.storage.cache import cache_folder
+from fairbench.storage.readings import image_sha256
+from fairbench.storage.records import find_record, read_records, record_path, write_record
+
+__all__ = ["Outcome", "baseline_of", "run", "take_part"]
+
+GRID_COLUMNS = 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind: a record, where it lies, and whether it was there before."""
+
+    record: Record
+    path: Path
+    found: bool
+
+
+def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
+    """Do one run, or find its record.
+
+    Args:
+        config: What to do.
+        reporter: Told what happens; silent by default.
+    Raises:
+        FairbenchError: If the user's input or environment is wrong.
+        SystemExit: With code 0, on a process that only helped to train.
+    """
+    outcome = take_part(config, reporter)
+    if outcome is None:
+        raise SystemExit(0)
+    return outcome
+
+
+def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | None:
+    """As :func:`run`, on one of several processes that train together.
+
+    Every process prepares the method; then the first makes images and the record alone.
+
+    Returns:
+        The outcome; None on any process but the first.
+    """
+    report = reporter or Reporter()
+    plan = plan_run(config)
+    if config.target != "uniform" and not plan.method.configured_card().uses_target:
+        report.warn(
+            f"{config.method} doesn't follow a target: its images are those that it makes without "
+            "one, and only measured against it"
+        )
+    from fairbench.diffusion.devices import begin_run, is_main_process
+
+    begin_run(plan.device)
+    instruments = load_instruments(
+        str(plan.device), config.encoders, allow_download=config.allow_download
+    )
+    looking = None
+    if config.faces:
+        looking = load_face_instruments(str(plan.device), allow_download=config.allow_download)
+    keys = plan_keys(plan, instruments, looking)
+    key, generation_key, full_config = keys.run, keys.generation, keys.config
+    name = plan.method.configured_card().name
+    path = record_path(config.results, plan.dataset.name, name, key)
+    found = find_record(path)
+    if found is not None and not config.force:
+        return Outcome(found, path, True) if is_main_process() else None
+    if not is_main_process():
+        help_to_prepare(plan, generation_key, cache_folder(), report)
+        return None
+    blank = _blank_record(plan, key, generation_key, full_config)
+    with _failures_recorded(config.results, blank):
+        record = _compute(plan, blank, instruments, looking, report)
+    return Outcome(record, write_record(config.results, record), False)
+
+
+def _blank_record(plan: Plan, key: str, generation_key: str, config: Mapping[str, Any]) -> Record:
+    from fairbench.runs.provenance import environment
+
+    return Record(
+        schema=SCHEMA,
+        key=key,
+        generation_key=generation_key,
+        status="interrupted",
+        error=None,
+        method=plan.method.configured_card().name,
+        dataset=plan.dataset.name,
+        task=plan.task.name,
+        config=config,
+        card=_plain_card(plan.method.configured_card()),
+        environment=environment(plan.device),
+        seconds={},
+        peak_memory_mib=0.0,
+        extra_parameters=0,
+        network_calls_per_image=0.0,
+        scores=(),
+        groups={},
+        facts={},
+        manifest=(),
+        created=now(),
+    )
+
+
+def _plain_card(card: MethodCard) -> dict[str, Any]:
+    return asdict(card) | {
+        "supervision": sorted(card.supervision),
+        "deviations": list(card.deviations),
+    }
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def _failures_recorded(results: Path, blank: Record) -> Iterator[None]:
+    """Leave a record of a run that fails or is interrupted; it never counts as found."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        write_record(results, dataclasses.replace(blank, error="interrupted"))
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_record(results, dataclasses.replace(blank, status="failed", error=line))
+        raise
+
+
+def _compute(
+    plan: Plan,
+    blank: Record,
+    instruments: Instruments,
+    looking: FaceInstruments | None,
+    report: Reporter,
+) -> Record:
+    cache = cache_folder()
+    generated = generate(plan, str(blank.generation_key), cache, report)
+    manifest = _manifest(plan.requests, generated.images)
+    _compare_manifests(plan.config.results, blank, manifest, report)
+    started = time.monotonic()
+    prompts = [request.prompt.text for request in plan.requests]
+    measured = measure(
+        generated.images,
+        instruments,
+        cache,
+        report.progress,
+        prompts if plan.backbone.conditional else None,
+    )
+    sensitive = plan.dataset.sensitive
+    reference = make_reference(plan.task, sensitive, instruments, cache, report.progress)
+    sample = Sample(
+        measured,
+        np.array([request.prompt_index for request in plan.requests]),
+        generated.requested,
+        generated.batch_id,
+    )
+    scores, tables, facts = score_all(
+        sample,
+        reference,
+        plan.task,
+        plan.dataset.attributes,
+        sensitive,
+        confusions_of(instruments),
+        encoder_columns(instruments),
+        seen=_seen_features(plan, instruments, cache, report),
+        controls=check_controls(plan.config.controls, plan.dataset.attributes, sensitive),
+    )
+    if looking is not None:
+        scores, facts = add_faces(
+            (scores, facts),
+            generated.images,
+            sample,
+            plan.task,
+            plan.dataset,
+            looking,
+            report,
+            training=plan.backbone.training,
+        )
+    warn_of_gaps(facts, report)
+    from fairbench.diffusion.devices import peak_memory_mib
+
+    record = dataclasses.replace(
+        blank,
+        status="complete",
+        seconds={
+            "prepare": round(generated.prepare_seconds, 3),
+            "generate": round(generated.seconds, 3),
+            "measure": round(time.monotonic() - started, 3),
+        },
+        peak_memory_mib=round(peak_memory_mib(plan.device), 1),
+        extra_parameters=generated.extra_parameters,
+        network_calls_per_image=float(generated.network_calls.mean()),
+        scores=scores,
+        groups=tables,
+        facts={**generated.facts, **facts},
+        manifest=manifest,
+        created=now(),
+    )
+    picture = record_path(
+        plan.config.results, record.dataset, record.method, record.key
+    ).with_suffix(".png")
+    _draw_grid(picture, record, generated.images, measured, plan, instruments)
+    return record
+
+
+def _seen_features(
+    plan: Plan, instruments: Instruments, cache: Path, report: Reporter
+) -> Mapping[str, NDArray[np.float32]] | None:
+    """Encoder -> features of the reference set that the method learned from, if it did."""
+    card = plan.method.configured_card()
+    reference = training_data(plan.dataset, card).reference
+    if reference is None:
+        return None
+    return measure(reference.images, instruments, cache, report.progress).features
+
+
+def warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:
+    """Say why the row can't be ranked, if it can't."""
+    reason = facts.get("not_measured", {}).get(RANKED)
+    if reason is not None:
+        hint = "; more --steps or a weaker method may help" if "valid face" in reason else ""
+        report.warn(f"{RANKED} can't be measured: {reason}{hint}")
+
+
+def add_faces(
+    measured: tuple[tuple[Score, ...], dict[str, Any]],
+    images: NDArray[np.uint8],
+    sample: Sample,
+    task: Task,
+    dataset: Dataset,
+    looking: FaceInstruments,
+    report: Reporter,
+    *,
+    training: Callable[[], Split] | None = None,
+) -> tuple[tuple[Score, ...], dict[str, Any]]:
+    """Scores and facts with those of the face stage.
+
+    `training` gives the images that the generator was trained on, None if nobody knows them.
+    """
+    scores, facts = measured
+    judge = next(iter(sample.measured.probabilities))
+    real, _ = real_images(task)
+    more, found = face_scores(
+        images,
+        Reading(sample, judge, dataset.attributes, task),
+        real.images,
+        crossing(real.labels, dataset.sensitive, dataset.attributes),
+        dataset.sensitive,
+        looking,
+        cache_folder(),
+        report.progress,
+        training=None if training is None else training().images,
+    )
+    missing = found.pop("not_measured", {})
+    for name, reason in missing.items():
+        report.note(f"{name}: not measured: {reason}")
+    gaps = {**facts.get("not_measured", {}), **missing}
+    facts = {**facts, "faces": found}
+    return (*scores, *more), {**facts, "not_measured": gaps} if gaps else facts
+
+
+def _manifest(
+    requests: Sequence[Request], images: NDArray[np.uint8]
+) -> tuple[tuple[int, int, str], ...]:
+    return tuple(
+        (request.prompt_index, request.image_index, digest)
+        for request, digest in zip(requests, image_sha256(images), strict=True)
+    )
+
+
+def _compare_manifests(
+    results: Path, blank: Record, manifest: tuple[tuple[int, int, str], ...], report: Reporter
+) -> None:
+    """Say so if an earlier record has other images for the same generation key."""
+    for earlier in read_records(results, report.warn):
+        same = earlier.generation_key == blank.generation_key and earlier.status == "complete"
+        if same and earlier.manifest != manifest:
+            differ = sum(a != b for a, b in zip(earlier.manifest, manifest, strict=False))
+            report.warn(
+                f"{differ} of {len(manifest)} images differ from those of record {earlier.key}, "
+                f"made from the same configuration with {_versions(earlier)}; another machine or "
+                "other package versions round differently"
+            )
+            return
+
+
+def _versions(record: Record) -> str:
+    packages = record.environment.get("packages", {})
+    return f"torch {packages.get('torch')} and diffusers {packages.get('diffusers')}"
+
+
+def _draw_grid(
+    path: Path,
+    record: Record,
+    images: NDArray[np.uint8],
+    measured: Measurements,
+    plan: Plan,
+    instruments: Instruments,
+) -> None:
+    """A picture beside the record: rows by measured group of the task, first images each."""
+    probabilities = measured.probabilities[instruments.judges[0].name]
+    shape = [len(levels) for levels in plan.task.attributes.values()]
+    labels = tuple(probabilities[name].argmax(1) for name in plan.task.attributes)
+    group = np.ravel_multi_index(labels, shape)
+    # Without a valid image there is no table, and the images themselves are what is of interest.
+    rows = {} if measured.valid.any() else {"no valid face": images[:GRID_COLUMNS]}
+    for k, row in enumerate(record.groups.get("/".join(plan.task.attributes), [])):
+        mine = images[measured.valid & (group == k)]
+        # Spread over the run, so that every prompt is seen.
+        spread = np.linspace(0, len(mine) - 1, min(GRID_COLUMNS, len(mine))).astype(int)
+        rows[f"{row['group']}\n{row['share']:.1%}"] = mine[spread]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = (
+        f"{record.method} · {record.task} · {plan.backbone.name} · seed {plan.config.seed} · "
+        f"{len(images)} images, rows by measured group"
+    )
+    sample_grid(rows, path, columns=GRID_COLUMNS, title=title)
+
+
+def baseline_of(record: Record, results: Path, warn: Callable[[str], None]) -> Record | None:
+    """The complete ``vanilla`` record with the same question, seed and number of images."""
+    same = ("backbone_sha256", "num_images", "seed", "sampling", "dtype", "target")
+    for other in read_records(results, warn):
+        if (
+            other.method == "vanilla"
+            and other.status == "complete"
+            and other.key != record.key
+            and (other.dataset, other.task) == (record.dataset, record.task)
+            and all(other.config.get(k) == record.config.get(k) for k in same)
+            and _same_where_both_have(other.config, record.config, "hashes")
+            and _same_where_both_have(other.config, record.config, "readings")
+        ):
+            return other
+    return None
+
+
+def _same_where_both_have(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
+    """Whether instruments that both records used are the same; one may have used more."""
+    mine, theirs = one.get(name, {}), other.get(name, {})
+    return all(mine[key] == theirs[key] for key in mine.keys() & theirs.keys())

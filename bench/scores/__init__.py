@@ -1,0 +1,1 @@
+"""Arrays to scores; one file a family. Nothing here runs a network."""

@@ -1,0 +1,70 @@
+"""What labels by somebody else say: how far judges can be trusted on these images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.score import Score
+from fairbench.metrics import count_groups, discrepancy_interval, noise_floor_for
+from fairbench.scores.crossings import Reading, crossing
+from fairbench.scores.plain import share_score
+
+__all__ = ["audit_scores"]
+
+
+def audit_scores(
+    reading: Reading, given: Mapping[str, NDArray[np.int64]], seed: int
+) -> tuple[list[Score], dict[str, Any]]:
+    """Agreement with given labels, and the ranked question answered by them.
+
+    Args:
+        reading: The sample as the primary judge reads it.
+        given: Attribute -> (N,) level that somebody saw in each image.
+        seed: Of every resample.
+
+    Returns:
+        ``judge_agreement_<attribute>``; and, if every attribute of the task is given,
+        ``fairness_discrepancy_given`` of these labels themselves, which no judge's errors touch:
+        on what a generator makes a judge may do worse than on the real images that its errors
+        were counted on. The facts hold the errors counted here.
+    """
+    scores, facts = [], {}
+    valid = reading.valid
+    for name, levels in given.items():
+        read = reading.labels[name][valid]
+        same = int((read == levels[valid]).sum())
+        source = f"judge {reading.judge} and given labels, valid images"
+        scores.append(share_score(f"judge_agreement_{name}", same, reading.n, "neither", source))
+        facts[name] = _errors(levels[valid], read, len(reading.levels[name])).tolist()
+    chosen = tuple(reading.task.attributes)
+    if not all(name in given for name in chosen):
+        return scores, facts
+    target, size = reading.target(chosen), len(reading.groups(chosen))
+    truth = crossing(given, chosen, reading.levels)
+    counts = count_groups(truth[valid], size)
+    found = discrepancy_interval(counts, target, seed=seed)
+    scores.append(
+        Score(
+            name="fairness_discrepancy_given",
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            n=reading.n,
+            better="lower",
+            interval=found.method,
+            floor=noise_floor_for(target, reading.n),
+            source="given labels, valid images, all prompts together",
+        )
+    )
+    errors = _errors(truth[valid], reading.index(chosen)[valid], size)
+    facts["/".join(chosen)] = errors.tolist()
+    return scores, facts
+
+
+def _errors(truth: NDArray[np.int64], read: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """(K, K) counts, rows are the given labels, columns what the judge read."""
+    return count_groups(truth * size + read, size**2).reshape(size, size)

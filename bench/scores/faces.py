@@ -1,0 +1,327 @@
+"""Faces to scores: whether there are any, how many different ones, whether copied; by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.keys import run_key
+from fairbench.core.progress import Progress
+from fairbench.core.score import Score
+from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, memorisation
+from fairbench.metrics.jackknife import jackknife_variance, split, student
+from fairbench.scores.crossings import Reading
+from fairbench.scores.group_tables import validity_by_requested
+from fairbench.scores.plain import NORMAL, auc_score, mean_score, share_score
+from fairbench.scores.quality import diversity_score
+
+if TYPE_CHECKING:
+    from fairbench.instruments.faces import FaceDetector, Faces, Identities, IdentityEncoder
+
+__all__ = ["FaceInstruments", "face_scores", "load_face_instruments"]
+
+SCORES = 2
+"""Raised whenever the same faces give other scores."""
+
+SUBSAMPLE = 2000
+"""Images looked at: both networks are slow without a GPU."""
+
+FALSE_MATCHES = 1e-3
+"""Share of pairs of different real faces that may pass for the same one, and of real faces that
+may pass for a copy of a training image."""
+
+LEAST = 10
+
+UNKNOWN = "nobody says which images the generator was trained on"
+
+
+@dataclass(frozen=True)
+class FaceInstruments:
+    """What looks at faces.
+
+    Attributes:
+        detector: Finds them.
+        identity: Tells them apart; None if its weights are nowhere.
+        missing: Why there is none; empty otherwise.
+    """
+
+    detector: FaceDetector
+    identity: IdentityEncoder | None
+    missing: str
+
+    def hashes(self) -> dict[str, str]:
+        """Instrument -> sha256 of its weights."""
+        hashes = {"face_detector": self.detector.weights_sha256}
+        if self.identity is not None:
+            hashes["face_identity"] = self.identity.weights_sha256
+        return hashes
+
+    def readings(self) -> dict[str, str]:
+        """Instrument -> hash of what else its scores depend on."""
+        used = [self.detector, self.identity]
+        ways = [(one.preprocessing, one.dtype) for one in used if one is not None]
+        return {"faces": run_key({"reading": (SCORES, SUBSAMPLE, FALSE_MATCHES, ways)})}
+
+
+def load_face_instruments(device: str, *, allow_download: bool = False) -> FaceInstruments:
+    """The detector, which comes with facenet-pytorch, and the identity network if it is there.
+
+    Raises:
+        AssetError: If the detector is missing, or a weight file is damaged.
+    """
+    from fairbench.core.errors import AssetError
+    from fairbench.instruments.faces import load_detector, load_identity_encoder
+    from fairbench.instruments.weights import find_weights
+
+    detector = load_detector(device)
+    try:
+        find_weights("facenet-vggface2", allow_download=allow_download)
+    except AssetError as error:
+        return FaceInstruments(detector, None, str(error))
+    return FaceInstruments(detector, load_identity_encoder(device=device), "")
+
+
+def face_scores(
+    images: NDArray[np.uint8],
+    reading: Reading,
+    real: NDArray[np.uint8],
+    real_groups: NDArray[np.int64],
+    sensitive: Sequence[str],
+    instruments: FaceInstruments,
+    cache: Path,
+    progress: Progress,
+    training: NDArray[np.uint8] | None = None,
+) -> tuple[list[Score], dict[str, Any]]:
+    """Faces found, and how varied they are next to as many real ones of the same group.
+
+    Absolute variety isn't shown: identity networks tell some groups apart worse than others.
+
+    Args:
+        images: (N, H, W, 3) uint8, generated; 2,000 of them, evenly spread, are looked at.
+        reading: The same images as the primary judge reads them.
+        real: (M, H, W, 3) uint8, balanced real images, each of another person.
+        real_groups: (M,) cell of each in the crossing of the sensitive attributes.
+        sensitive: Attributes whose crossing makes the groups.
+        instruments: Detector and identity network.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+        training: (T, H, W, 3) uint8, all images that the generator was trained on, to look for
+            copies of; none of them is among `real`. None if nobody knows them.
+
+    Returns:
+        Scores, and facts: other thresholds, images on which the detector broke off, rows by
+        group, what isn't measured and why.
+    """
+    from fairbench.instruments.faces import detect_faces, identities
+
+    chosen = np.linspace(0, len(images) - 1, min(SUBSAMPLE, len(images))).astype(int)
+    looked = images[chosen]
+    faces = detect_faces(looked, instruments.detector, cache, progress)
+    scores, facts = _detection(faces)
+    groups = reading.groups(sensitive)
+    facts["by_requested_group"] = validity_by_requested(reading, faces.valid(), chosen) or []
+    unknown = {} if training is not None else {"identity_memorisation": UNKNOWN}
+    if instruments.identity is None:
+        facts["not_measured"] = {"identity": instruments.missing, **unknown}
+        return scores, facts
+    seen = identities(looked, faces, instruments.identity, cache, progress)
+    compared = np.linspace(0, len(real) - 1, min(SUBSAMPLE, len(real))).astype(int)
+    real, real_groups = real[compared], real_groups[compared]
+    real_faces = detect_faces(real, instruments.detector, cache, progress)
+    known = identities(real, real_faces, instruments.identity, cache, progress)
+    mine = reading.index(sensitive)[chosen][seen.index]
+    theirs = real_groups[known.index]
+    more, missing = _variety(seen, mine, known, theirs, groups)
+    missing |= unknown
+    if training is not None and min(len(seen), len(known)) >= LEAST:
+        found = detect_faces(training, instruments.detector, cache, progress)
+        trained = identities(training, found, instruments.identity, cache, progress)
+        sides = (seen.vectors, mine), (known.vectors, theirs)
+        copied, facts["memorisation"], gaps = _memorisation(*sides, trained.vectors, groups)
+        more += copied
+        missing |= gaps
+    if missing:
+        facts["not_measured"] = missing
+    return [*scores, *more], facts
+
+
+def _detection(faces: Faces) -> tuple[list[Score], dict[str, Any]]:
+    n = len(faces)
+    source = "MTCNN, probability .9"
+    found = int(faces.valid().sum())
+    scores = [
+        share_score("face_validity", found, n, "higher", source),
+        share_score("face_multiple", int(faces.multiple().sum()), n, "neither", source),
+    ]
+    for name, values in (("face_confidence", faces.confidence), ("face_area", faces.area)):
+        told = "MTCNN, surest face; 0 without one"
+        scores.append(mean_score(name, values, "neither", told, unit="share", highest=1.0))
+    facts = {
+        "validity_at": {f"{p:g}": float(faces.valid(p).mean()) for p in (0.7, 0.9, 0.99)},
+        "failed": int(faces.failed.sum()),
+    }
+    return scores, facts
+
+
+def _variety(
+    seen: Identities,
+    mine: NDArray[np.int64],
+    known: Identities,
+    theirs: NDArray[np.int64],
+    groups: Sequence[str],
+) -> tuple[list[Score], dict[str, str]]:
+    """Identity diversity of all, of the least varied group, and the share of duplicates."""
+    if min(len(seen), len(known)) < LEAST:
+        reason = f"{len(seen)} generated and {len(known)} real faces; {LEAST} of each are needed"
+        return [], {"identity": reason}
+    source = "facenet-vggface2"
+    n = min(len(seen), len(known))
+    cosine, half = _jackknife(seen.vectors, mean_pairwise_cosine)
+    unit = mean_pairwise_cosine(known.vectors)
+    cosines = known.vectors.astype(np.float64) @ known.vectors.T.astype(np.float64)
+    limit = float(np.quantile(cosines[np.triu_indices(len(cosines), 1)], 1 - FALSE_MATCHES))
+    repeats = duplicate_rate(seen.vectors, min(limit, 1 - 1e-9))
+    scores = [
+        diversity_score(
+            "identity_vendi",
+            seen.vectors,
+            known.vectors,
+            f"{source}, effective number of faces in units of {n} real ones",
+            seed=0,
+        ),
+        Score(
+            name="identity_cosine",
+            value=cosine - unit,
+            low=cosine - unit - half,
+            high=cosine - unit + half,
+            n=len(seen),
+            better="lower",
+            interval="jackknife",
+            source=f"{source}, mean pairwise cosine less that of real faces",
+        ),
+        share_score(
+            "identity_duplicates",
+            round(repeats * len(seen)),
+            len(seen),
+            "lower",
+            f"{source}, cosine above {limit:.3f}, which 1 in 1,000 pairs of different real faces "
+            "reach",
+        ),
+    ]
+    by_group = []
+    for k, group in enumerate(groups):
+        x, y = seen.vectors[mine == k], known.vectors[theirs == k]
+        if min(len(x), len(y)) < LEAST:
+            reason = f"{group} has {len(x)} generated and {len(y)} real faces; {LEAST} needed"
+            return scores, {"identity_vendi_worst_group": reason}
+        name = "identity_vendi_worst_group"
+        by_group.append(diversity_score(name, x, y, f"{source}: {group}", seed=0))
+    worst = min(by_group, key=lambda score: score.value)
+    how = f"{worst.interval}, of the group that came out worst"
+    scores.append(replace(worst, interval=how))
+    return scores, {}
+
+
+Side = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Unit vectors of faces, (N, D), and the group of each, (N,)."""
+
+
+def _memorisation(
+    generated: Side, real: Side, trained: NDArray[np.float32], groups: Sequence[str]
+) -> tuple[list[Score], dict[str, Any], dict[str, str]]:
+    """Whether generated faces lie nearer to the training images than unseen real ones do.
+
+    Real and generated faces are compared within each group: few training images of a group make
+    its neighbours far, whoever draws it.
+    """
+    name = "identity_memorisation"
+    counts = np.bincount(real[1], minlength=len(groups))
+    unseen = [
+        group for k, group in enumerate(groups) if not counts[k] and (generated[1] == k).any()
+    ]
+    if unseen or len(trained) < LEAST:
+        reason = f"no real face of {', '.join(unseen)}"
+        if len(trained) < LEAST:
+            reason = f"{len(trained)} faces in the training images; {LEAST} are needed"
+        return [], {}, {name: reason}
+    found = memorisation(
+        generated[0],
+        trained,
+        real[0],
+        groups=(generated[1], real[1], len(groups)),
+        false_matches=FALSE_MATCHES,
+    )
+    n = len(generated[0])
+    source = (
+        f"facenet-vggface2, cosine to the nearest of {len(trained)} training faces, against "
+        f"{len(real[0])} unseen real faces of the same group"
+    )
+
+    told = f"{source}: chance of being nearer, 0.5 without copies"
+    scores = [auc_score(name, found.auc, found.auc_error, n, "normal, DeLong", told)]
+    if found.ratio is not None and found.ratio_error is not None:
+        half = NORMAL * found.ratio_error
+        ratio = Score(
+            name=f"{name}_ratio",
+            value=found.ratio,
+            low=found.ratio - half,
+            high=found.ratio + half,
+            n=n,
+            better="lower",
+            interval="normal",
+            source=f"{source}: ratio of mean cosines",
+        )
+        scores.append(ratio)
+    beyond = f"facenet-vggface2, nearest training face beyond {found.threshold:.3f}, which 1 in "
+    beyond += f"{1 / FALSE_MATCHES:,.0f} unseen real faces reach"
+    scores.append(share_score("identity_copies", round(found.copies * n), n, "lower", beyond))
+    rows = [
+        {
+            "group": group,
+            "n": one.num_generated,
+            "n_real": one.num_held_out,
+            "auc": _or_none(one.auc),
+            "copies": _or_none(one.copies),
+            "real_copies": _or_none(one.held_out_copies),
+        }
+        for group, one in zip(groups, found.by_group, strict=True)
+    ]
+    facts = {
+        "training_faces": len(trained),
+        "threshold": found.threshold,
+        "nearest_generated": found.generated,
+        "nearest_real": found.held_out,
+        "by_group": rows,
+    }
+    for group, one in zip(groups, found.by_group, strict=True):
+        if min(one.num_generated, one.num_held_out) < LEAST:
+            few = f"{one.num_generated} generated and {one.num_held_out} real faces"
+            return scores, facts, {f"{name}_worst_group": f"{group} has {few}; {LEAST} needed"}
+    worst = max(range(len(groups)), key=lambda k: found.by_group[k].auc)
+    one = found.by_group[worst]
+    how = "normal, DeLong, of the group that came out worst"
+    told = f"{told}; {groups[worst]}"
+    scores.append(
+        auc_score(f"{name}_worst_group", one.auc, one.auc_error, one.num_generated, how, told)
+    )
+    return scores, facts, {}
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _jackknife(
+    x: NDArray[np.float32], statistic: Callable[[NDArray[np.float32]], float]
+) -> tuple[float, float]:
+    """A statistic of rows, and half the width of its 95 % interval."""
+    blocks = min(20, len(x) // 2)
+    parts = split(len(x), blocks, np.random.default_rng(0))
+    left = np.array([statistic(np.delete(x, part, axis=0)) for part in parts])
+    return statistic(x), student(0.95, blocks - 1) * float(np.sqrt(jackknife_variance(left)))

@@ -1,0 +1,66 @@
+"""The cache folder: images, features and what methods trained, under keys of their content."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from fairbench.core.errors import InputError
+from fairbench.storage.files import atomic_write
+
+__all__ = ["cache_folder", "load_arrays", "remove", "save_arrays"]
+
+
+def cache_folder() -> Path:
+    """``FAIRBENCH_CACHE`` if set, else the platform's user cache folder; made if missing.
+
+    Raises:
+        InputError: If it can't be made.
+    """
+    chosen = os.environ.get("FAIRBENCH_CACHE")
+    folder = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("fairbench"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cache folder {folder} can't be made: {error.strerror}; set FAIRBENCH_CACHE to a "
+            "folder you can write to"
+        ) from error
+    return folder
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays to one ``.npz``, atomically."""
+    named: dict[str, Any] = dict(arrays)
+    with atomic_write(path) as file:
+        np.savez(file, **named)
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """The arrays of an ``.npz``, or None if it is missing or damaged; a damaged one is removed."""
+    try:
+        # Opened here: np.load leaves its own handle open when the archive is truncated.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        return None
+    # Which error a damaged byte leads to depends on where it lies: a wrong version number is a
+    # NotImplementedError, a wrong length may be a MemoryError.
+    except Exception:
+        path.unlink(missing_ok=True)
+        return None
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""What networks said about images, kept under a key of everything that it depends on.
+
+One file a list of images and a reader. Change one pixel, one weight or how images are prepared,
+and the key is another: an entry can't be stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.errors import ContractError
+from fairbench.storage.cache import load_arrays, save_arrays
+
+__all__ = [
+    "ImageList",
+    "Reader",
+    "check_images",
+    "image_sha256",
+    "load_reading",
+    "reading_key",
+    "save_reading",
+]
+
+LAYOUT = 1
+"""Raised whenever the stored arrays have other names or meanings."""
+
+
+class Reader(Protocol):
+    """What a stored result depends on beside the images."""
+
+    @property
+    def name(self) -> str:
+        """What a column or a message calls it."""
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of its weight files."""
+
+    @property
+    def preprocessing(self) -> str:
+        """What is done to an image before the network sees it."""
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the network."""
+
+
+def check_images(images: NDArray[np.uint8]) -> None:
+    """Raise a `ContractError` unless these are (N, H, W, 3) uint8 images, N >= 1."""
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ContractError(
+            f"images must be (N, H, W, 3) uint8; seen {images.shape} {images.dtype}"
+        )
+    if 0 in images.shape:
+        raise ContractError(f"images must hold at least one pixel each; seen {images.shape}")
+
+
+def image_sha256(images: NDArray[np.uint8]) -> list[str]:
+    """Hex digest of each image's raw RGB bytes, (N, H, W, 3) uint8."""
+    return [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in images]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Which images, in which order.
+
+    Attributes:
+        sha256: Of each image's raw RGB bytes, in hex.
+        height: Pixels.
+        width: Pixels.
+    """
+
+    sha256: tuple[str, ...]
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.sha256)
+
+    @classmethod
+    def of(cls, images: NDArray[np.uint8]) -> ImageList:
+        """The list of (N, H, W, 3) uint8 images.
+
+        Raises:
+            ContractError: If they are of another shape or type, or there are none.
+        """
+        check_images(images)
+        return cls(tuple(image_sha256(images)), images.shape[1], images.shape[2])
+
+
+def reading_key(images: ImageList, reader: Reader) -> str:
+    """sha256 of everything that a reader's result on these images depends on, in hex.
+
+    That is: every image and its place, the reader's name, weights, preprocessing and number
+    format, and the meaning of the stored arrays. Not the device, nor the batch size: they round
+    differently in the last digits.
+    """
+    content = [
+        f"layout {LAYOUT}",
+        f"reader {reader.name}",
+        f"weights {reader.weights_sha256}",
+        f"preprocessing {reader.preprocessing}",
+        f"dtype {reader.dtype}",
+        # The hash of an image doesn't say where its rows end.
+        f"size {images.height}x{images.width}",
+        *images.sha256,
+    ]
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()
+
+
+def load_reading(
+    images: ImageList, reader: Reader, cache: Path, types: Mapping[str, type[np.generic]]
+) -> dict[str, NDArray[Any]] | None:
+    """What a reader's stored result holds; None if it is missing or damaged.
+
+    Args:
+        images: What was read.
+        reader: By what.
+        cache: Folder of cached arrays.
+        types: Array -> its type; each has one row an image.
+    """
+    key = reading_key(images, reader)
+    arrays = load_arrays(_reading_path(key, reader, cache))
+    # A file under a wrong name, or half of one, must not pass for the right one.
+    if arrays is None or str(arrays.pop("key", "")) != key or {*arrays} != {*types}:
+        return None
+    for name, array in arrays.items():
+        if array.dtype != types[name] or not array.ndim or len(array) != len(images):
+            return None
+    return arrays
+
+
+def save_reading(
+    images: ImageList, reader: Reader, cache: Path, arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Keep a reader's result on these images; each array has one row an image."""
+    key = reading_key(images, reader)
+    save_arrays(_reading_path(key, reader, cache), {**arrays, "key": np.array(key)})
+
+
+def _reading_path(key: str, reader: Reader, cache: Path) -> Path:
+    return cache / "features" / reader.name / f"{key[:32]}.npz"

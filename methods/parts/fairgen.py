@@ -1,0 +1,552 @@
+"""Training and sampling of FairGen's adapters; ``fairgen.py`` holds the parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
+from fairbench.core.task import Prompt, Task
+from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.sampling import Denoiser, Stream, ddim
+from fairbench.diffusion.schedule import Prediction
+from fairbench.diffusion.training import CHECKPOINT_SECONDS
+from fairbench.methods.parts.adapters import AdapterBank
+from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
+from fairbench.storage.files import atomic_write
+
+if TYPE_CHECKING:
+    from fairbench.methods.fairgen import FairGen
+
+TRAINING_PARAMETERS = (
+    "cfg_branch",
+    "neutral",
+    "eta",
+    "rank",
+    "iterations",
+    "batch",
+    "learning_rate",
+    "rollout_every",
+    "rollout_guidance",
+    "timestep_shift",
+)
+
+
+def composed_target(neutral: Tensor, category: Tensor, eta: float) -> Tensor:
+    """Noise composition neutral + eta (category - neutral), in any parameterisation.
+
+    The weights sum to one, so that composing noises, clean images or velocities is the same.
+    Source: arXiv 2412.18810; the target is that of Concept Sliders (arXiv 2311.12092) with the
+    neutral prompt in the place of a negative one.
+    """
+    return neutral + eta * (category - neutral)
+
+
+def prompt_pairs(neutral: str, prompts: Sequence[Prompt], level: str) -> list[tuple[str, str]]:
+    """(neutral, category) texts that one category is trained on.
+
+    Args:
+        neutral: ``list`` or ``empty``.
+        prompts: Neutral prompts of the list.
+        level: The category, a level such as ``"female"`` or a group such as ``"female/asian"``.
+    """
+    words = level.split("/")[::-1]  # read as "asian female"
+    if neutral == "empty":
+        return [("", " ".join(words))]
+    return [(prompt.text, prompt.naming(words)) for prompt in prompts]
+
+
+def initial_seed(seed: int, attribute: str) -> int:
+    """Of an attribute's first values: two attributes must not start from the same directions."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {attribute}".encode()).digest()[:6])
+
+
+def overlap(bank: AdapterBank, references: Sequence[AdapterBank]) -> Tensor:
+    """How parallel adapters of several attributes are, in [0, 2]; 0 is orthogonal.
+
+    Mean over layers and pairs of categories of cos²(U, U_ref) + cos²(D, D_ref), each factor
+    flattened. Gradients reach `bank` alone.
+
+    Source: arXiv 2412.18810, whose released form is the signed cosine of detached weights: it has
+        no gradient, and with one it would push adapters to be anti-parallel.
+    """
+    pairs = []
+    for reference in references:
+        for name, mine in bank.named_parameters():
+            # Squares keep an upper factor of zero, the start, finite.
+            theirs = reference.get_parameter(name).detach().flatten(1)
+            dots = mine.flatten(1) @ theirs.T
+            sizes = mine.flatten(1).square().sum(1)[:, None] * theirs.square().sum(1)
+            pairs.append((dots.square() / (sizes + 1e-12)).mean())
+    return 2 * torch.stack(pairs).mean()
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """States that the model visits with its adapters on.
+
+    Attributes:
+        x: (S, R, C, h, w) states of R rows at S timesteps.
+        t: The S timesteps.
+        category: (R,) category that was on.
+        neutral, named: (R, L, D) contexts of the two prompts of each row.
+    """
+
+    x: Tensor
+    t: tuple[int, ...]
+    category: Tensor
+    neutral: Tensor
+    named: Tensor
+
+
+class AdapterTraining:
+    """Learns all categories of one attribute side by side.
+
+    Each image belongs to one category and only that category's adapter acts on it, so that the
+    gradients are those of separate runs.
+
+    Args:
+        method: Its parameters.
+        backbone: Frozen.
+        attribute: Name of the attribute.
+        levels: Its K categories.
+        prompts: Neutral prompts.
+        sampling: Steps and spacing of the trajectories.
+        seed: The run's seed.
+        references: Trainings of other attributes, finished, to whose adapters these are to be
+            orthogonal.
+    """
+
+    def __init__(
+        self,
+        method: FairGen,
+        backbone: Backbone,
+        attribute: str,
+        levels: Sequence[str],
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        seed: int,
+        references: Sequence[AdapterTraining] = (),
+    ) -> None:
+        if backbone.unet is None:
+            raise ContractError(f"{backbone.name} has no network to adapt")
+        self.method, self.backbone, self.seed = method, backbone, seed
+        self.references = tuple(references) if method.orthogonality else ()
+        self.dtype = str(next(backbone.unet.parameters()).dtype)
+        self.attribute, self.levels = attribute, tuple(levels)
+        self.rollout = SamplingConfig(
+            sampling.steps, method.rollout_guidance, 0.0, sampling.spacing
+        )
+        self.pairs = [prompt_pairs(method.neutral, prompts, level) for level in levels]
+        self.bank = AdapterBank(
+            backbone.unet,
+            [f"{attribute}={level}" for level in levels],
+            rank=method.rank,
+            seed=initial_seed(seed, attribute),
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.bank.parameters(), lr=method.learning_rate, weight_decay=0.0
+        )
+        self.iteration, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self._trajectories: Trajectories | None = None
+        self._rolled: dict[str, Tensor] = {}
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that the trained adapters depend on."""
+        parameters = asdict(self.method)
+        content: dict[str, Any] = {
+            "what": "fairgen adapters",
+            "version": self.method.version,
+            "backbone": self.backbone.weights_sha256,
+            "parameters": {name: parameters[name] for name in TRAINING_PARAMETERS},
+            "attribute": self.attribute,
+            "pairs": self.pairs,
+            "rollout": asdict(self.rollout),
+            "dtype": self.dtype,
+            "rows": self.backbone.network_batch,  # of a trajectory
+            "seed": self.seed,
+        }
+        if self.references:
+            content["orthogonality"] = self.method.orthogonality
+            content["references"] = [reference.key for reference in self.references]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def gates(self, category: Tensor) -> Tensor:
+        """(R, K) one-hot gates of (R,) categories."""
+        return torch.nn.functional.one_hot(category, len(self.levels)).float()
+
+    @torch.no_grad()
+    def roll_out(self, round_index: int) -> Trajectories:
+        """Fresh trajectories with the adapters on: on-policy states, no image data."""
+        rows = self.backbone.network_batch
+        rng = np.random.default_rng([self.seed, Stream.TRAINING, round_index])
+        category = rng.permutation(np.arange(rows) % len(self.levels))
+        texts = [self.pairs[k][rng.integers(len(self.pairs[k]))] for k in category]
+        neutral = self.backbone.embed([pair[0] for pair in texts])
+        named = self.backbone.embed([pair[1] for pair in texts])
+        empty = self.backbone.embed([""] * rows)
+        if neutral is None or named is None or empty is None:
+            raise ContractError(f"{self.backbone.name} takes no prompt")
+        # Their own noise: a prompt index that no image of a run has.
+        requests = [
+            Request(Prompt(""), 2**31 + round_index, row, self.seed) for row in range(rows)
+        ]
+        on = torch.from_numpy(category)
+        gates = self.gates(on)
+        denoise = adapted_denoiser(
+            self.backbone,
+            lambda: self.bank.gated(gates),
+            neutral,
+            None if self.rollout.guidance == 1 else empty,
+            self.rollout.guidance,
+            self.method.cfg_branch,
+        )
+        states: list[Tensor] = []
+        times: list[int] = []
+
+        def observe(x: Tensor, t: int) -> None:
+            states.append(x)
+            times.append(t)
+
+        ddim(self.backbone, denoise, requests, self.rollout, observe=observe)
+        return Trajectories(torch.stack(states), tuple(times), on, neutral, named)
+
+    def step(self, keep: Callable[[], None] = lambda: None) -> float:
+        """One optimiser step; returns the normalised loss, which starts at eta squared.
+
+        Args:
+            keep: Called when the loss is known to be finite, before the adapters change.
+        Raises:
+            InputError: If the loss or its gradient stops being finite.
+        """
+        method = self.method
+        if self._trajectories is None or self.iteration % method.rollout_every == 0:
+            self._rolled = {name: p.detach().clone() for name, p in self.bank.state_dict().items()}
+            self._trajectories = self.roll_out(self.iteration // method.rollout_every)
+        seen = self._trajectories
+        rng = np.random.default_rng([self.seed, Stream.TRAINING, 2**31, self.iteration])
+        rows = torch.from_numpy(rng.integers(seen.x.shape[1], size=method.batch))
+        # Never the first state: pure noise, where the neutral and the named prompt hardly differ.
+        at = torch.from_numpy(
+            rng.integers(min(1, len(seen.t) - 1), len(seen.t), size=method.batch)
+        )
+        x, category = seen.x[at, rows], seen.category[rows]
+        t = torch.tensor(seen.t)[at] + method.timestep_shift
+        t = t.clamp(max=len(self.backbone.schedule) - 1).to(x.device)
+        neutral, named = seen.neutral[rows], seen.named[rows]
+        with torch.no_grad():
+            without = self._predict_frozen(x, t, neutral)
+            target = composed_target(without, self._predict_frozen(x, t, named), method.eta)
+        with self.bank.gated(self.gates(category)):
+            predicted = self.backbone.predict(x, t, neutral).value
+        error = (predicted - target).square().flatten(1).mean(1)
+        # A mean for each category, so that a rare draw of one doesn't slow its learning.
+        weight = 1 / torch.bincount(category, minlength=len(self.levels))[category]
+        loss = (weight.to(error) * error).sum()
+        if self.references:
+            loss = loss + method.orthogonality * overlap(
+                self.bank, [reference.bank for reference in self.references]
+            )
+        self._schedule_learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.bank.parameters(), math.inf)  # the norm alone
+        if not bool(torch.isfinite(loss.detach() + norm)):
+            raise InputError(
+                f"training {self.attribute} adapters diverged: loss {float(loss.detach()):g} and "
+                f"gradient norm {float(norm):g} at step {self.iteration + 1} of "
+                f"{method.iterations}; lower --param learning_rate (seen "
+                f"{method.learning_rate:g}) or orthogonality (seen {method.orthogonality:g})"
+            )
+        keep()
+        self.optimizer.step()
+        self.iteration += 1
+        distance = (
+            (target - without).square().mean() / method.eta**2
+            if method.eta
+            else target.new_ones(())
+        )
+        return float(error.mean().detach() / distance.clamp(min=1e-12))
+
+    def _predict_frozen(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        width = self.backbone.network_batch
+        parts = zip(*(torch.split(rows, width) for rows in (x, t, context)), strict=True)
+        return torch.cat([self.backbone.predict(*part).value for part in parts])
+
+    def _schedule_learning_rate(self) -> None:
+        share = self.iteration / self.method.iterations
+        for group in self.optimizer.param_groups:
+            # A plain float: torch.load(weights_only=True) refuses checkpoints with NumPy scalars.
+            group["lr"] = self.method.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def run(self, folder: Path, preparation: Preparation) -> None:
+        """Train to the end, or load the end; a checkpoint at fresh trajectories and by time."""
+        finished = folder / f"fairgen-{self.key}.safetensors"
+        unfinished = finished.with_suffix(".partial.pt")
+        if self._load(finished):
+            return
+        self._resume(unfinished)
+        what = f"training {self.attribute} adapters"
+        started = saved = time.monotonic()
+        started -= self.seconds
+
+        def keep() -> None:
+            nonlocal saved
+            now = time.monotonic()
+            if self.iteration % self.method.rollout_every and now - saved < CHECKPOINT_SECONDS:
+                return
+            self.seconds, saved = now - started, now
+            self._checkpoint(unfinished)
+
+        while self.iteration < self.method.iterations:
+            self.losses.append(self.step(keep))
+            preparation.progress(what, self.iteration, self.method.iterations)
+        self.seconds = time.monotonic() - started
+        facts = {"seconds": self.seconds, "normalised_loss": self.normalised_loss}
+        with atomic_write(finished) as file:
+            file.write(save(self.bank.state_dict(), metadata={"facts": json.dumps(facts)}))
+        unfinished.unlink(missing_ok=True)
+
+    @property
+    def normalised_loss(self) -> float:
+        """Mean over the last steps of loss / ||category - neutral||²; eta² at the start."""
+        return float(np.mean(self.losses[-20:]))
+
+    def _load(self, path: Path) -> bool:
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+            self.bank.load_state_dict(load_file(path))  # last: a failed load leaves the bank fresh
+        except FileNotFoundError:
+            return False
+        except Exception:  # safetensors raises its own Rust error for a cut-off file
+            path.unlink(missing_ok=True)
+            return False
+        self.seconds, self.losses = facts["seconds"], [facts["normalised_loss"]]
+        self.iteration = self.method.iterations
+        return True
+
+    def _checkpoint(self, path: Path) -> None:
+        state = {
+            "bank": self.bank.state_dict(),
+            "rolled": self._rolled,
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
+        with atomic_write(path) as file:
+            torch.save(state, file)
+
+    def _resume(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return
+        except Exception:  # a cut-off checkpoint: begin again
+            path.unlink(missing_ok=True)
+            return
+        if state["iteration"] % self.method.rollout_every:
+            # The same trajectories again, by the adapters that made them.
+            self.bank.load_state_dict(state["rolled"])
+            self._rolled = state["rolled"]
+            self._trajectories = self.roll_out(state["iteration"] // self.method.rollout_every)
+        self.bank.load_state_dict(state["bank"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.losses = list(state["losses"])
+
+
+def adapted_denoiser(
+    backbone: Backbone,
+    adapted: Callable[[], AbstractContextManager[None]],
+    context: Tensor,
+    empty: Tensor | None,
+    guidance: float,
+    branch: str,
+) -> Denoiser:
+    """Guided prediction with the adapters on in one branch or both.
+
+    A shift that doesn't depend on the prompt moves the guided prediction by itself with ``both``
+    and by `guidance` times itself with ``cond``.
+
+    Args:
+        backbone: Predicts.
+        adapted: Opens a context in which the adapters are on.
+        context: (B, L, D) of the prompts.
+        empty: (B, L, D) of the empty prompt; None for no guidance.
+        guidance: Scale.
+        branch: ``cond`` or ``both``.
+    """
+    elsewhere = adapted if branch == "both" else nullcontext
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        with adapted():
+            conditional = backbone.predict(x, t, context)
+        if empty is None:
+            return conditional
+        with elsewhere():
+            unconditional = backbone.predict(x, t, empty)
+        away = conditional.value - unconditional.value
+        return unconditional.with_value(unconditional.value + guidance * away)
+
+    return denoise
+
+
+class FairGenSampler(IndicatedSampler):
+    """DDIM with the adapters of each image's own group on.
+
+    Args:
+        backbone: Frozen.
+        config: Steps and guidance.
+        bank: Adapters of all attributes of the task.
+        group_gates: (K, C) gates of each group of the task, one 1 an attribute, times strength.
+        indicator: Draws the group of an image.
+        method: Its parameters.
+        facts: For the record.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: SamplingConfig,
+        bank: AdapterBank,
+        group_gates: Tensor,
+        indicator: Indicator,
+        method: FairGen,
+        facts: Mapping[str, Any],
+    ) -> None:
+        super().__init__(backbone, config, indicator)
+        self.bank, self.group_gates = bank, group_gates
+        self.method, self.facts = method, facts
+        self.extra_parameters = sum(p.numel() for p in bank.parameters())
+        self._merged: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def batches(self, requests: Sequence[Request], size: int) -> list[list[Request]]:
+        """Merged weights serve one group a batch; else consecutive runs."""
+        if not self.method.merged:
+            return super().batches(requests, size)
+        by_group: dict[int, list[Request]] = {}
+        for request in requests:
+            by_group.setdefault(self.group(request), []).append(request)
+        split = super().batches
+        return [batch for group in sorted(by_group) for batch in split(by_group[group], size)]
+
+    def denoiser(
+        self, requests: Sequence[Request], groups: Sequence[int | None]
+    ) -> tuple[Denoiser, int]:
+        """The gated or merged denoiser and its calls an image and step."""
+        texts = [request.prompt.text for request in requests]
+        context = self.backbone.embed(texts)
+        guidance = self.config.guidance
+        empty = None if guidance == 1 else self.backbone.embed([""] * len(requests))
+        if context is None:
+            raise ContractError(f"{self.backbone.name} takes no prompt")
+        calls = 1 if empty is None else 2
+        drawn = [group for group in groups if group is not None]
+        adapted = self._adapted(drawn)
+        branch = self.method.cfg_branch
+        return adapted_denoiser(self.backbone, adapted, context, empty, guidance, branch), calls
+
+    def _adapted(self, groups: Sequence[int]) -> Callable[[], AbstractContextManager[None]]:
+        if not self.method.merged:
+            gates = self.group_gates[list(groups)].to(self.backbone.device)
+            return lambda: self.bank.gated(gates)
+        if len(set(groups)) > 1:
+            raise ContractError("merged adapters serve one group a batch; use batches()")
+        if groups[0] not in self._merged:
+            self._merged[groups[0]] = self.bank.merge(self.group_gates[groups[0]])
+        return lambda: self.bank.merged(self._merged[groups[0]])
+
+
+def joined(
+    backbone: Backbone,
+    banks: Sequence[AdapterBank],
+    rank: int,
+    layers: Mapping[str, nn.Linear] | None = None,
+) -> AdapterBank:
+    """One bank with the categories of several, in order; `layers` as for each of them."""
+    if backbone.unet is None:
+        raise ContractError(f"{backbone.name} has no network to adapt")
+    categories = [category for bank in banks for category in bank.categories]
+    whole = AdapterBank(backbone.unet, categories, layers, rank=rank)
+    whole.load_state_dict(
+        {
+            name: torch.cat([bank.state_dict()[name] for bank in banks])
+            for name in whole.state_dict()
+        }
+    )
+    return whole.requires_grad_(False)
+
+
+def prepare(
+    method: FairGen, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+) -> Sampler:
+    """Train or load the adapters of the task, and gate them by the indicator."""
+    learned = {"/".join(task.attributes): task.groups} if method.joint else task.attributes
+    trainings: list[AdapterTraining] = []
+    for attribute, levels in learned.items():
+        training = AdapterTraining(
+            method,
+            backbone,
+            attribute,
+            levels,
+            data.neutral_prompts,
+            preparation.sampling,
+            preparation.seed,
+            trainings,
+        )
+        training.run(preparation.cache / "adapters", preparation)
+        trainings.append(training)
+    banks = [training.bank for training in trainings]
+    bank = joined(backbone, banks, method.rank)
+    cells = [(group,) for group in task.groups] if method.joint else task.cells
+    facts = {
+        "training_seconds": sum(training.seconds for training in trainings),
+        "normalised_loss": {one.attribute: one.normalised_loss for one in trainings},
+        "parameters_a_category": bank.parameters_a_category,
+    }
+    if len(banks) > 1:
+        facts["overlap"] = {
+            trainings[i].attribute: float(overlap(banks[i], banks[:i]).detach())
+            for i in range(1, len(banks))
+        }
+    return FairGenSampler(
+        backbone,
+        preparation.sampling,
+        bank,
+        group_gates(bank, list(learned), cells, method.strength),
+        Indicator(method.indicator, task.target, preparation.seed, preparation.images_per_prompt),
+        method,
+        facts,
+    )
+
+
+def group_gates(
+    bank: AdapterBank,
+    attributes: Sequence[str],
+    cells: Sequence[tuple[str, ...]],
+    strength: float,
+) -> Tensor:
+    """(K, C) gates of each group, whose cell has one level an attribute."""
+    gates = torch.zeros(len(cells), len(bank.categories))
+    for group, cell in enumerate(cells):
+        for attribute, level in zip(attributes, cell, strict=True):
+            gates[group, bank.categories.index(f"{attribute}={level}")] = strength
+    return gates

@@ -1,0 +1,341 @@
+"""Groups of training images: denoising risks, and the split that tells them apart the most."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fairbench.core.errors import ContractError
+from fairbench.core.method import ImageSet, Preparation, TrainingData
+from fairbench.core.task import Task
+from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.devices import resolve_autocast
+from fairbench.diffusion.sampling import Stream
+from fairbench.diffusion.schedule import Prediction
+from fairbench.methods.parts.finetuning import NoisedBatch, NoisedImages, squared_error
+from fairbench.storage.cache import load_arrays, save_arrays
+
+if TYPE_CHECKING:
+    from fairbench.methods.invdiff import InvDiff
+
+__all__ = [
+    "Grouping",
+    "average_risk",
+    "denoising_risks",
+    "group_images",
+    "group_risks",
+    "infer_groups",
+    "oracle_groups",
+]
+
+CHECKPOINT_SECONDS = 30.0
+GROUPER_STEPS = 500
+GROUPER_RATE = 0.01
+MASS_FLOOR = 1e-6
+"""Mass, as a share of all images, below which a group is drawn to the mean risk."""
+
+# What random draws of this method are for; the trainer's own sequences have four words.
+_BANK, _INITIAL_WEIGHTS, _RANDOM_GROUPS = 1, 2, 3
+
+
+def _sequence(seed: int, purpose: int, *more: int) -> np.random.SeedSequence:
+    words = [seed, Stream.TRAINING, 0x1D1F, purpose, *more, len(more)]
+    return np.random.SeedSequence(words)
+
+
+def _generator(seed: int, purpose: int, *more: int) -> torch.Generator:
+    state = _sequence(seed, purpose, *more).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+# Risks
+
+
+class _Bank:
+    """The (timestep, noise) that an image is seen with in a draw.
+
+    A shared bank differs between images by the image alone, so that the variance over timesteps
+    and noises, far larger than what separates groups, cancels from their comparison.
+    """
+
+    def __init__(self, method: InvDiff, shape: tuple[int, ...], steps: int, seed: int) -> None:
+        self.method, self.shape, self.steps, self.seed = method, shape, steps, seed
+
+    def _timestep(self, place: float) -> int:
+        low, high = self.method.risk_from, self.method.risk_to
+        return min(int(self.steps * (low + (high - low) * place)), self.steps - 1)
+
+    def draw(self, draw: int, images: range) -> tuple[Tensor, Tensor]:
+        """(B,) timesteps and (B, C, h, w) noise of some images in a draw."""
+        if self.method.risk_bank == "shared":
+            t = self._timestep((draw + 0.5) / self.method.risk_draws)
+            noise = torch.randn(self.shape, generator=_generator(self.seed, _BANK, draw))
+            return torch.full((len(images),), t), noise.expand(len(images), *self.shape)
+        times, noises = [], []
+        for image in images:
+            generator = _generator(self.seed, _BANK, draw, image)
+            times.append(self._timestep(float(torch.rand((), generator=generator))))
+            noises.append(torch.randn(self.shape, generator=generator))
+        return torch.tensor(times), torch.stack(noises)
+
+
+def _risk(method: InvDiff, backbone: Backbone, batch: NoisedBatch) -> Tensor:
+    """(B,) float32 risks at one draw."""
+    predicted: Prediction = backbone.predict(batch.x_t, batch.t, batch.context)
+    if method.risk_target == "clean":
+        return (predicted.noise.float() - batch.clean).square().flatten(1).mean(1)
+    return squared_error(predicted, backbone.schedule.target(batch.clean, batch.noise, batch.t))
+
+
+@torch.no_grad()
+def denoising_risks(
+    method: InvDiff,
+    backbone: Backbone,
+    images: NoisedImages,
+    content: Mapping[str, Any],
+    preparation: Preparation,
+) -> tuple[NDArray[np.float32], float]:
+    """How badly the frozen backbone denoises each training image; kept in the cache, resumable.
+
+    Args:
+        method: Target, draws and bank of the risks.
+        backbone: Frozen.
+        images: The N training images.
+        content: Hashes of backbone and data, for the key.
+        preparation: Seed, cache, progress.
+    Returns:
+        (D, N) mean squared errors of D draws, and the seconds that they took.
+    """
+    autocast = resolve_autocast(method.precision, backbone.device)
+    bank = _Bank(method, backbone.latent_shape, len(backbone.schedule), preparation.seed)
+    key = {
+        **content,
+        "risk": [method.risk_target, method.risk_bank, method.risk_draws],
+        "range": [method.risk_from, method.risk_to],
+        "precision": str(autocast),
+        "dtype": preparation.dtype,
+        "rows": backbone.network_batch,
+        "seed": preparation.seed,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = preparation.cache / "risks" / f"invdiff-{digest}.npz"
+    total = method.risk_draws * len(images)
+    stored = load_arrays(path) or {"risks": np.zeros(0, np.float32), "seconds": np.array(0.0)}
+    parts, before = [stored["risks"]], float(stored["seconds"])
+    done, started = len(stored["risks"]), time.monotonic()
+    saved = started
+
+    def keep() -> float:
+        seconds = before + time.monotonic() - started
+        save_arrays(path, {"risks": np.concatenate(parts), "seconds": np.array(seconds)})
+        return seconds
+
+    for draw, rows in _chunks(done, total, len(images), backbone.network_batch):
+        preparation.progress("measuring denoising risks", done, total)
+        t, noise = bank.draw(draw, rows)
+        index = np.arange(rows.start, rows.stop)
+        device = images.latents.device
+        batch = images.at(index, t.to(device), noise.to(device), images.prompts(index))
+        with torch.autocast(
+            backbone.device.type, torch.bfloat16, enabled=autocast == torch.bfloat16
+        ):
+            parts.append(_risk(method, backbone, batch).cpu().numpy())
+        done += len(rows)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            saved = time.monotonic()
+            keep()
+    preparation.progress("measuring denoising risks", total, total)
+    seconds = before if len(parts) == 1 else keep()
+    return np.concatenate(parts).reshape(method.risk_draws, len(images)), seconds
+
+
+def _chunks(done: int, total: int, n: int, width: int) -> Iterator[tuple[int, range]]:
+    """Draw and images of each network call that is still to be made."""
+    while done < total:
+        draw, first = divmod(done, n)
+        last = min(first + width, n)
+        yield draw, range(first, last)
+        done += last - first
+
+
+def average_risk(
+    risks: NDArray[Any], *, per_draw: bool, subjects: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """One risk an image.
+
+    Args:
+        risks: (D, N) of D draws.
+        per_draw: Whether every draw counts alike, however noisy its timestep; for shared draws.
+        subjects: (N,) what each image's prompt names: risks are then standardised within it and
+            put back on the scale of all. None: they stay as they are.
+    Returns:
+        (N,) with the mean of all risks.
+    """
+    values = risks.astype(np.float64)
+    if per_draw:
+        values = values / values.mean(axis=1, keepdims=True) * values.mean()
+    mean: NDArray[np.float64] = values.mean(axis=0)
+    if subjects is None:
+        return mean
+    standard = np.zeros_like(mean)
+    for subject in np.unique(subjects):
+        own = subjects == subject
+        spread = mean[own].std()
+        if spread > 0:
+            standard[own] = (mean[own] - mean[own].mean()) / spread
+    whole: NDArray[np.float64] = mean.mean() + mean.std() * standard
+    return whole
+
+
+# Groups
+
+
+def group_risks(weights: Tensor, risks: Tensor) -> Tensor:
+    """Weighted mean risk of each group, (G,), of (N, G) weights and (N,) risks.
+
+    A group whose mass vanishes gets the mean risk of all images, so that emptying a group is
+    neither a division by zero nor a gain.
+    """
+    centre = risks.mean()
+    floor = MASS_FLOOR * len(risks)
+    away = (weights * (risks - centre)[:, None]).sum(0) / (weights.sum(0) + floor)
+    return centre + away
+
+
+def infer_groups(
+    risks: NDArray[np.float64], groups: int, kappa: float, generator: torch.Generator
+) -> Tensor:
+    """Soft groups whose mean risks are as far apart as 500 steps of Adam bring them.
+
+    Its number of steps and its rate are part of the method: from nearly even weights an image
+    goes to a group of high risk if its own is above the mean. A better optimum would be a worse
+    answer, a group of the few images with the very largest risks.
+
+    Args:
+        risks: (N,), one an image.
+        groups: G, how many.
+        kappa: Weight of the smallest weighted risk, which keeps memberships from becoming 0.
+        generator: Of the initial weights.
+    Returns:
+        (N, G) float64, rows non-negative with sum 1.
+
+    Source: arXiv 2412.08480 and its released code, with a floor under a group's mass.
+    """
+    if not np.isfinite(risks).all():
+        raise ContractError("expected finite risks, seen some that aren't")
+    values = torch.from_numpy(np.ascontiguousarray(risks, dtype=np.float64))
+    shape = (len(values), groups)
+    weights = torch.rand(shape, generator=generator, dtype=torch.float64).requires_grad_(True)
+    optimizer = torch.optim.Adam([weights], lr=GROUPER_RATE)
+    for _ in range(GROUPER_STEPS):
+        # Below the clamp, where all groups have one risk, the root would have no gradient.
+        spread = group_risks(weights, values).var(unbiased=True).clamp(min=1e-24).sqrt()
+        objective = spread + kappa * (weights * values[:, None]).min() if kappa else spread
+        optimizer.zero_grad(set_to_none=True)
+        (-objective).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            weights.clamp_(min=0)
+            mass = weights.sum(1, keepdim=True)
+            weights.copy_(torch.where(mass > 0, weights / mass, 1 / groups))
+    return weights.detach()
+
+
+def oracle_groups(
+    task: Task, labels: Mapping[str, NDArray[Any]], subjects: NDArray[np.int64] | None
+) -> Tensor:
+    """One hard group for each group of the task, and each subject if there are prompts, (N, G)."""
+    shape = tuple(len(levels) for levels in task.attributes.values())
+    cells = np.ravel_multi_index(
+        tuple(labels[name].astype(np.int64) for name in task.attributes), shape
+    )
+    if subjects is not None:
+        cells = cells + len(task.groups) * subjects
+    present, index = np.unique(cells, return_inverse=True)
+    return torch.eye(len(present), dtype=torch.float64)[torch.from_numpy(index)]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Training images in groups.
+
+    Attributes:
+        weights: (N, G) float64, rows sum to 1.
+        seconds: What finding them took.
+        facts: For the record.
+    """
+
+    weights: Tensor
+    seconds: float
+    facts: Mapping[str, Any]
+
+
+def group_images(
+    method: InvDiff,
+    task: Task,
+    backbone: Backbone,
+    images: NoisedImages,
+    data: TrainingData,
+    content: Mapping[str, Any],
+    preparation: Preparation,
+) -> Grouping:
+    """The training images in the groups that the method asks for.
+
+    Args:
+        method: How.
+        task: Names the attributes of oracle groups.
+        backbone: Frozen; measures the risks.
+        images: The training images as latents.
+        data: The same images, with labels if the groups are an oracle's.
+        content: Hashes of backbone and data, for the key of the risks.
+        preparation: Seed, cache, progress, audit.
+    Raises:
+        ContractError: If an oracle got no labels.
+    """
+    n = len(images)
+    subjects = images.subjects if backbone.conditional else None
+    if method.grouping == "single":
+        return _described(torch.ones((n, 1), dtype=torch.float64), 0.0, {})
+    if method.grouping == "random":
+        rng = np.random.default_rng(_sequence(preparation.seed, _RANDOM_GROUPS))
+        drawn = torch.from_numpy(rng.integers(method.groups, size=n))
+        return _described(torch.eye(method.groups, dtype=torch.float64)[drawn], 0.0, {})
+    if method.grouping == "oracle":
+        return _described(oracle_groups(task, _labels(data.training), subjects), 0.0, {})
+    risks, seconds = denoising_risks(method, backbone, images, content, preparation)
+    started = time.monotonic()
+    shared = method.risk_bank == "shared"
+    risk = average_risk(risks, per_draw=shared, subjects=subjects if method.standardise else None)
+    generator = _generator(preparation.seed, _INITIAL_WEIGHTS)
+    weights = infer_groups(risk, method.groups, method.kappa, generator)
+    seconds += time.monotonic() - started
+    high = weights[:, group_risks(weights, torch.from_numpy(risk)) > risk.mean()].sum(1)
+    preparation.audit("risk", risk)
+    preparation.audit("high_risk_group", high.numpy())
+    facts = {
+        "risk": {"mean": float(risk.mean()), "std": float(risk.std()), "seconds": seconds},
+        "group_risks": group_risks(weights, torch.from_numpy(risk)).tolist(),
+        "high_risk_share": float(high.mean()),
+    }
+    return _described(weights, seconds, facts)
+
+
+def _labels(images: ImageSet | None) -> Mapping[str, NDArray[Any]]:
+    if images is None or images.labels is None:
+        raise ContractError("oracle groups expect labelled training images, seen none")
+    return images.labels
+
+
+def _described(weights: Tensor, seconds: float, facts: Mapping[str, Any]) -> Grouping:
+    shares = weights.mean(0).tolist()
+    hard = float((weights.max(1).values > 0.99).double().mean())
+    return Grouping(weights, seconds, {"shares": shares, "hard_share": hard, **facts})

@@ -1,0 +1,421 @@
+"""The command line as a user meets it: exit codes, streams, one clear line for bad input."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from fairbench.app import cli
+from fairbench.app.cli import app
+
+QUICK = ("--steps", "4", "--num-images", "100")
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def fairbench(tmp_path: Path) -> Run:
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"FAIRBENCH_CACHE": str(tmp_path / "cache")}
+        return subprocess.run(
+            [sys.executable, "-m", "fairbench", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return call
+
+
+def one_line(*arguments: str) -> str:
+    """The only line on stderr of a command that the user got wrong; run in this process."""
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("fairbench: ")
+    return line
+
+
+def test_a_run_prints_one_table_and_is_found_the_second_time(
+    fairbench: Run, tmp_path: Path
+) -> None:
+    first = fairbench("run", "--method", "vanilla", *QUICK)
+    second = fairbench("run", "--method", "vanilla", *QUICK)
+    third = fairbench("run", "--method", "prompt_append", *QUICK)
+
+    assert first.returncode == second.returncode == third.returncode == 0, first.stderr
+    for shown in ("fairness discrepancy", "floor", "female", "female/asian", "frechet", "record"):
+        assert shown in first.stdout
+    assert first.stderr == ""
+    assert "nothing computed" not in first.stdout
+    assert "nothing computed" in second.stdout
+    header = next(line for line in third.stdout.splitlines() if "95 % interval" in line)
+    assert "vanilla" in header
+    (record,) = (tmp_path / "results" / "cartoonfaces" / "vanilla").glob("*.json")
+    assert record.with_suffix(".png").is_file()
+
+
+def test_json_is_one_document_and_nothing_else(fairbench: Run) -> None:
+    one = fairbench("run", "--method", "vanilla", *QUICK, "--json")
+    two = fairbench("run", "--method", "vanilla", *QUICK, "--seeds", "0,1", "--json")
+
+    assert json.loads(one.stdout)["status"] == "complete"
+    assert [record["config"]["seed"] for record in json.loads(two.stdout)] == [0, 1]
+
+
+def test_the_leaderboard_reads_records_alone(fairbench: Run, tmp_path: Path) -> None:
+    fairbench("run", "--method", "vanilla", *QUICK, "--seeds", "0,1")
+    (tmp_path / "results" / "cartoonfaces" / "vanilla" / "broken.json").write_text("{")
+
+    table = fairbench("leaderboard", "--format", "csv")
+    written = fairbench("leaderboard", "--format", "markdown", "--output", "board.md")
+
+    assert table.returncode == written.returncode == 0
+    assert "broken.json" in table.stderr
+    (row,) = csv.DictReader(io.StringIO(table.stdout))
+    assert row["method"] == "vanilla"
+    assert row["seeds"] == "2"
+    assert "fairness_discrepancy" in (tmp_path / "board.md").read_text()
+    assert fairbench("leaderboard", "--format", "json").returncode == 0
+    shown = fairbench("leaderboard").stdout
+    assert "vanilla" in shown
+    assert "all columns: --format" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--method", "fairgne"), "did you mean fairgen or fairgen_distilled?"),
+        (("--method", "vanilla", "--dataset", "cartoonface"), "did you mean cartoonfaces?"),
+        (("--method", "vanilla", "--task", "gendr"), "gender"),
+        (("--method", "vanilla", "--backbone", "cartoonfaces-sdd"), "cartoonfaces-sd"),
+        (("--method", "fairgen", "--param", "iteration=3"), "did you mean iterations?"),
+        (("--method", "fairgen", "--param", "iterations=many"), "must be int"),
+        (("--method", "fairgen", "--param", "preset=released"), "as_released"),
+        (("--method", "vanilla", "--param", "x=1"), "has no parameters"),
+        (("--method", "vanilla", "--target", "female=0.7,male=0.7"), "sum to 1.4"),
+        (("--method", "vanilla", "--target", "woman=0.5,man=0.5"), "female, male"),
+        (("--method", "vanilla", "--target", "femal=0.5,male=0.5"), "did you mean female"),
+        (("--method", "vanilla", "--target", "female=-0.5,male=1.5"), "'female' is -0.5"),
+        (("--method", "fairgen", "--param", "learning_rate=nan"), "finite number; seen 'nan'"),
+        (("--method", "vanilla", "--num-images", "99"), "at least 100"),
+        (("--method", "vanilla", "--device", "cuda:7"), "cuda:7"),
+        (("--method", "vanilla", "--device", "gpu"), "auto, cpu, cuda"),
+        (("--method", "vanilla", "--dtype", "float16"), "float32"),
+        (("--method", "vanilla", "--results", "/proc/nowhere"), "/proc/nowhere"),
+        (("--method", "vanilla", "--steps", "0"), "--steps"),
+        (("--method", "vanilla", "--eta", "2"), "--eta"),
+        (("--method", "vanilla", "--seeds", "1,x"), "--seeds"),
+        (("--method", "vanilla", "--seeds", "1,1"), "twice"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: tuple[str, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in one_line("run", *arguments)
+
+
+def of_main(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int | str | None, str, str]:
+    """Exit code, stdout and stderr of the installed command's entry point; in this process."""
+    monkeypatch.setattr(sys, "argv", ["fairbench", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    return left.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("list methdos", ("unknown kind 'methdos'", "did you mean methods")),
+        ("list", ("missing argument", "methods|datasets", "see fairbench list --help")),
+        ("list tasks methods", ("extra argument", "see fairbench list --help")),
+        ("leaderboard --format xls", ("--format 'xls'", "table, csv, markdown, json")),
+        ("leaderboard --format markdwon", ("did you mean markdown?",)),
+        ("run", ("missing option '--method'", "see fairbench run --help")),
+        ("run --method vanilla --num-images abc", ("--num-images", "integer", "run --help")),
+        ("run --mehtod vanilla", ("no such option", "--mehtod", "--method", "run --help")),
+        ("run --method", ("--method", "requires an argument", "--help")),
+        ("evaluate", ("missing argument", "see fairbench evaluate --help")),
+        ("leaderbord", ("no such command 'leaderbord'", "'leaderboard'", "see fairbench --help")),
+    ],
+)
+def test_a_mistyped_command_is_one_clear_line(
+    arguments: str,
+    expected: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = of_main(tuple(arguments.split()), monkeypatch, capsys)
+
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("fairbench: ")
+    assert all(word in line for word in expected), line
+
+
+def test_help_is_shown_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, code in (((), 2), (("--help",), 0), (("run", "--help"), 0)):
+        seen, out, err = of_main(arguments, monkeypatch, capsys)
+        assert not seen if code == 0 else seen == code
+        assert "Usage: fairbench" in (out or err)
+        assert len((out or err).splitlines()) > 5
+
+
+@pytest.mark.parametrize("names", ["methods", "datasets"])
+def test_commands_that_went_well_exit_with_0(
+    names: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = of_main(("list", names), monkeypatch, capsys)
+    assert not code
+    assert out
+    assert err == ""
+
+
+def test_too_few_images_are_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32)).save(folder / f"{i}.png")
+
+    for least in ((), ("--num-images", "100")):
+        line = one_line("evaluate", "few", *least)
+        assert line.endswith("few holds 3 images, expected at least 100; add images")
+    line = one_line("evaluate", "few", "--num-images", "101")
+    assert line.endswith("few holds 3 images, expected at least 101; add images or ask for fewer")
+
+
+def test_a_missing_folder_of_images_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "nowhere" in one_line("evaluate", "nowhere")
+    assert "empty" in one_line("evaluate", "empty")
+    assert "mean over prompts" in one_line("evaluate", "empty", "--task", "gender_by_role")
+
+
+def test_evaluate_takes_a_folder(fairbench: Run, tmp_path: Path) -> None:
+    from fairbench.datasets.cartoonfaces import load_split
+
+    folder = tmp_path / "real"
+    folder.mkdir()
+    larger = []
+    for i, image in enumerate(load_split("evaluation").images[:150]):
+        larger.append(Image.fromarray(np.asarray(image)).resize((64, 64)))
+        larger[i].save(folder / f"{i}.png")
+
+    done = fairbench("evaluate", "real", "--task", "race", "--name", "real-faces", "--json")
+
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["method"] == "real-faces"
+    assert record["config"]["num_images"] == 150
+    assert any("64" in note for note in record["facts"]["notes"])
+
+    np.savez(tmp_path / "faces.npz", np.stack([np.asarray(image) for image in larger]))
+    done = fairbench("evaluate", "faces.npz", "--task", "race", "--json")
+
+    assert done.returncode == 0, done.stderr
+    array = json.loads(done.stdout)
+    assert array["method"] == "faces"
+    assert array["config"]["images"] == record["config"]["images"]
+
+
+@pytest.mark.parametrize("kind", ["methods", "datasets", "tasks", "backbones", "metrics"])
+def test_lists(fairbench: Run, kind: str) -> None:
+    plain, as_json = fairbench("list", kind), fairbench("list", kind, "--json")
+
+    assert plain.returncode == as_json.returncode == 0
+    rows = json.loads(as_json.stdout)
+    assert rows
+    assert all(row["name"].split("<")[0] in plain.stdout for row in rows)
+
+
+def test_listed_methods_say_type_default_and_meaning(fairbench: Run) -> None:
+    rows = {row["name"]: row for row in json.loads(fairbench("list", "methods", "--json").stdout)}
+
+    parameter = next(p for p in rows["fairgen"]["parameters"] if p["name"] == "cfg_branch")
+    assert parameter["type"] == "cond|both"
+    assert parameter["default"] == "cond"
+    assert parameter["help"]
+    assert rows["fairgen"]["presets"]["as_released"]["parameters"]["neutral"] == "empty"
+    assert rows["fairgen"]["supervision"] == ["prompts"]
+    assert rows["vanilla"]["supervision"] == []
+
+
+def test_doctor_finds_everything_that_is_shipped(fairbench: Run) -> None:
+    done = fairbench("doctor", "--verify", "--json")
+    findings = {row["what"]: row for row in json.loads(done.stdout)}
+
+    assert findings["split pool"]["ok"]
+    assert findings["weights judge_primary"]["ok"]
+    assert done.returncode == (
+        0 if all(row["ok"] or row["optional"] for row in findings.values()) else 2
+    )
+
+
+def test_an_internal_failure_is_one_line_and_a_log(fairbench: Run, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import fairbench.methods\n"
+        "def broken(name, given): raise RuntimeError('broken on purpose')\n"
+        "fairbench.methods.make_method = broken\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "fairbench", "run", "--method", "vanilla"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 3
+    (line,) = done.stderr.strip().splitlines()
+    assert "broken on purpose" in line
+    log = Path(line.split("traceback in ")[1].split(",")[0])
+    assert "RuntimeError" in log.read_text()
+    log.unlink()
+
+
+# --- stopped half-way -------------------------------------------------------------------------
+
+SLOW = ("run", "--method", "vanilla", *QUICK, "--batch-size", "20", "--device", "cpu")
+
+
+def record_in(folder: Path) -> dict[str, object]:
+    """The only record of a folder, which holds no half-written file beside it."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".png"}
+    (path,) = (path for path in files if path.suffix == ".json")
+    return dict(json.loads(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The record of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    environment = os.environ | {"FAIRBENCH_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "fairbench", *SLOW]
+    subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
+    return record_in(folder / "results")
+
+
+def stop_after_a_batch(folder: Path, by: signal.Signals) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a run that is sent a signal once a batch is stored."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "fairbench", *SLOW],
+        cwd=folder,
+        env=os.environ | {"FAIRBENCH_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((folder / "cache").glob("images/*/batch-*.npz")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline, "no batch was stored"
+        time.sleep(0.005)
+    running.send_signal(by)
+    out, err = running.communicate(timeout=60)
+    return running.returncode, out, err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_an_interrupted_run_says_so_and_goes_on(
+    fairbench: Run, tmp_path: Path, undisturbed: dict[str, object]
+) -> None:
+    code, out, err = stop_after_a_batch(tmp_path, signal.SIGINT)
+
+    # CPython ends by the signal, which a shell sees as 130, if it struck inside exec("…").
+    assert code in (130, -signal.SIGINT)
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("fairbench: interrupted; the same command")
+    left = record_in(tmp_path / "results")
+    assert (left["status"], left["error"]) == ("interrupted", "interrupted")
+    assert left["manifest"] == []
+    again = fairbench(*SLOW)
+    assert (again.returncode, again.stderr) == (0, "")
+    done = record_in(tmp_path / "results")
+    assert (done["status"], done["key"]) == ("complete", left["key"])
+    assert done["manifest"] == undisturbed["manifest"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_killed_run_goes_on_to_the_same_images(
+    fairbench: Run, tmp_path: Path, undisturbed: dict[str, object]
+) -> None:
+    code, _, _ = stop_after_a_batch(tmp_path, signal.SIGKILL)
+    stored = list((tmp_path / "cache").glob("images/*/batch-*.npz"))
+
+    assert code == -signal.SIGKILL
+    assert stored
+    assert not list((tmp_path / "results").rglob("*.json"))
+    again = fairbench(*SLOW)
+    assert (again.returncode, again.stderr) == (0, "")
+    done = record_in(tmp_path / "results")
+    assert done["status"] == "complete"
+    assert done["scores"] == undisturbed["scores"]
+    assert done["manifest"] == undisturbed["manifest"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("module", ["typer", "fairbench.runs.config"])
+def test_an_interrupted_import_is_one_line(tmp_path: Path, module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import signal, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fairbench", "list", "methods"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "fairbench: interrupted\n"
+
+
+@pytest.mark.parametrize("left", [130, typer.Abort()])
+def test_an_interruption_between_commands_is_one_line(
+    left: int | typer.Abort, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(**options: object) -> int:
+        if isinstance(left, int):
+            return left
+        raise left
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    code, out, err = of_main(("list",), monkeypatch, capsys)
+    assert (code, out) == (130, "")
+    assert err == f"{cli.INTERRUPTED}\n"

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+
+from fairbench.core.errors import ContractError, InputError
+from fairbench.inputs.labels import read_labels
+
+ATTRIBUTES = {"gender": ("female", "male"), "race": ("white", "black", "asian")}
+NAMES = ("a.png", "b/1.png", "b/2.png")
+FULL = {
+    "file": ["b/2.png", "a.png", "b/1.png"],
+    "prompt": ["a nurse, smiling", "a \u201cdoctor\u201d", "two\nlines"],
+    "requested_gender": ["male", "female", "male"],
+    "race": ["asian", "white", "black"],
+}
+
+
+def write(path, columns):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def parquet(path, columns):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def refused(path, *texts, names=NAMES, **options):
+    with pytest.raises(InputError) as caught:
+        read_labels(path, names, ATTRIBUTES, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    for text in texts:
+        assert text in message, message
+
+
+def changed(tmp_path, **columns):
+    """A table with some columns changed; None takes one out."""
+    merged = {name: cells for name, cells in (FULL | columns).items() if cells is not None}
+    return write(tmp_path / "labels.csv", merged)
+
+
+@pytest.mark.parametrize(("save", "suffix"), [(write, ".csv"), (parquet, ".PARQUET")])
+def test_rows_are_brought_into_the_order_of_the_images(tmp_path, save, suffix):
+    labels = read_labels(save(tmp_path / f"labels{suffix}", FULL), NAMES, ATTRIBUTES)
+    assert len(labels) == 3
+    assert labels.names == NAMES
+    assert labels.prompts == ("a \u201cdoctor\u201d", "two\nlines", "a nurse, smiling")
+    assert {**labels.requested}.keys() == {"gender"}
+    assert labels.requested["gender"].tolist() == [0, 1, 1]
+    assert labels.given["race"].tolist() == [0, 1, 2]
+    assert labels.given["race"].dtype == np.int64
+    with pytest.raises(TypeError):
+        labels.given["race"] = None
+
+
+def test_only_the_file_is_needed(tmp_path):
+    path = write(tmp_path / "labels.csv", {"file": NAMES})
+    labels = read_labels(path, NAMES, ATTRIBUTES)
+    assert labels.prompts is None
+    assert not labels.requested
+    assert not labels.given
+
+
+def test_a_byte_order_mark_and_blank_lines_do_no_harm(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes("\ufefffile,gender\r\na.png,male\r\n\r\n".encode())
+    assert read_labels(path, ["a.png"], ATTRIBUTES).given["gender"].tolist() == [1]
+
+
+def test_numbers_name_the_images_of_an_array(tmp_path):
+    path = parquet(tmp_path / "labels.parquet", {"file": [1, 0], "gender": ["male", "female"]})
+    labels = read_labels(path, ["0", "1"], ATTRIBUTES)
+    assert labels.given["gender"].tolist() == [0, 1]
+
+
+def test_images_beyond_the_limit_may_have_a_row(tmp_path):
+    path = write(tmp_path / "labels.csv", FULL)
+    labels = read_labels(path, NAMES[:2], ATTRIBUTES, unread=NAMES[2:])
+    assert labels.names == NAMES[:2]
+    assert labels.requested["gender"].tolist() == [0, 1]
+    refused(path, "1 row of 3 name no image, such as 'b/2.png'", names=NAMES[:2])
+
+
+def test_the_hash_is_that_of_the_content(tmp_path):
+    def hashed(**columns):
+        return read_labels(changed(tmp_path, **columns), NAMES, ATTRIBUTES).sha256
+
+    same = hashed()
+    assert hashed(**{name: cells[::-1] for name, cells in FULL.items()}) == same
+    others = [
+        hashed(prompt=None),
+        hashed(prompt=["x", "y", "z"]),
+        hashed(race=None),
+        hashed(race=["white", "white", "black"]),
+        hashed(requested_gender=None),
+        hashed(requested_gender=None, gender=FULL["requested_gender"]),
+    ]
+    assert len({same, *others}) == 7
+
+
+# --- what is refused -----------------------------------------------------------------------
+
+
+def test_an_unknown_column(tmp_path):
+    refused(changed(tmp_path, gendre=["male"] * 3), "unknown column 'gendre'", "mean gender")
+    refused(changed(tmp_path, requested_age=["old"] * 3), "unknown column 'requested_age'")
+
+
+def test_a_table_without_names(tmp_path):
+    refused(changed(tmp_path, file=None), "expected a column file", "'prompt', 'requested_gender'")
+
+
+def test_an_unknown_level(tmp_path):
+    path = changed(tmp_path, race=["asian", "whyte", "black"])
+    refused(path, "row 2 ('a.png'): unknown level of race 'whyte'; did you mean white?")
+    path = changed(tmp_path, requested_gender=["male", "Female", "male"])
+    refused(path, "unknown level of requested_gender 'Female'", "female")
+    refused(changed(tmp_path, race=["asian", " white", "black"]), "' white'")
+
+
+@pytest.mark.parametrize("column", ["file", "prompt", "race", "requested_gender"])
+@pytest.mark.parametrize("cell", ["", "  "])
+def test_an_empty_cell(tmp_path, column, cell):
+    cells = [FULL[column][0], cell, cell + " "]
+    path = changed(tmp_path, **{column: cells})
+    refused(path, "row 2", f"and 1 more: column {column} is empty", "whole column out")
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_nothing_in_a_parquet(tmp_path, nothing):
+    cells = ["white", None, "black"] if nothing is None else [1.0, nothing, 2.0]
+    path = parquet(tmp_path / "labels.parquet", {**FULL, "race": cells})
+    refused(path, "row 2 ('a.png'): column race is empty")
+
+
+def test_a_file_that_comes_twice(tmp_path):
+    path = changed(tmp_path, file=["b/2.png", "a.png", "b/2.png"])
+    refused(path, "row 3 ('b/2.png'): there is a row for this file already, row 1")
+
+
+def test_a_file_that_is_no_image(tmp_path):
+    path = changed(tmp_path, file=["2.png", "a.png", "1.png"])
+    refused(path, "2 rows of 3 name no image, such as '2.png'", "such as 'a.png'")
+
+
+def test_an_image_without_a_row(tmp_path):
+    path = write(tmp_path / "labels.csv", {"file": ["a.png"]})
+    refused(path, "2 images of 3 without a row, such as 'b/1.png'")
+
+
+def test_a_column_that_comes_twice(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("file,gender,gender\na.png,male,female\n")
+    refused(path, "column 'gender' comes twice")
+
+
+def test_a_row_of_another_length(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("file,prompt\na.png,a nurse, smiling\n")
+    refused(path, "line 2: expected 2 cells as in the header, seen 3", "in quotes")
+
+
+@pytest.mark.parametrize("content", ["", "file,gender\n", "\n"])
+def test_a_table_without_rows(tmp_path, content):
+    path = tmp_path / "labels.csv"
+    path.write_text(content)
+    refused(path, "no row")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.csv", b"file,prompt\na.png,\xff\xfe\n"),
+        ("labels.csv", b'file,prompt\na.png,"never closed\n'),
+        ("labels.csv", b'file,prompt\na.png,"closed" twice"\n'),
+        ("labels.csv", b"file,prompt\n" + b"a" * 200_000 + b",x\n"),
+        ("labels.parquet", b""),
+        ("labels.parquet", b"PAR1 and then nothing of the kind PAR1"),
+    ],
+)
+def test_a_damaged_table(tmp_path, name, content):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    path.write_bytes(content)
+    refused(path, "can't be read as such", "save it anew")
+
+
+def test_other_files(tmp_path):
+    refused(tmp_path / "labels.csv", "no such file")
+    refused(tmp_path / "labels.xlsx", "as .csv or .parquet")
+    (tmp_path / "folder.csv").mkdir()
+    refused(tmp_path / "folder.csv", "no such file")
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    (tmp_path / "labels.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(tmp_path / "labels.parquet", "pip install pyarrow, or save it as .csv")
+
+
+def test_no_images_at_all(tmp_path):
+    with pytest.raises(ContractError, match="at least one image"):
+        read_labels(write(tmp_path / "labels.csv", FULL), [], ATTRIBUTES)
+
+
+def test_control_columns_hold_any_text_in_natural_order(tmp_path):
+    columns = FULL | {"control_seed": ["10", "2", "10"], "control_age band": ["old", "new", "old"]}
+    labels = read_labels(write(tmp_path / "labels.csv", columns), NAMES, ATTRIBUTES)
+    seed, age = labels.controls
+    assert (seed.name, seed.levels, seed.index.tolist()) == ("seed", ("2", "10"), [0, 1, 1])
+    assert (age.name, age.levels, age.index.tolist()) == ("age band", ("new", "old"), [0, 1, 1])
+    plain = read_labels(write(tmp_path / "plain.csv", FULL), NAMES, ATTRIBUTES)
+    assert plain.controls == ()
+    assert labels.sha256 != plain.sha256
+    turned = {name: cells[::-1] for name, cells in columns.items()}
+    again = read_labels(write(tmp_path / "turned.csv", turned), NAMES, ATTRIBUTES)
+    assert again.sha256 == labels.sha256
+
+
+def test_control_columns_that_are_refused(tmp_path):
+    path = changed(tmp_path, control_race=["a", "b", "c"])
+    refused(path, "control_race", "--control race")
+    refused(changed(tmp_path, control_=["a", "b", "c"]), "unknown column 'control_'")
+    refused(changed(tmp_path, control_age=["a", "", "c"]), "column control_age is empty")
+    names = [f"{i}.png" for i in range(101)]
+    path = write(tmp_path / "labels.csv", {"file": names, "control_noise": names})
+    refused(path, "101 values", "bands", names=names)

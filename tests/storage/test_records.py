@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fairbench.core.errors import ContractError, InputError
+from fairbench.core.keys import run_key
+from fairbench.core.record import SCHEMA
+from fairbench.core.score import Score
+from fairbench.storage import records
+from fairbench.storage.records import (
+    RecordError,
+    find_record,
+    read_record,
+    read_records,
+    record_path,
+    write_record,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def refuse(message):
+    raise AssertionError(f"unexpected warning: {message}")
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def files(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+# Keys.
+
+
+def test_key_is_pinned():
+    # Every committed record is filed under such a key: another value means another rule.
+    assert run_key({"method": "vanilla", "seed": 0, "guidance": 1.5}) == "46e18f614d577e06"
+
+
+def test_key_ignores_order_and_the_kind_of_sequence():
+    assert run_key({"a": 1, "b": (1, 2)}) == run_key({"b": [1, 2], "a": 1})
+    assert run_key({"a": frozenset("xyz")}) == run_key({"a": ["x", "y", "z"]})
+    assert run_key({"a": np.int64(3), "b": np.float64(0.1)}) == run_key({"a": 3, "b": 0.1})
+
+
+@pytest.mark.parametrize("other", [{"a": 0.1 + 0.2}, {"a": "0.3"}, {"a": 0.3, "b": None}, {}])
+def test_key_sees_every_difference(other):
+    assert run_key({"a": 0.3}) != run_key(other)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"a": float("nan")}, {"a": [float("inf")]}, {"a": object()}, {"a": {1: 2}}, {"a": 1j}],
+)
+def test_key_refuses_what_json_cannot_hold(config):
+    with pytest.raises(ContractError, match=r"config\.a"):
+        run_key(config)
+
+
+# Writing.
+
+
+def test_record_survives_a_round_trip(tmp_path, make_record):
+    scores = (
+        Score("fairness_discrepancy", 0.1 + 0.2, 0.1, 0.4, 2000, "lower", "wilson", 0.03),
+        Score("kernel_x", -1e-05, None, None, 2000, "lower", source="x"),
+    )
+    record = make_record(scores=scores, facts={"who": "Zoë “x”", "bad name": "\udc80"})
+    path = write_record(tmp_path, record)
+    assert path == tmp_path / "cartoonfaces" / "fairgen" / f"{record.key}.json"
+    assert read_record(path) == record
+    assert read_record(path).score("kernel_x") == scores[1]
+    assert read_record(path).score("nothing") is None
+
+
+def test_file_is_readable_with_one_image_a_line(tmp_path, make_record):
+    lines = write_record(tmp_path, make_record()).read_text().splitlines()
+    assert lines[1] == '  "schema": 1,'
+    assert lines[-5:-2] == [
+        '  "manifest": [',
+        f'    [0, 0, "{"c" * 64}"],',
+        f'    [0, 1, "{"d" * 64}"]',
+    ]
+
+
+def test_record_without_images_can_be_read(tmp_path, make_record):
+    record = make_record(manifest=(), generation_key=None, groups={}, scores=())
+    assert read_record(write_record(tmp_path, record)) == record
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_crash_while_writing_leaves_the_old_file(tmp_path, make_record, monkeypatch, moment):
+    old = make_record()
+    write_record(tmp_path, old)
+    with monkeypatch.context() as patch:
+        patch.setattr(*CRASHES[moment])
+        with pytest.raises(KeyboardInterrupt):
+            write_record(tmp_path, replace(old, created="later"))
+        with pytest.raises(KeyboardInterrupt):
+            write_record(tmp_path, make_record(seed=1))
+    assert files(tmp_path) == [f"{old.key}.json"]
+    assert read_records(tmp_path, refuse) == [old]
+
+
+def crash(*_):
+    raise KeyboardInterrupt
+
+
+CRASHES = {
+    "fsync": ("os.fsync", crash),
+    "replace": ("pathlib.Path.replace", crash),
+}
+
+
+def test_a_partial_file_left_by_a_killed_process_is_ignored(tmp_path, make_record):
+    path = write_record(tmp_path, make_record())
+    path.with_name(f".{path.stem}.0badcafe.tmp").write_text('{"schema": 1')
+    assert len(read_records(tmp_path, refuse)) == 1
+
+
+def test_a_complete_record_is_renewed_by_a_complete_one_only(tmp_path, make_record):
+    first = make_record(status="failed", error="out of memory")
+    complete = replace(first, status="complete", error=None)
+    later = replace(complete, created="later")
+    path = write_record(tmp_path, first)
+    for written, kept in [(complete, complete), (first, complete), (later, later)]:
+        assert write_record(tmp_path, written) == path
+        assert read_record(path) == kept
+    write_record(tmp_path, replace(first, status="interrupted"))
+    assert read_record(path) == later
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": 1, "key"', '{"schema": 2}', "[]"])
+def test_what_cannot_be_read_is_never_overwritten(tmp_path, make_record, content):
+    record = make_record()
+    path = write_record(tmp_path, record)
+    path.write_text(content)
+    with pytest.raises(InputError, match=record.key):
+        write_record(tmp_path, record)
+    assert path.read_text() == content
+
+
+def test_writing_refuses_other_schemas_infinity_and_names_that_are_paths(tmp_path, make_record):
+    with pytest.raises(ContractError, match="schema 1; seen 2"):
+        write_record(tmp_path, make_record(schema=SCHEMA + 1))
+    with pytest.raises(ContractError, match=r"record\.seconds\.generate must be finite"):
+        write_record(tmp_path, make_record(seconds={"generate": float("inf")}))
+    for name in ("../elsewhere", ".hidden", "", "a/b"):
+        with pytest.raises(InputError, match="folder or file name"):
+            write_record(tmp_path, make_record(dataset=name))
+    assert files(tmp_path) == []
+
+
+def test_a_results_folder_that_is_a_file_is_an_input_error(tmp_path, make_record):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(InputError, match="can't be written"):
+        write_record(tmp_path / "results", make_record())
+
+
+# Reading.
+
+
+def test_schema_1_still_loads():
+    # This file is never renewed: it stands for every record written with schema 1.
+    record = read_record(GOLDEN / "record_v1.json")
+    assert (record.schema, record.status, record.method) == (1, "complete", "fairgen")
+    assert record.score("fairness_discrepancy") == Score(
+        name="fairness_discrepancy",
+        value=0.07071067811865482,
+        low=0.04,
+        high=0.1,
+        n=2000,
+        better="lower",
+        interval="wilson",
+        floor=0.031,
+        source="cartoonfaces-judge",
+    )
+    assert record.config["sampling"]["steps"] == 20
+    assert record.card["supervision"] == ["classifier", "prompts"]
+    assert record.groups["gender|tennis player"][0]["target"] is None
+    assert record.manifest[1] == (0, 1, "d" * 64)
+
+
+def test_the_reader_knows_every_field():
+    assert set(records._RECORD_V1) == {field.name for field in fields(records.Record)}
+    assert set(records._SCORE_V1) == {field.name for field in fields(Score)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"schema": 2}, "schema 1 or older, seen 2; update fairbench"),
+        ({"schema": "1"}, "no schema number"),
+        ({"schema": True}, "no schema number"),
+        ({"status": "done"}, "status is 'done'"),
+        ({"key": 7}, "'key' of the record is of type int"),
+        ({"extra": 7}, "unknown extra"),
+        ({"seconds": {"generate": "long"}}, "seconds of 'generate'"),
+        ({"scores": [{"name": "x"}]}, "a score lacks better, floor"),
+        ({"scores": ["x"]}, "a score isn't an object"),
+        ({"groups": {"gender": [1]}}, "groups of 'gender'"),
+        ({"manifest": [[0, 0]]}, r"manifest row is \[0, 0\]"),
+        ({"peak_memory_mib": float("nan")}, "a number is NaN"),
+    ],
+)
+def test_damage_is_named_in_one_line(tmp_path, make_record, changes, problem):
+    path = write_record(tmp_path, make_record())
+    edit(path, **changes)
+    with pytest.raises(RecordError, match=problem) as error:
+        read_record(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: expected a record of schema 1")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(records.Record)])
+def test_a_missing_field_is_damage(tmp_path, make_record, name):
+    path = write_record(tmp_path, make_record())
+    data = json.loads(path.read_text())
+    del data[name]
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecordError, match="no schema number" if name == "schema" else name):
+        read_record(path)
+
+
+def test_truncation_anywhere_is_damage(tmp_path, make_record):
+    path = write_record(tmp_path, make_record())
+    content = path.read_bytes()
+    for length in range(0, len(content) - 2, 97):
+        path.write_bytes(content[:length])
+        with pytest.raises(RecordError):
+            read_record(path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b'{"schema": 1e999}'])
+def test_other_content_is_damage(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"x\.json"):
+        read_record(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(RecordError, match="can't be read"):
+        read_record(tmp_path / "x.json")
+
+
+# Finding.
+
+
+def test_only_complete_records_are_found(tmp_path, make_record):
+    record = make_record()
+    path = record_path(tmp_path, "cartoonfaces", "fairgen", record.key)
+    assert find_record(path) is None
+    for status in ("failed", "interrupted"):
+        write_record(tmp_path, replace(record, status=status, error="it stopped"))
+        assert find_record(path) is None
+    write_record(tmp_path, record)
+    assert find_record(path) == record
+
+
+def test_finding_names_damage_and_a_foreign_key(tmp_path, make_record):
+    path = write_record(tmp_path, make_record())
+    edit(path, key="0" * 16)
+    with pytest.raises(RecordError, match="expected run key"):
+        find_record(path)
+    path.write_text("{")
+    with pytest.raises(RecordError, match=path.name):
+        find_record(path)
+
+
+def test_reading_a_folder_skips_what_is_no_record(tmp_path, make_record):
+    made = [make_record(method, seed) for method in ("vanilla", "fairgen") for seed in (0, 1)]
+    paths = [write_record(tmp_path, record) for record in made]
+    failed = make_record("fairgen", 7, status="failed", error="it stopped")
+    write_record(tmp_path, failed)
+    for name in ("LEADERBOARD.md", "board.json", "cartoonfaces/plot.png", "cartoonfaces/a.json"):
+        (tmp_path / name).write_text("no record")
+    hidden = tmp_path / "cartoonfaces" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (hidden / "x.json").write_text("no record")
+    edit(paths[0], schema=9)
+    warnings = []
+    read = read_records(tmp_path, warnings.append)
+    assert len(warnings) == 1
+    assert str(paths[0]) in warnings[0]
+    assert {record.key for record in read} == {record.key for record in [*made[1:], failed]}
+    assert read == sorted(read, key=lambda record: (record.method, record.key))
+
+
+def test_reading_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="expected a folder of records"):
+        read_records(tmp_path / "nowhere", refuse)
+
+
+def test_import_is_light():
+    code = "import sys, fairbench.storage.records, fairbench.leaderboards as b; b.to_csv([])"
+    code += "; print({'torch', 'pandas', 'scipy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
