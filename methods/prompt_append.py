@@ -60,7 +60,7 @@ class PromptAppend(MethodBase):
 
         class PromptSampler(IndicatedSampler):
             def text(self, request: Request, group: int | None) -> str:
-                return request.prompt.naming(() if group is None else task.words(group))
+                return request.prompt.naming(() if group is None else task.group_phrases(group))
 
         return PromptSampler(backbone, preparation.sampling, indicator)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fairbench.backbones.diffusers_pipelines import load_backbone
 from fairbench.core.method import Request
+from fairbench.core.prompts import Phrase
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import CARTOONFACES
@@ -66,7 +67,7 @@ class NamedSampler(DDIMSampler):
     def text(self, request: Request, group: int | None) -> str:
         """The prompt with the words of this image."""
         words = self.words.get(request.image_index, ())
-        return request.prompt.naming(words) if words else request.prompt.text
+        return request.prompt.naming([Phrase(word) for word in reversed(words)])
 
 
 def draw(

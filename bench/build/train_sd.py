@@ -29,8 +29,8 @@ from fairbench.build.training import (
     velocity_loss,
     write_facts,
 )
-from fairbench.core.prompts import describe
-from fairbench.datasets.cartoonfaces import ATTRIBUTES
+from fairbench.core.prompts import Phrase, describe
+from fairbench.datasets.cartoonfaces import ATTRIBUTES, TEMPLATE
 
 VAE_BATCH = 32
 CONTEXT_LENGTH = 16
@@ -72,7 +72,8 @@ def caption(rng: np.random.Generator, role: str, gender: str, race: str) -> str:
         words = [(race, gender), (race,), (gender,)][rng.integers(3)]
         return " ".join(words)
     named = tuple(word for word in (race, gender) if rng.random() >= 0.6)
-    return describe(role, named)
+    # Declared order: gender before race, read the other way round.
+    return describe(role, [Phrase(word) for word in reversed(named)], TEMPLATE)
 
 
 def reconstruction_loss(error: Tensor) -> Tensor:

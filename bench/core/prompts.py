@@ -1,19 +1,47 @@
-"""The sentences that prompts and captions are made of."""
+"""How a subject and levels of attributes become one sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["describe"]
+__all__ = ["Phrase", "describe", "spoken"]
 
 
-def describe(subject: str, words: Sequence[str] = ()) -> str:
-    """``"a photo of an asian female person"``: a subject with attribute words before it.
+@dataclass(frozen=True)
+class Phrase:
+    """How a level of an attribute is said.
+
+    Attributes:
+        text: Such as ``"female"`` or ``"wearing glasses"``.
+        after: Whether it stands behind the noun, as the second does.
+    """
+
+    text: str
+    after: bool = False
+
+
+def spoken(phrases: Sequence[Phrase], subject: str = "") -> str:
+    """A subject with phrases around it: ``"asian female person wearing glasses"``.
+
+    Args:
+        phrases: In the order of their attributes. Those before the noun are read from the last to
+            the first, as in "asian female" for gender and race; those behind it as they come.
+        subject: A noun phrase without article; empty: the phrases alone.
+    """
+    before = [phrase.text for phrase in reversed(phrases) if not phrase.after]
+    after = [phrase.text for phrase in phrases if phrase.after]
+    return " ".join(filter(None, [*before, subject, *after]))
+
+
+def describe(subject: str, phrases: Sequence[Phrase] = (), template: str = "{}") -> str:
+    """The sentence of a prompt: ``"a photo of an asian female person"``.
 
     Args:
         subject: A noun phrase without article, such as ``"tennis player"``.
-        words: Attribute words in the order in which they are to be read.
+        phrases: In the order of their attributes.
+        template: What stands around the noun phrase, whose place is ``{}``.
     """
-    phrase = " ".join((*words, subject))
-    article = "an" if phrase[0] in "aeiou" else "a"
-    return f"a photo of {article} {phrase}"
+    phrase = spoken(phrases, subject)
+    article = "an" if phrase[0].lower() in "aeiou" else "a"
+    return template.replace("{}", f"{article} {phrase}")

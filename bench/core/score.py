@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Score"]
+__all__ = ["Better", "Score", "ScoreSpec"]
+
+Better = Literal["lower", "higher", "neither"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,34 @@ class Score:
     unit: str = ""
     source: str = ""
     level: float = 0.95
+
+
+@dataclass(frozen=True)
+class ScoreSpec:
+    """What is known of a column before anything is measured.
+
+    Attributes:
+        pattern: The score's name, or a pattern of names as `fnmatch` reads it, such as
+            ``"kernel_*_balanced"``.
+        meaning: One or two sentences: what it is, and what to make of it.
+        better: Which direction is better.
+        unit: Such as ``"share"``, ``"nats"``; empty for a distance.
+        scale: What readers see it multiplied by, such as 1000 for a distance of the order of .001.
+        summary: Whether the table of one run shows it.
+        main: Place among the columns of the readable leaderboards, from 0; None: not there.
+        needs: What must be there to measure it, in words; empty for nothing but images.
+        display: How patterns are written in lists, such as ``"kernel_<encoder>_balanced"``; empty
+            for the pattern itself.
+        version: Raised whenever the same arrays give another value.
+    """
+
+    pattern: str
+    meaning: str
+    better: Better
+    unit: str = ""
+    scale: float = 1.0
+    summary: bool = False
+    main: int | None = None
+    needs: str = ""
+    display: str = ""
+    version: int = 2

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.errors import ContractError, InputError, unknown_name
-from fairbench.core.prompts import describe
+from fairbench.core.prompts import Phrase, describe
 
-__all__ = ["Control", "Prompt", "Task", "parse_target"]
+__all__ = ["Control", "Prompt", "Task", "parse_target", "phrases_of"]
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,35 @@ class Prompt:
         subject: Noun phrase, such as ``"tennis player"``; empty for an unconditional backbone.
         stratum: Attribute -> level that every real image of this subject has, such as
             ``{"role": "person"}``; empty: any real image. Quality references follow it.
+        template: What stands around the noun phrase, whose place is ``{}``.
     """
 
     subject: str
     stratum: Mapping[str, str] = field(default_factory=dict)
+    template: str = "{}"
 
     @property
     def text(self) -> str:
         """The user's own prompt."""
-        return describe(self.subject) if self.subject else ""
+        return describe(self.subject, (), self.template) if self.subject else ""
 
-    def naming(self, words: Sequence[str]) -> str:
-        """The prompt with attribute words written in, such as ``("asian", "female")``."""
-        return describe(self.subject, words)
+    def naming(self, phrases: Sequence[Phrase]) -> str:
+        """The prompt with levels written in, given in the order of their attributes."""
+        return describe(self.subject, phrases, self.template)
+
+
+def phrases_of(
+    attribute: str, level: str, said: Mapping[str, Mapping[str, Phrase]]
+) -> tuple[Phrase, ...]:
+    """How a level is said, or a group's levels in the order of their attributes.
+
+    Args:
+        attribute: Such as ``"gender"``, or ``"gender/race"`` for a group of both.
+        level: Such as ``"female"``, or ``"female/asian"``.
+        said: Attribute -> level -> phrase, where that isn't the level's own name.
+    """
+    pairs = zip(attribute.split("/"), level.split("/"), strict=True)
+    return tuple(said.get(name, {}).get(one, Phrase(one)) for name, one in pairs)
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,7 @@ class Task:
         prompts: Images are spread evenly over them.
         target: Wanted share of each group, in the order of `groups`; sums to 1.
         per_prompt: Whether the ranked discrepancy is the mean over prompts, not the pooled one.
+        said: Attribute -> level -> how it is said, where that isn't the level's own name.
     """
 
     name: str
@@ -55,6 +72,7 @@ class Task:
     prompts: tuple[Prompt, ...]
     target: tuple[float, ...]
     per_prompt: bool = False
+    said: Mapping[str, Mapping[str, Phrase]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.target) != len(self.groups):
@@ -77,9 +95,13 @@ class Task:
         """The K groups as tuples of levels, one level an attribute."""
         return tuple(itertools.product(*self.attributes.values()))
 
-    def words(self, group: int) -> tuple[str, ...]:
-        """A group's levels as they are read in a sentence: ("asian", "female")."""
-        return self.cells[group][::-1]
+    def phrases(self, attribute: str, level: str) -> tuple[Phrase, ...]:
+        """How a level is said, or a group's levels; see :func:`phrases_of`."""
+        return phrases_of(attribute, level, self.said)
+
+    def group_phrases(self, group: int) -> tuple[Phrase, ...]:
+        """How a group's levels are said, in the order of their attributes."""
+        return self.phrases("/".join(self.attributes), self.groups[group])
 
     def with_target(self, target: Mapping[str, float]) -> Task:
         """The same task with other wanted shares, by group name; a group left out gets 0.
@@ -98,7 +120,7 @@ class Task:
         shares = tuple(float(target.get(group, 0.0)) for group in self.groups)
         if not abs(sum(shares) - 1) <= 1e-6:
             raise InputError(f"target shares must sum to 1; these sum to {sum(shares):g}")
-        return Task(self.name, self.attributes, self.prompts, shares, self.per_prompt)
+        return replace(self, target=shares)
 
 
 def parse_target(text: str, task: Task) -> Task:

@@ -134,7 +134,10 @@ CARTOONFACES = Dataset(
     image_size=32,
     attributes=cartoonfaces.ATTRIBUTES,
     sensitive=("gender", "race"),
-    prompts=tuple(Prompt(role, {"role": role}) for role in cartoonfaces.ATTRIBUTES["role"]),
+    prompts=tuple(
+        Prompt(role, {"role": role}, cartoonfaces.TEMPLATE)
+        for role in cartoonfaces.ATTRIBUTES["role"]
+    ),
     tasks=MappingProxyType(
         {
             "gender": ("gender",),

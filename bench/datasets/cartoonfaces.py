@@ -52,6 +52,9 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 CELL_ATTRIBUTES = ("role", "gender", "race")
 """The attributes whose crossing the splits are balanced over and a bias profile speaks of."""
 
+TEMPLATE = "a photo of {}"
+"""What stands around the noun phrase of a prompt or caption."""
+
 SPLITS = ("pool", "method_reference", "judge", "evaluation")
 
 TRAINING_IMAGES = 8000

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
-from fairbench.core.task import Prompt, Task
+from fairbench.core.prompts import Phrase, spoken
+from fairbench.core.task import Prompt, Task, phrases_of
 from fairbench.diffusion.backbone import Backbone
 from fairbench.diffusion.sampling import Denoiser, Stream, ddim
 from fairbench.diffusion.schedule import Prediction
@@ -56,18 +58,19 @@ def composed_target(neutral: Tensor, category: Tensor, eta: float) -> Tensor:
     return neutral + eta * (category - neutral)
 
 
-def prompt_pairs(neutral: str, prompts: Sequence[Prompt], level: str) -> list[tuple[str, str]]:
+def prompt_pairs(
+    neutral: str, prompts: Sequence[Prompt], phrases: Sequence[Phrase]
+) -> list[tuple[str, str]]:
     """(neutral, category) texts that one category is trained on.
 
     Args:
         neutral: ``list`` or ``empty``.
         prompts: Neutral prompts of the list.
-        level: The category, a level such as ``"female"`` or a group such as ``"female/asian"``.
+        phrases: How the category is said, a level or the levels of a group.
     """
-    words = level.split("/")[::-1]  # read as "asian female"
     if neutral == "empty":
-        return [("", " ".join(words))]
-    return [(prompt.text, prompt.naming(words)) for prompt in prompts]
+        return [("", spoken(phrases))]
+    return [(prompt.text, prompt.naming(phrases)) for prompt in prompts]
 
 
 def initial_seed(seed: int, attribute: str) -> int:
@@ -129,6 +132,7 @@ class AdapterTraining:
         seed: The run's seed.
         references: Trainings of other attributes, finished, to whose adapters these are to be
             orthogonal.
+        said: Attribute -> level -> how it is said, where that isn't the level's own name.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class AdapterTraining:
         sampling: SamplingConfig,
         seed: int,
         references: Sequence[AdapterTraining] = (),
+        said: Mapping[str, Mapping[str, Phrase]] = MappingProxyType({}),
     ) -> None:
         if backbone.unet is None:
             raise ContractError(f"{backbone.name} has no network to adapt")
@@ -151,7 +156,10 @@ class AdapterTraining:
         self.rollout = SamplingConfig(
             sampling.steps, method.rollout_guidance, 0.0, sampling.spacing
         )
-        self.pairs = [prompt_pairs(method.neutral, prompts, level) for level in levels]
+        self.pairs = [
+            prompt_pairs(method.neutral, prompts, phrases_of(attribute, level, said))
+            for level in levels
+        ]
         self.bank = AdapterBank(
             backbone.unet,
             [f"{attribute}={level}" for level in levels],
@@ -511,6 +519,7 @@ def prepare(
             preparation.sampling,
             preparation.seed,
             trainings,
+            task.said,
         )
         training.run(preparation.cache / "adapters", preparation)
         trainings.append(training)

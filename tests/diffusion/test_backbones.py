@@ -56,7 +56,10 @@ def one_thread():
 
 
 def requests(count, subject="person", **changes):
-    return [Request(Prompt(subject), 0, i, 3, **changes) for i in range(count)]
+    return [
+        Request(Prompt(subject, template="a photo of {}"), 0, i, 3, **changes)
+        for i in range(count)
+    ]
 
 
 def start(count, shape):
@@ -535,7 +538,12 @@ def test_trajectory_is_that_of_the_stable_diffusion_pipeline(name, guidance, bac
     pixels = pipeline(**asked, output_type="np").images * 255
     images = sampler(requests(count)).images
     assert np.abs(images - pixels).max() <= 0.55
-    other = sampler([dataclasses.replace(r, prompt=Prompt("santa")) for r in requests(count)])
+    other = sampler(
+        [
+            dataclasses.replace(r, prompt=Prompt("santa", template="a photo of {}"))
+            for r in requests(count)
+        ]
+    )
     assert (other.images != images).any()
 
 

@@ -57,7 +57,7 @@ def config(steps=12, **changes):
 
 
 def request(image=0, prompt=0, seed=0, subject="person"):
-    return Request(Prompt(subject), prompt, image, seed)
+    return Request(Prompt(subject, template="a photo of {}"), prompt, image, seed)
 
 
 def many(count):

@@ -230,7 +230,7 @@ def make_task():
         groups = 1
         for names in levels.values():
             groups *= len(names)
-        roles = tuple(Prompt(role) for role in ROLES[:prompts])
+        roles = tuple(Prompt(role, template="a photo of {}") for role in ROLES[:prompts])
         return Task("tiny", levels, roles, target or (1 / groups,) * groups, prompts > 1)
 
     return make
@@ -250,7 +250,7 @@ def build_images(n, seed, male_share):
 
 @pytest.fixture
 def data():
-    subjects = tuple(Prompt(role) for role in ROLES)
+    subjects = tuple(Prompt(role, template="a photo of {}") for role in ROLES)
     return TrainingData(
         neutral_prompts=subjects,
         subjects=subjects,

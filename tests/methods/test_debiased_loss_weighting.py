@@ -69,7 +69,7 @@ def test_from_scratch_does_not_start_from_the_backbone(
 
 def test_it_sees_the_biased_images_and_no_label(make_unconditional, make_task, make_preparation):
     images = ImageSet(np.full((8, 4, 4, 3), 99, np.uint8), np.zeros(8, np.int64))
-    data = TrainingData(subjects=(Prompt("person"),), training=images)
+    data = TrainingData(subjects=(Prompt("person", template="a photo of {}"),), training=images)
     sampler = DebiasedLossWeighting(**QUICK).prepare(
         make_task(), make_unconditional(), data, make_preparation()
     )
@@ -215,7 +215,7 @@ def test_training_finds_the_optimum_of_one_shared_number(name, make_task, make_p
     )
     backbone = one_number()
     images = ImageSet(np.zeros((1000, 4, 4, 3), np.uint8), np.zeros(1000, np.int64))
-    data = TrainingData(subjects=(Prompt("person"),), training=images)
+    data = TrainingData(subjects=(Prompt("person", template="a photo of {}"),), training=images)
     sampler = method.prepare(make_task(), backbone, data, make_preparation())
     assert float(backbone.unet.c) == 0.5  # the backbone itself is left as it is
     # A quarter of the card's 2 %, within which several weightings have their optimum.

@@ -341,7 +341,7 @@ def test_without_a_step_guidance_by_prompts_is_vanilla_s(
     backbone = make_text_unet()
     preparation = make_preparation(sampling=SamplingConfig(3, 3.0))
     heads = make_heads(backbone.schedule.timesteps(3, "trailing"), 2, 64)
-    requests = [Request(Prompt("person"), 0, i, 0) for i in range(4)]
+    requests = [Request(Prompt("person", template="a photo of {}"), 0, i, 0) for i in range(4)]
     plain = latents_of(DDIMSampler(backbone, preparation.sampling), requests)
     made = []
     for changes in (nothing, {}):
@@ -510,7 +510,7 @@ def test_branches_of_guidance_are_edited_as_told(
     method = DistributionGuidance(**QUICK, branch=branch, skip_first=0)
     backbone = make_mixture()
     sampler = method.prepare(make_task(), backbone, data, make_preparation())
-    request = Request(Prompt("person"), 0, 0, 0)
+    request = Request(Prompt("person", template="a photo of {}"), 0, 0, 0)
     samples = sampler([request])
     expected = {"cond": {"cond"}, "both": {"cond", "uncond"}}[branch]
     assert samples.diagnostics.keys() == {
@@ -643,7 +643,7 @@ def test_real_pipelines_are_guided(features, make_text_unet, make_task, make_pre
         method = DistributionGuidance(**QUICK, features=features, branch="both", skip_first=0)
         backbone = make_text_unet(kind)
         sampler = method.prepare(make_task("gender"), backbone, data, make_preparation())
-        samples = sampler([Request(Prompt("person"), 0, 0, 0)])
+        samples = sampler([Request(Prompt("person", template="a photo of {}"), 0, 0, 0)])
         assert samples.images.shape == (1, 4, 4, 3)
         # The barely trained classifier may see one group in all trajectories, which says nothing.
         if features == "inversion":
@@ -704,7 +704,9 @@ def test_guidance_reaches_the_target_on_a_mixture_of_two_groups(
         target = torch.tensor([wanted or 0.5, 1 - (wanted or 0.5)])
         goal = Goal("gender", {"cond": heads}, target)
         sampler = CoupledSampler(backbone, preparation, method, [goal], {})
-        images = sampler([Request(Prompt("person"), 0, i, 0) for i in range(64)]).images
+        images = sampler(
+            [Request(Prompt("person", template="a photo of {}"), 0, i, 0) for i in range(64)]
+        ).images
         found[wanted] = float((images.mean((1, 2, 3)) < 127).mean())
     assert found[None] < 0.25
     # Fresh noise after the last guided steps moves images again.

@@ -12,6 +12,7 @@ from torch import nn
 from fairbench.backbones.mixture import GaussianMixture
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, SamplingConfig
+from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt
 from fairbench.diffusion.sampling import ddim
 from fairbench.diffusion.schedule import Prediction
@@ -22,7 +23,9 @@ from fairbench.methods.parts.fairgen import AdapterTraining, adapted_denoiser, c
 
 QUICK = {"iterations": 2, "batch": 6, "learning_rate": 0.05, "rollout_every": 2}
 GENDERS = ("female", "male")
-DATA = tuple(Prompt(role) for role in ("person", "tennis player", "santa"))
+DATA = tuple(
+    Prompt(role, template="a photo of {}") for role in ("person", "tennis player", "santa")
+)
 
 
 @pytest.fixture
@@ -488,16 +491,22 @@ def test_trajectories_are_on_policy(make_training, randomise):
 
 
 def test_prompt_pairs_name_the_category_or_are_empty(data):
-    pairs = _fairgen.prompt_pairs("list", data.neutral_prompts, "asian")
+    pairs = _fairgen.prompt_pairs("list", data.neutral_prompts, [Phrase("asian")])
     assert pairs[0] == ("a photo of a person", "a photo of an asian person")
     assert len(pairs) == 3
-    assert _fairgen.prompt_pairs("empty", data.neutral_prompts, "asian") == [("", "asian")]
+    assert _fairgen.prompt_pairs("empty", data.neutral_prompts, [Phrase("asian")]) == [
+        ("", "asian")
+    ]
 
 
 def test_prompt_pairs_of_a_group_name_all_its_levels(data):
-    pairs = _fairgen.prompt_pairs("list", data.neutral_prompts, "female/asian")
+    pairs = _fairgen.prompt_pairs(
+        "list", data.neutral_prompts, [Phrase("female"), Phrase("asian")]
+    )
     assert pairs[0] == ("a photo of a person", "a photo of an asian female person")
-    empty = _fairgen.prompt_pairs("empty", data.neutral_prompts, "female/asian")
+    empty = _fairgen.prompt_pairs(
+        "empty", data.neutral_prompts, [Phrase("female"), Phrase("asian")]
+    )
     assert empty == [("", "asian female")]
 
 

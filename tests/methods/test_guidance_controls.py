@@ -33,7 +33,7 @@ HEADS = {**MEANS, "weight_decay": 0.01}
 
 
 def requests(n, prompt=0):
-    return [Request(Prompt("person"), prompt, i, 0) for i in range(n)]
+    return [Request(Prompt("person", template="a photo of {}"), prompt, i, 0) for i in range(n)]
 
 
 class Brightness(AttributeClassifier):

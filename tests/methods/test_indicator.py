@@ -16,7 +16,12 @@ KINDS = ("iid", "stratified", "per_prompt")
 
 def drawn(kind, target, n, seed=0, prompt=0):
     indicator = Indicator(kind, target, seed, (n,) * (prompt + 1))
-    return np.array([indicator(Request(Prompt("person"), prompt, i, seed)) for i in range(n)])
+    return np.array(
+        [
+            indicator(Request(Prompt("person", template="a photo of {}"), prompt, i, seed))
+            for i in range(n)
+        ]
+    )
 
 
 def test_iid_draws_follow_the_target():
@@ -66,7 +71,11 @@ def test_per_prompt_reproduces_the_released_defect():
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_depend_on_the_request_alone_and_change_with_the_seed(kind):
     draws = Indicator(kind, (0.5, 0.5), 5, (64,) * 8)
-    requests = [Request(Prompt("person"), p, i, 5) for p in range(8) for i in range(64)]
+    requests = [
+        Request(Prompt("person", template="a photo of {}"), p, i, 5)
+        for p in range(8)
+        for i in range(64)
+    ]
     forth = [draws(r) for r in requests]
     assert [draws(r) for r in reversed(requests)] == forth[::-1]
     other = Indicator(kind, (0.5, 0.5), 6, (64,) * 8)

@@ -747,7 +747,9 @@ def toy_images(n, seed, dark_share, subjects=1, labelled=True):
 
 
 def fit(method, backbone, parts, preparation, levels="schedule", subjects=1):
-    images = NoisedImages(backbone, parts, [Prompt(f"thing{i}") for i in range(subjects)])
+    images = NoisedImages(
+        backbone, parts, [Prompt(f"thing{i}", template="a photo of {}") for i in range(subjects)]
+    )
     known = noise_range(backbone.schedule) if levels == "schedule" else levels
     labels = ("tone",) if getattr(method, "ratio", "network") == "labels" else ()
     return fit_ratio(method, backbone, images, parts, preparation, labels=labels, levels=known)

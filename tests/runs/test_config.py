@@ -19,6 +19,7 @@ from fairbench import methods as registry
 from fairbench.core.errors import AssetError, ContractError, InputError
 from fairbench.core.method import MethodCard, SamplingConfig
 from fairbench.core.parameters import parameters_of
+from fairbench.core.prompts import Phrase
 from fairbench.core.task import parse_target
 from fairbench.datasets.base import get_dataset
 from fairbench.diffusion.devices import (
@@ -130,7 +131,7 @@ def test_tasks_have_their_groups_and_prompts():
         "female/white",
         "male/asian",
     )
-    assert task("gender_race").words(4) == ("asian", "male")
+    assert task("gender_race").group_phrases(4) == (Phrase("male"), Phrase("asian"))
     assert [p.text for p in task("gender").prompts] == ["a photo of a person"]
     assert [p.subject for p in task("gender_by_role").prompts] == list(DATASET.attributes["role"])
     assert task("gender_by_role").per_prompt

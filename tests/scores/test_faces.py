@@ -61,7 +61,7 @@ def scored(images, groups, training, network=True, real=400):
     n = len(images)
     measured = Measurements({}, {"one": probabilities}, np.ones(n, dtype=bool))
     sample = Sample(measured, np.zeros(n, np.int64), None, np.arange(n))
-    task = Task("gender", LEVELS, (Prompt("person"),), (0.5, 0.5))
+    task = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.5, 0.5))
     instruments = FaceInstruments(Detector(), Network() if network else None, "no weights")
     scores, facts = face_scores(
         images,
@@ -136,7 +136,7 @@ def test_what_cannot_be_compared_is_not(case):
     n = len(groups)
     measured = Measurements({}, {"one": {"gender": np.eye(2)[groups]}}, np.ones(n, dtype=bool))
     sample = Sample(measured, np.zeros(n, np.int64), None, np.arange(n))
-    task = Task("gender", LEVELS, (Prompt("person"),), (0.5, 0.5))
+    task = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.5, 0.5))
     reading = Reading(sample, "one", LEVELS, task)
     cells = np.zeros(real, int) if case.startswith("no real") else np.arange(real) % 2
     scores, facts = face_scores(

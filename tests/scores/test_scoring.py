@@ -32,7 +32,7 @@ CONFUSIONS = {
 
 
 def task(per_prompt=False, attributes=("gender",), target=None):
-    prompts = tuple(Prompt(role, {"role": role}) for role in LEVELS["role"])
+    prompts = tuple(Prompt(role, {"role": role}, "a photo of {}") for role in LEVELS["role"])
     sizes = math.prod(len(LEVELS[name]) for name in attributes)
     return Task(
         "t",
