@@ -80,7 +80,7 @@ def make_record():
                 ]
             },
             "facts": {"hits": [[9, 1], [2, 8]]},
-            "manifest": ((0, 0, "c" * 64), (0, 1, "d" * 64)),
+            "manifest": (),
             "created": "2026-01-02T03:04:05+00:00",
         }
         return Record(**{**values, **changes})

@@ -95,7 +95,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 @app.command()
 def run(
     method: Annotated[str, typer.Option(help="See: fairbench list methods.")],
-    dataset: Annotated[str, typer.Option(help="Data set.")] = "cartoonfaces",
+    dataset: Annotated[str | None, typer.Option(help="Default: the embedded one.")] = None,
     task: Annotated[str | None, typer.Option(help="Default: the data set's first.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Name or pipeline folder; default: the data set's first.")
@@ -176,7 +176,7 @@ def run(
 @app.command()
 def evaluate(
     image_dir: Annotated[Path, typer.Argument(help="Folder, .zip, .tar or .npz of images.")],
-    dataset: Annotated[str, typer.Option(help="Data set to compare with.")] = "cartoonfaces",
+    dataset: Annotated[str | None, typer.Option(help="Default: the embedded one.")] = None,
     task: Annotated[str | None, typer.Option(help="Default: the data set's first.")] = None,
     name: Annotated[
         str | None, typer.Option(help="Row name; default: that of the images.")
@@ -542,6 +542,10 @@ def _preset_row(method: type[Method], values: Mapping[str, Any]) -> dict[str, An
 def _listing(kind: Kind) -> list[dict[str, Any]]:
     from fairbench.datasets.base import DATASETS
 
+    found, broken = DATASETS.entries()
+    for reason in broken.values():
+        _warn(reason)
+
     if kind is Kind.METHODS:
         from fairbench.core.parameters import parameters_of
         from fairbench.methods import get_method, method_names
@@ -565,20 +569,20 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
 
         return [{"name": name, "meaning": meaning} for name, meaning in METRICS.items()]
     rows = []
-    for dataset in DATASETS.values():
+    for dataset in found.values():
         if kind is Kind.DATASETS:
             levels = {name: list(values) for name, values in dataset.attributes.items()}
-            rows.append({"name": dataset.name, "title": dataset.title, "attributes": levels})
+            rows.append({"name": dataset.name, "title": dataset.card.title, "attributes": levels})
         elif kind is Kind.BACKBONES:
             for spec in dataset.backbones:
                 sampling = dataclasses.asdict(spec.sampling)
                 row = {"name": spec.name, "dataset": dataset.name, "title": spec.title}
                 rows.append(row | {"sampling": sampling})
         else:
-            for name in dataset.tasks:
-                task = dataset.task(name, conditional=True)
+            for question in dataset.tasks:
+                task = dataset.task(question.name, conditional=True)
                 ranked = "mean over prompts" if task.per_prompt else "pooled"
-                row = {"name": name, "dataset": dataset.name, "ranked": ranked}
+                row = {"name": question.name, "dataset": dataset.name, "ranked": ranked}
                 groups = {"number_of_groups": len(task.groups), "groups": list(task.groups)}
                 prompts = [prompt.text for prompt in task.prompts]
                 rows.append(row | groups | {"prompts": prompts})

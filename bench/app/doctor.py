@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from fairbench.core.errors import FairbenchError
-from fairbench.datasets import cartoonfaces
-from fairbench.datasets.base import DATASETS
+from fairbench.datasets.base import DATASETS, Dataset, Role
 from fairbench.instruments.weights import weight_states
 from fairbench.runs.provenance import DISTRIBUTION, PACKAGES, package_versions
 from fairbench.storage.cache import cache_folder
@@ -106,19 +105,18 @@ def _cache() -> Finding:
 
 
 def _files() -> Iterator[Finding]:
-    expected = [cartoonfaces.FOLDER / "manifest.json"]
-    expected += [cartoonfaces.FOLDER / f"{split}.npz.xz" for split in cartoonfaces.SPLITS]
-    judges = cartoonfaces.FOLDER.parent / "judges"
-    names = ("primary", "second", "cartoonfaces", "validity")
-    expected += [
-        judges / f"{name}{suffix}" for name in names for suffix in (".json", ".safetensors")
-    ]
-    for dataset in DATASETS.values():
+    for dataset in _datasets():
+        expected = list(dataset.files())
         for spec in dataset.backbones:
             expected.append(spec.folder / "model_index.json")
             expected.append(spec.folder / "unet" / "diffusion_pytorch_model.safetensors")
-    for path in expected:
-        yield _file(path)
+        for path in expected:
+            yield _file(path)
+
+
+def _datasets() -> list[Dataset]:
+    found, _ = DATASETS.entries()
+    return list(found.values())
 
 
 def _file(path: Path) -> Finding:
@@ -141,20 +139,20 @@ def _verified() -> Iterator[Finding]:
     from fairbench.backbones.diffusers_pipelines import weights_sha256
     from fairbench.instruments.measuring import load_instruments
 
-    for split in cartoonfaces.SPLITS:
-        try:
-            data = cartoonfaces.load_split(split)
-            pixels = hashlib.sha256(data.images.tobytes()).hexdigest()
-            ok = pixels == cartoonfaces.manifest()["splits"][split]["pixels_sha256"]
-            yield Finding(f"split {split}", ok, f"{len(data)} images", _unless(ok, REINSTALL))
-        except FairbenchError as error:
-            yield Finding(f"split {split}", False, str(error), REINSTALL)
+    for dataset in _datasets():
+        for role in get_args(Role):
+            try:
+                data = dataset.split(role)
+                if data is not None:
+                    yield Finding(f"split {role}", True, f"{dataset.name}, {len(data)} images")
+            except FairbenchError as error:
+                yield Finding(f"split {role}", False, str(error), REINSTALL)
     try:
         for name, sha256 in load_instruments("cpu").hashes().items():
             yield Finding(f"weights {name}", True, f"sha256 {sha256[:16]}… as on its card")
     except FairbenchError as error:
         yield Finding("weights of the instruments", False, str(error), REINSTALL)
-    for dataset in DATASETS.values():
+    for dataset in _datasets():
         for spec in dataset.backbones:
             if spec.folder.is_dir():
                 seen = weights_sha256(spec.folder)

@@ -25,14 +25,14 @@ from fairbench.core.method import Request
 from fairbench.core.prompts import Phrase
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Prompt
-from fairbench.datasets.base import CARTOONFACES
+from fairbench.datasets.base import ArrayImages
 from fairbench.datasets.cartoonfaces import (
     ATTRIBUTES,
     DEFAULT_BIAS,
-    Split,
     load_split,
     training_split,
 )
+from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.diffusion.backbone import Backbone
 from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.instruments.measuring import Instruments, load_instruments
@@ -93,7 +93,7 @@ def draw(
 
 
 def shares_and_judges(
-    images: NDArray[np.uint8], instruments: Instruments, training: Split
+    images: NDArray[np.uint8], instruments: Instruments, training: ArrayImages
 ) -> list[Bar]:
     """Shares against the training set's, confidence of the judge, validity."""
     read = instruments.judges[0](images)
@@ -163,9 +163,9 @@ def named_bars(
         levels = ATTRIBUTES[attribute]
         words = [(level,) for level in levels]
         n = NAMED // 2
-        images = draw(backbone, spec, CARTOONFACES.prompts, n, guidance, words)
+        images = draw(backbone, spec, CARTOONFACES.subjects, n, guidance, words)
         label = instruments.judges[0](images)[attribute].argmax(1)
-        asked = np.arange(n) // len(CARTOONFACES.prompts) % len(levels)
+        asked = np.arange(n) // len(CARTOONFACES.subjects) % len(levels)
         by_level = ", ".join(
             f"{level} {(label == asked)[asked == k].mean():.3f}" for k, level in enumerate(levels)
         )
@@ -261,7 +261,7 @@ def main() -> None:
         spec.name, spec.folder, device=torch.device("cpu"), dtype=torch.float32
     )
     training = training_split()
-    prompts = CARTOONFACES.prompts if spec.conditional else (Prompt(""),)
+    prompts = CARTOONFACES.subjects if spec.conditional else (Prompt(""),)
     images = draw(backbone, spec, prompts, N, 1.0)
     bars = shares_and_judges(images, instruments, training)
     by_role = ""

@@ -24,7 +24,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairbench.datasets.cartoonfaces import ATTRIBUTES, Split, load_split, manifest
+from fairbench.datasets.base import ArrayImages
+from fairbench.datasets.cartoonfaces import ATTRIBUTES, load_split, manifest
 from fairbench.instruments import cartoonfaces as judges
 from fairbench.instruments.cartoonfaces import BATCH, JOINT, LEVELS
 from fairbench.metrics.frechet import frechet_distance
@@ -42,12 +43,12 @@ Images = NDArray[np.uint8]
 Corruption = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def fit_split() -> Split:
+def fit_split() -> ArrayImages:
     """The images that all four networks learn from."""
     return load_split("judge").take(np.arange(FIT))
 
 
-def held_out_split() -> Split:
+def held_out_split() -> ArrayImages:
     """The images that none of them has seen."""
     split = load_split("judge")
     return split.take(np.arange(FIT, len(split)))
@@ -240,7 +241,7 @@ def train(
     return time.monotonic() - started
 
 
-def label_tensor(split: Split) -> Tensor:
+def label_tensor(split: ArrayImages) -> Tensor:
     """(N, 5) int64 labels, one column an attribute."""
     return torch.from_numpy(np.stack([split.labels[a] for a in ATTRIBUTES], axis=1)).long()
 
@@ -254,7 +255,7 @@ def attribute_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def train_judge(name: str, fit: Split) -> tuple[nn.Module, float]:
+def train_judge(name: str, fit: ArrayImages) -> tuple[nn.Module, float]:
     """One attribute judge; augmented so that it also reads generated images."""
     torch.manual_seed(SEED)
     module = judges.JUDGES[name]()
@@ -353,7 +354,7 @@ class EncoderTraining(nn.Module):
         return total
 
 
-def train_encoder(name: str, fit: Split) -> tuple[judges.FaceEncoder, float]:
+def train_encoder(name: str, fit: ArrayImages) -> tuple[judges.FaceEncoder, float]:
     """The encoder, its features standardised over the clean images."""
     torch.manual_seed(SEED)
     training = EncoderTraining()
@@ -393,7 +394,7 @@ def not_faces(x: Tensor, rng: torch.Generator) -> Tensor:
     )
 
 
-def train_validity(name: str, fit: Split) -> tuple[nn.Module, float]:
+def train_validity(name: str, fit: ArrayImages) -> tuple[nn.Module, float]:
     """The validity check: each step sees 32 faces and 32 images that aren't."""
     torch.manual_seed(SEED)
     module = judges.FaceOrNot()
@@ -423,7 +424,7 @@ def confusion(truth: NDArray[Any], guess: NDArray[Any], size: int) -> list[list[
     return rows
 
 
-def measure_judge(judge: judges.Judge, split: Split) -> dict[str, Any]:
+def measure_judge(judge: judges.Judge, split: ArrayImages) -> dict[str, Any]:
     """Accuracy, mean confidence and confusion counts, by attribute and for the crossing."""
     probabilities = judge(split.images)
     first, second = (probabilities[name] for name in JOINT)
@@ -446,7 +447,7 @@ def measure_judge(judge: judges.Judge, split: Split) -> dict[str, Any]:
     return measured
 
 
-def measure_under_faults(judge: judges.Judge, split: Split) -> dict[str, dict[str, float]]:
+def measure_under_faults(judge: judges.Judge, split: ArrayImages) -> dict[str, dict[str, float]]:
     """Mild fault -> attribute -> accuracy; shows what a generator's faults do to the labels."""
     measured = {}
     for fault, corruption in ACCEPTED.items():
@@ -458,7 +459,7 @@ def measure_under_faults(judge: judges.Judge, split: Split) -> dict[str, dict[st
     return measured
 
 
-def measure_validity(check: judges.ValidityCheck, split: Split) -> dict[str, Any]:
+def measure_validity(check: judges.ValidityCheck, split: ArrayImages) -> dict[str, Any]:
     """Share of images taken as valid, of each kind."""
     return {
         side: {

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fairbench.diffusion.backbone import Backbone
-
 __all__ = [
     "Deposit",
     "ImageSet",
@@ -257,9 +255,16 @@ class Method(Protocol):
         ...
 
     def prepare(
-        self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
+        self, task: Task, backbone: Any, data: TrainingData, preparation: Preparation
     ) -> Sampler:
-        """Do whatever must be done once before images can be made."""
+        """Do whatever must be done once before images can be made.
+
+        Args:
+            task: The question.
+            backbone: A `fairbench.diffusion.backbone.Backbone`, which lies above this room.
+            data: What the card declares, nothing more.
+            preparation: Seed, sampling, cache, progress.
+        """
         ...
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fairbench.core.score import Score
 
-__all__ = ["SCHEMA", "Record", "Status"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-SCHEMA = 1
+__all__ = ["SCHEMA", "PerImage", "Record", "Status"]
+
+SCHEMA = 2
 
 
 Status = Literal["complete", "failed", "interrupted"]
@@ -38,8 +42,11 @@ class Record:
         groups: Table name (``"gender"``, ``"gender|tennis player"``) -> rows with group, count,
             n, share, low, high and target.
         facts: Values only this method has, such as a hit matrix.
-        manifest: Rows (prompt index, image index, sha256 of the raw RGB bytes), in image order.
+        manifest: Rows (prompt index, image index, sha256 of the raw RGB bytes), in image order, of
+            a record of schema 1; empty in newer ones, whose sidecar holds them.
         created: UTC time of writing, ISO 8601.
+        sidecar: SHA-256 of ``<key>.images.npz`` beside the record, which holds what is known of
+            each image; None where there is none.
     """
 
     schema: int
@@ -62,7 +69,40 @@ class Record:
     facts: Mapping[str, Any]
     manifest: tuple[tuple[int, int, str], ...]
     created: str
+    sidecar: str | None = None
 
     def score(self, name: str) -> Score | None:
         """The score of that name, or None if the run didn't measure it."""
         return next((score for score in self.scores if score.name == name), None)
+
+
+@dataclass(frozen=True, eq=False)
+class PerImage:
+    """What is known of each of N images of a record.
+
+    Attributes:
+        sha256: N hex digests of the raw RGB bytes.
+        prompt_index: (N,) index into the task's prompts.
+        image_index: (N,) number among the images of its prompt.
+        requested: (N,) index of the group that was asked for; None if none was.
+        batch_id: (N,) equal for images that depend on each other.
+        valid: (N,) bool, whether the validity check accepts it; all true without a check.
+        labels: Judge -> attribute -> (N,) likeliest level.
+    """
+
+    sha256: tuple[str, ...]
+    prompt_index: NDArray[np.int64]
+    image_index: NDArray[np.int64]
+    requested: NDArray[np.int64] | None
+    batch_id: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    labels: Mapping[str, Mapping[str, NDArray[np.int64]]]
+
+    def __len__(self) -> int:
+        return len(self.sha256)
+
+    @property
+    def manifest(self) -> tuple[tuple[int, int, str], ...]:
+        """Rows (prompt index, image index, sha256), in image order."""
+        rows = zip(self.prompt_index.tolist(), self.image_index.tolist(), self.sha256, strict=True)
+        return tuple(rows)

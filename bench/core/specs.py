@@ -1,20 +1,67 @@
-"""Plain descriptions that several rooms name."""
+"""Plain descriptions that several rooms name: of data sets, their tasks and their backbones."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fairbench.core.errors import AssetError
 from fairbench.core.method import SamplingConfig
-from fairbench.datasets import cartoonfaces
+from fairbench.core.prompts import Phrase
+from fairbench.core.task import Prompt
+
+__all__ = ["BackboneSpec", "DatasetCard", "TaskSpec"]
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What is known of a data set before any file of it is opened.
+
+    Attributes:
+        name: Its name on the command line.
+        title: One line.
+        licence: Terms of its images, such as ``"Apache-2.0"``.
+        may_publish_images: Whether its images may be shown in pictures, boards and records.
+        attributes: Attribute -> levels in declared order; what its judges read.
+        sensitive: The attributes whose shares a fair generator is asked for.
+        said: Attribute -> level -> how a prompt says it, where that isn't the level's own name.
+        citation: Where it is described; empty without one.
+        default: Whether it is the one that is meant where no data set is named.
+    """
+
+    name: str
+    title: str
+    licence: str
+    may_publish_images: bool
+    attributes: Mapping[str, tuple[str, ...]]
+    sensitive: tuple[str, ...]
+    said: Mapping[str, Mapping[str, Phrase]] = field(default_factory=dict)
+    citation: str = ""
+    default: bool = False
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One question that a data set can be asked.
+
+    Attributes:
+        name: Its name on the command line.
+        attributes: Attributes whose crossing makes the groups.
+        prompts: What a text-to-image backbone is asked for.
+        per_prompt: Whether rows are ranked by the mean over the prompts; such a task needs a
+            backbone that takes prompts.
+    """
+
+    name: str
+    attributes: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    per_prompt: bool = False
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone that comes with a data set.
+    """A pretrained generator, before it is loaded.
 
     Attributes:
         name: Its name on the command line.
@@ -22,7 +69,6 @@ class BackboneSpec:
         conditional: Whether it takes prompts.
         sampling: How it is sampled unless the user says otherwise.
         title: One line.
-        training: Gives the images that it was trained on; None if nobody knows them.
     """
 
     name: str
@@ -30,26 +76,6 @@ class BackboneSpec:
     conditional: bool
     sampling: SamplingConfig
     title: str
-    training: Callable[[], cartoonfaces.Split] | None = None
-
-    def image_size(self) -> int:
-        """Pixels a side of its images, from its configuration files alone.
-
-        Raises:
-            AssetError: If the folder is no diffusers pipeline with a U-Net.
-        """
-        try:
-            unet = json.loads((self.folder / "unet" / "config.json").read_text())
-            vae = self.folder / "vae" / "config.json"
-            levels = json.loads(vae.read_text())["block_out_channels"] if vae.is_file() else [1]
-            size = int(unet["sample_size"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AssetError(
-                f"backbone {self.name}: expected a diffusers pipeline with a square U-Net at "
-                f"{self.folder}, seen {type(error).__name__}: {error}; give --backbone a folder "
-                "made by save_pretrained"
-            ) from None
-        return size << (len(levels) - 1)
 
     def expected_sha256(self) -> str | None:
         """Hash that its weights had when they were trained; None for a folder of the user's."""

@@ -1,75 +1,222 @@
-"""The data sets: their attributes, tasks, backbones and splits, by name."""
+"""What every data set offers, and data sets by name.
+
+A data set is one public file of ``fairbench.datasets`` that defines ``DATASET``, or an entry point
+of another package in the group of that name.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fairbench.core.errors import InputError, unknown_name
-from fairbench.core.method import ImageSet, SamplingConfig
-from fairbench.core.specs import BackboneSpec
+from fairbench.core.errors import ContractError, InputError, unknown_name
+from fairbench.core.registry import Registry
+from fairbench.core.specs import BackboneSpec, DatasetCard, TaskSpec
 from fairbench.core.task import Prompt, Task
-from fairbench.datasets import cartoonfaces
+from fairbench.storage.readings import ImageList
 
-__all__ = ["DATASETS", "Dataset", "get_dataset"]
+__all__ = [
+    "DATASETS",
+    "ArrayImages",
+    "Composition",
+    "Dataset",
+    "ImageSource",
+    "Role",
+    "Shares",
+    "default_dataset",
+    "get_dataset",
+    "matches",
+]
 
-ASSETS = Path(__file__).parents[1] / "assets"
+Role = Literal["pool", "method_reference", "judge", "evaluation"]
+"""Who may see a split: trainings, methods with a reference set, judges, quality metrics."""
+
+Composition = Literal["biased", "balanced"]
+
+
+class ImageSource(Protocol):
+    """Labelled images that are read when they are asked for."""
+
+    @property
+    def labels(self) -> Mapping[str, NDArray[np.uint8]]:
+        """Attribute -> (N,) indices into its levels."""
+
+    @property
+    def listing(self) -> ImageList:
+        """Which images these are, by the hash of each; computed once."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: NDArray[Any]) -> ImageSource:
+        """The images at `rows`, (n,) integers or (N,) booleans, in that order."""
+
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """(n, H, W, 3) uint8 arrays of at most `size` images, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images that lie in memory.
+
+    Attributes:
+        images: (N, H, W, 3) uint8.
+        labels: Attribute -> (N,) uint8 indices into its levels.
+    """
+
+    images: NDArray[np.uint8]
+    labels: Mapping[str, NDArray[np.uint8]]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def listing(self) -> ImageList:
+        """Which images these are; hashed once."""
+        return ImageList.of(self.images)
+
+    def take(self, rows: NDArray[Any]) -> ArrayImages:
+        """The images at `rows`, (n,) integers or (N,) booleans, in that order."""
+        return ArrayImages(self.images[rows], {k: v[rows] for k, v in self.labels.items()})
+
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """(n, H, W, 3) uint8 arrays of at most `size` images, in order."""
+        for start in range(0, len(self.images), size):
+            yield self.images[start : start + size]
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A data set with every attribute known.
+class Shares:
+    """Shares of the cells of a crossing of attributes.
 
     Attributes:
-        name: Its name on the command line.
-        title: One line.
-        image_size: Pixels a side.
-        attributes: Attribute -> levels in declared order.
-        sensitive: The attributes whose shares a fair generator is asked for.
-        prompts: Neutral prompts, without attribute words; the first is the general one.
-        tasks: Task name -> its attributes; a task that ends in ``_by_<attribute>`` asks every
-            prompt and is ranked on the mean over prompts.
-        backbones: The first is the default.
+        attributes: The attributes, in the order of the table's axes.
+        table: One axis an attribute, in the order of its levels; sums to 1.
     """
 
-    name: str
-    title: str
-    image_size: int
-    attributes: Mapping[str, tuple[str, ...]]
-    sensitive: tuple[str, ...]
-    prompts: tuple[Prompt, ...]
-    tasks: Mapping[str, tuple[str, ...]]
-    backbones: tuple[BackboneSpec, ...]
+    attributes: tuple[str, ...]
+    table: NDArray[np.float64]
 
-    def backbone(self, name: str | None) -> BackboneSpec:
-        """A backbone by name, the default for None, or a pipeline folder by its path.
+    def given(
+        self,
+        stratum: Mapping[str, str],
+        chosen: Sequence[str],
+        levels: Mapping[str, Sequence[str]],
+    ) -> NDArray[np.float64]:
+        """(K,) shares of the crossing of `chosen`, row-major, among images of a stratum.
 
         Raises:
-            InputError: If it is neither a known name nor a folder.
+            ContractError: If the table lacks an attribute, or no image is of that stratum.
         """
-        if name is None:
-            return self.backbones[0]
-        for spec in self.backbones:
-            if spec.name == name:
-                return spec
-        folder = Path(name).resolve()
-        index = folder / "model_index.json"
-        if not index.is_file():
-            raise unknown_name("backbone", name, [spec.name for spec in self.backbones])
-        try:
-            conditional = "text_encoder" in json.loads(index.read_text())
-        except ValueError:
+        unknown = [name for name in (*stratum, *chosen) if name not in self.attributes]
+        if unknown:
+            raise ContractError(f"expected shares by {', '.join(unknown)} too; seen none")
+        table, axes = self.table, list(self.attributes)
+        for name, level in stratum.items():
+            table = np.take(table, [levels[name].index(level)], axis=axes.index(name))
+        gone = tuple(axis for axis, name in enumerate(axes) if name not in chosen)
+        kept = [name for name in axes if name in chosen]
+        crossed = table.sum(axis=gone).transpose([kept.index(name) for name in chosen])
+        total = float(crossed.sum())
+        if total <= 0:
+            raise ContractError(f"expected a share of stratum {dict(stratum)}; seen 0")
+        return np.asarray(crossed.ravel() / total, dtype=np.float64)
+
+
+class Dataset(ABC):
+    """Images with known attributes, the questions that can be asked of them, and backbones.
+
+    What a data set doesn't have is None, and whatever needs it says so.
+
+    Attributes:
+        card: What is known before a file is opened.
+        tasks: The first is the default.
+        subjects: Neutral prompts, without attribute words; what its images show.
+        backbones: Generators to be named on the command line: the first is the default.
+    """
+
+    card: DatasetCard
+    tasks: tuple[TaskSpec, ...]
+    subjects: tuple[Prompt, ...]
+    backbones: tuple[BackboneSpec, ...] = ()
+
+    @abstractmethod
+    def split(self, role: Role) -> ImageSource | None:
+        """The images of one role; None if it has none. No image is in two roles."""
+
+    @abstractmethod
+    def data_sha256(self) -> str:
+        """Hash of all data that a record may depend on; cheap to compute."""
+
+    def training_set(self, composition: Composition) -> ImageSource | None:
+        """Images for a method to train on; None if the data set has none.
+
+        Args:
+            composition: ``"biased"``: by the data set's default bias; ``"balanced"``: as many,
+                with every declared cell equally often.
+        """
+        return None
+
+    def trained_on(self, backbone: BackboneSpec) -> ImageSource | None:
+        """The very images that a backbone was trained on; None if they aren't known."""
+        return None
+
+    def training_shares(self, backbone: BackboneSpec) -> Shares | None:
+        """Composition of what a backbone was trained on; None if it isn't known."""
+        return None
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that the data set needs and a user may lack."""
+        return ()
+
+    # What follows from the above.
+
+    @property
+    def name(self) -> str:
+        """Its name on the command line."""
+        return self.card.name
+
+    @property
+    def attributes(self) -> Mapping[str, tuple[str, ...]]:
+        """Attribute -> levels in declared order."""
+        return self.card.attributes
+
+    @property
+    def sensitive(self) -> tuple[str, ...]:
+        """The attributes whose shares a fair generator is asked for."""
+        return self.card.sensitive
+
+    def backbone(self, name: str | None) -> BackboneSpec:
+        """A backbone of the data set's own by name, the first for None.
+
+        Raises:
+            InputError: If there is none of that name, or none at all.
+        """
+        known = {spec.name: spec for spec in self.backbones}
+        if name is None and not known:
             raise InputError(
-                f"{index} isn't JSON; give --backbone a folder made by save_pretrained"
-            ) from None
-        sampling = SamplingConfig(steps=25, guidance=7.5 if conditional else 1.0)
-        return BackboneSpec(folder.name, folder, conditional, sampling, f"pipeline at {folder}")
+                f"data set {self.name} brings no backbone; give --backbone a pipeline folder"
+            )
+        if name is not None and name not in known:
+            raise unknown_name("backbone", name, known)
+        return self.backbones[0] if name is None else known[name]
+
+    def task_spec(self, name: str | None) -> TaskSpec:
+        """A task's description by name, the first for None.
+
+        Raises:
+            InputError: If there is no such task.
+        """
+        known = {spec.name: spec for spec in self.tasks}
+        if name is not None and name not in known:
+            raise unknown_name("task", name, known)
+        return self.tasks[0] if name is None else known[name]
 
     def task(self, name: str | None, *, conditional: bool) -> Task:
         """A task by name, the first for None, with a uniform target.
@@ -77,104 +224,69 @@ class Dataset:
         Raises:
             InputError: If there is no such task, or it needs prompts and the backbone takes none.
         """
-        if name is None:
-            name = next(iter(self.tasks))
-        if name not in self.tasks:
-            raise unknown_name("task", name, self.tasks)
-        by_prompt = "_by_" in name
-        if by_prompt and not conditional:
+        spec = self.task_spec(name)
+        if spec.per_prompt and not conditional:
             raise InputError(
-                f"task {name!r} asks prompts and the backbone takes none; choose one of "
-                f"{', '.join(task for task in self.tasks if '_by_' not in task)}"
+                f"task {spec.name!r} asks prompts and the backbone takes none; choose one of "
+                f"{', '.join(self.pooled_tasks())}"
             )
-        prompts = self.prompts if by_prompt else self.prompts[:1]
-        if not conditional:
-            prompts = (Prompt(""),)
-        attributes = {key: self.attributes[key] for key in self.tasks[name]}
-        groups = 1
-        for levels in attributes.values():
-            groups *= len(levels)
-        target = (1 / groups,) * groups
-        return Task(name, MappingProxyType(attributes), prompts, target, by_prompt)
+        attributes = {key: self.attributes[key] for key in spec.attributes}
+        groups = int(np.prod([len(levels) for levels in attributes.values()]))
+        return Task(
+            spec.name,
+            attributes,
+            spec.prompts if conditional else (Prompt(""),),
+            (1 / groups,) * groups,
+            spec.per_prompt,
+            {key: self.card.said[key] for key in spec.attributes if key in self.card.said},
+        )
 
-    def training_images(self, composition: str, *, labelled: bool) -> ImageSet:
-        """The images that backbones were trained on, or as many balanced ones.
-
-        Args:
-            composition: ``"biased"`` or ``"balanced"``.
-            labelled: Whether labels come with them.
-        """
-        profile = {"biased": cartoonfaces.DEFAULT_BIAS, "balanced": cartoonfaces.BALANCED}
-        return self._image_set(cartoonfaces.training_split(profile[composition]), labelled)
-
-    def reference_images(self, n: int, *, labelled: bool) -> ImageSet:
-        """The first `n` of the balanced images that methods may use as a reference set."""
-        split = cartoonfaces.load_split("method_reference")
-        return self._image_set(split.take(np.arange(min(n, len(split)))), labelled)
-
-    def _image_set(self, split: cartoonfaces.Split, labelled: bool) -> ImageSet:
-        subjects = np.full(len(split), -1)
-        for i, prompt in enumerate(self.prompts):
-            matches = [
-                split.labels[a] == self.attributes[a].index(level)
-                for a, level in prompt.stratum.items()
-            ]
-            subjects[np.logical_and.reduce(matches)] = i
-        return ImageSet(split.images, subjects, dict(split.labels) if labelled else None)
-
-    def data_sha256(self) -> str:
-        """Hash of the shipped data files."""
-        splits = {k: v["sha256"] for k, v in cartoonfaces.manifest()["splits"].items()}
-        return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+    def pooled_tasks(self) -> list[str]:
+        """Names of the tasks that are ranked on all images together."""
+        return [spec.name for spec in self.tasks if not spec.per_prompt]
 
 
-CARTOONFACES = Dataset(
-    name="cartoonfaces",
-    title="32 x 32 cartoon faces from a public generator, every attribute known; embedded",
-    image_size=32,
-    attributes=cartoonfaces.ATTRIBUTES,
-    sensitive=("gender", "race"),
-    prompts=tuple(
-        Prompt(role, {"role": role}, cartoonfaces.TEMPLATE)
-        for role in cartoonfaces.ATTRIBUTES["role"]
-    ),
-    tasks=MappingProxyType(
-        {
-            "gender": ("gender",),
-            "race": ("race",),
-            "gender_race": ("gender", "race"),
-            "gender_by_role": ("gender",),
-        }
-    ),
-    backbones=(
-        BackboneSpec(
-            "cartoonfaces-sd",
-            ASSETS / "backbones" / "cartoonfaces-sd",
-            True,
-            SamplingConfig(steps=25, guidance=3.0),
-            "tiny StableDiffusionPipeline, text-to-image; understands roles and attribute words",
-            cartoonfaces.training_split,
-        ),
-        BackboneSpec(
-            "cartoonfaces-ddpm",
-            ASSETS / "backbones" / "cartoonfaces-ddpm",
-            False,
-            SamplingConfig(steps=50, guidance=1.0),
-            "tiny unconditional pixel model (UNet2DModel) trained on the same biased images",
-            cartoonfaces.training_split,
-        ),
-    ),
-)
-
-DATASETS: Mapping[str, Dataset] = MappingProxyType({CARTOONFACES.name: CARTOONFACES})
+def matches(
+    prompt: Prompt,
+    labels: Mapping[str, NDArray[np.integer[Any]]],
+    attributes: Mapping[str, Sequence[str]],
+    count: int,
+) -> NDArray[np.bool_]:
+    """(count,) which images show what a prompt asks for."""
+    matching = np.ones(count, dtype=bool)
+    for name, level in prompt.stratum.items():
+        matching &= labels[name] == attributes[name].index(level)
+    return matching
 
 
-def get_dataset(name: str) -> Dataset:
-    """A data set by name.
+DATASETS: Registry[Dataset] = Registry("data set", "fairbench.datasets", "DATASET")
+
+
+def get_dataset(name: str | None) -> Dataset:
+    """A data set by name, the default one for None.
 
     Raises:
         InputError: If there is none of that name.
     """
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    return DATASETS[name]
+    if name is None:
+        return default_dataset()
+    found, broken = DATASETS.entries()
+    by_name = {dataset.name: dataset for dataset in found.values()}
+    if name in broken:
+        raise InputError(broken[name])
+    if name not in by_name:
+        raise unknown_name("data set", name, by_name)
+    return by_name[name]
+
+
+def default_dataset() -> Dataset:
+    """The data set that is meant where none is named.
+
+    Raises:
+        ContractError: If no data set says that it is the default.
+    """
+    found, _ = DATASETS.entries()
+    chosen = [dataset for dataset in found.values() if dataset.card.default]
+    if not chosen:
+        raise ContractError("expected one data set whose card says default; seen none")
+    return chosen[0]

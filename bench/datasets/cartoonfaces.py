@@ -22,6 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.errors import AssetError, ContractError
+from fairbench.core.method import SamplingConfig
+from fairbench.core.specs import BackboneSpec, DatasetCard, TaskSpec
+from fairbench.core.task import Prompt
+from fairbench.datasets.base import ArrayImages, Composition, Dataset, Role, Shares
 
 __all__ = [
     "ATTRIBUTES",
@@ -31,7 +35,6 @@ __all__ = [
     "TRAINING_IMAGES",
     "TRAINING_SEED",
     "BiasProfile",
-    "Split",
     "load_split",
     "manifest",
     "pack_split",
@@ -70,27 +73,8 @@ XZ_FILTER = {
     "pb": 0,
 }
 
-FOLDER = Path(__file__).parents[1] / "assets" / "cartoonfaces"
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of the data set.
-
-    Attributes:
-        images: (N, 32, 32, 3) uint8, read-only.
-        labels: Attribute -> (N,) uint8 indices into its levels, read-only.
-    """
-
-    images: NDArray[np.uint8]
-    labels: Mapping[str, NDArray[np.uint8]]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, index: NDArray[Any]) -> Split:
-        """The images at `index` ((n,) integers or (N,) booleans), in that order."""
-        return Split(self.images[index], {k: v[index] for k, v in self.labels.items()})
+ASSETS = Path(__file__).parents[1] / "assets"
+FOLDER, BACKBONES = ASSETS / "cartoonfaces", ASSETS / "backbones"
 
 
 @dataclass(frozen=True)
@@ -218,7 +202,7 @@ def manifest() -> Mapping[str, Any]:
 
 
 @cache
-def load_split(name: str) -> Split:
+def load_split(name: str) -> ArrayImages:
     """Load one split; checked against its sha256, then kept in memory.
 
     Args:
@@ -243,12 +227,12 @@ def load_split(name: str) -> Split:
     with np.load(io.BytesIO(lzma.decompress(packed))) as arrays:
         images = arrays["images"]
         labels = {name: arrays[name] for name in ATTRIBUTES}
-    for array in (images, *labels.values()):
+    for array in (images, *labels.values()):  # kept in memory and shared
         array.setflags(write=False)
-    return Split(images, MappingProxyType(labels))
+    return ArrayImages(images, MappingProxyType(labels))
 
 
-def training_split(profile: BiasProfile = DEFAULT_BIAS) -> Split:
+def training_split(profile: BiasProfile = DEFAULT_BIAS) -> ArrayImages:
     """The 8,000 images that the shipped backbones were trained on, in the order of the draw.
 
     Args:
@@ -258,3 +242,77 @@ def training_split(profile: BiasProfile = DEFAULT_BIAS) -> Split:
     """
     pool = load_split("pool")
     return pool.take(profile.draw(pool.labels, TRAINING_IMAGES, TRAINING_SEED))
+
+
+class CartoonFaces(Dataset):
+    """The embedded data set; two backbones come with it."""
+
+    card = DatasetCard(
+        name="cartoonfaces",
+        title="32 x 32 cartoon faces from a public generator, every attribute known; embedded",
+        licence="Apache-2.0",
+        may_publish_images=True,
+        attributes=ATTRIBUTES,
+        sensitive=("gender", "race"),
+        citation="npm packages facesjs 5.0.3 and @resvg/resvg-js; fairbench.build.render",
+        default=True,
+    )
+    subjects = tuple(Prompt(role, {"role": role}, TEMPLATE) for role in ATTRIBUTES["role"])
+    tasks = (
+        TaskSpec("gender", ("gender",), subjects[:1]),
+        TaskSpec("race", ("race",), subjects[:1]),
+        TaskSpec("gender_race", ("gender", "race"), subjects[:1]),
+        TaskSpec("gender_by_role", ("gender",), subjects, per_prompt=True),
+    )
+    backbones = (
+        BackboneSpec(
+            "cartoonfaces-sd",
+            BACKBONES / "cartoonfaces-sd",
+            True,
+            SamplingConfig(steps=25, guidance=3.0),
+            "tiny StableDiffusionPipeline, text-to-image; understands roles and attribute words",
+        ),
+        BackboneSpec(
+            "cartoonfaces-ddpm",
+            BACKBONES / "cartoonfaces-ddpm",
+            False,
+            SamplingConfig(steps=50, guidance=1.0),
+            "tiny unconditional pixel model (UNet2DModel) trained on the same biased images",
+        ),
+    )
+
+    def split(self, role: Role) -> ArrayImages:
+        """The images of one role; it has all four."""
+        return load_split(role)
+
+    def data_sha256(self) -> str:
+        """Hash of the shipped data files, as their manifest states it."""
+        splits = {k: v["sha256"] for k, v in manifest()["splits"].items()}
+        return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+
+    def training_set(self, composition: Composition) -> ArrayImages:
+        """8,000 images of the pool, by the default bias or balanced over the cells."""
+        return training_split(DEFAULT_BIAS if composition == "biased" else BALANCED)
+
+    def trained_on(self, backbone: BackboneSpec) -> ArrayImages | None:
+        """The biased draw, for the two backbones that were trained on it."""
+        return training_split() if backbone in self.backbones else None
+
+    def training_shares(self, backbone: BackboneSpec) -> Shares | None:
+        """The default bias, for the two backbones that were trained with it."""
+        if backbone not in self.backbones:
+            return None
+        return Shares(CELL_ATTRIBUTES, DEFAULT_BIAS.shares)
+
+    def files(self) -> tuple[Path, ...]:
+        """The manifest, the four splits, and the networks that read the images."""
+        networks = [
+            ASSETS / "judges" / f"{name}{suffix}"
+            for name in ("primary", "second", "cartoonfaces", "validity")
+            for suffix in (".json", ".safetensors")
+        ]
+        splits = [FOLDER / f"{split}.npz.xz" for split in SPLITS]
+        return (FOLDER / "manifest.json", *splits, *networks)
+
+
+DATASET = CartoonFaces()

@@ -143,6 +143,7 @@ def measure(
     cache: Path,
     progress: Progress,
     prompts: Sequence[str] | None = None,
+    listed: ImageList | None = None,
 ) -> Measurements:
     """Read every image once with every instrument, or take what it said from the store.
 
@@ -152,13 +153,14 @@ def measure(
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
         prompts: N, what the user asked for, image by image; None if there were no prompts.
+        listed: Their hashes, where they are known already.
 
     Raises:
         ContractError: If there are no images.
     """
     if len(images) == 0:
         raise ContractError("expected at least one image to measure, seen none")
-    listed = ImageList.of(images)
+    listed = listed or ImageList.of(images)
 
     def read(
         reader: Reader, names: Sequence[str], call: Callable[[NDArray[np.uint8]], dict[str, Any]]

@@ -38,7 +38,7 @@ class RunConfig:
     """
 
     method: str
-    dataset: str = "cartoonfaces"
+    dataset: str | None = None
     task: str | None = None
     backbone: str | None = None
     target: str = "uniform"

@@ -18,20 +18,18 @@ from fairbench.core.task import Task, parse_target
 from fairbench.datasets.base import Dataset, get_dataset
 from fairbench.inputs.images import ImageSet, read_images
 from fairbench.inputs.labels import REQUESTED, Labels, read_labels
-from fairbench.instruments.measuring import load_instruments, measure
+from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
-from fairbench.runs.plan import measuring_config
-from fairbench.runs.reference import confusions_of, encoder_columns, make_reference
-from fairbench.runs.running import Outcome, add_faces, now, warn_of_gaps
-from fairbench.scores.crossings import Sample, crossing
+from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
+from fairbench.runs.running import Outcome, now
+from fairbench.scores.crossings import crossing
 from fairbench.scores.faces import load_face_instruments
-from fairbench.scores.scoring import score_all
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable
-from fairbench.storage.readings import image_sha256
-from fairbench.storage.records import find_record, record_path, write_record
+from fairbench.storage.readings import ImageList
+from fairbench.storage.records import find_record, read_record, record_path, write_record
 
 __all__ = ["evaluate"]
 
@@ -39,8 +37,8 @@ __all__ = ["evaluate"]
 def evaluate(
     folder: Path,
     *,
-    dataset: str,
-    task: str | None,
+    dataset: str | None = None,
+    task: str | None = None,
     name: str,
     target: str = "uniform",
     num_images: int | None = None,
@@ -60,7 +58,7 @@ def evaluate(
 
     Args:
         folder: Holds the images: a folder, a ``.zip``, a ``.tar`` or an ``.npz``.
-        dataset: What they are measured against.
+        dataset: What they are measured against; None for the default.
         task: The question; None for the data set's first.
         name: What the row is called.
         target: As for a run.
@@ -90,7 +88,7 @@ def evaluate(
         raise InputError(
             f"task {question.name!r} is a mean over prompts, and images alone don't say which "
             f"prompt made which; give --labels with a column prompt, or choose one of "
-            f"{', '.join(t for t in chosen.tasks if '_by_' not in t)}"
+            f"{', '.join(chosen.pooled_tasks())}"
         )
     controlled = check_controls(controls, chosen.attributes, chosen.sensitive)
     if not 0 <= seed < 2**32:
@@ -114,28 +112,25 @@ def evaluate(
     if faces:
         looking = load_face_instruments(str(where), allow_download=allow_download)
     started = time.monotonic()
-    read = read_images(folder, size=chosen.image_size, limit=num_images, progress=report.progress)
+    read = read_images(folder, size=None, limit=num_images, progress=report.progress)
     _enough(folder, len(read.images), num_images)
     for note in read.notes:
         report.note(note)
-    if (encoders or faces) and min(read.source_size) > chosen.image_size:
-        report.warn(
-            f"--encoder and --faces see images at {chosen.image_size} pixels, as data set "
-            f"{chosen.name} has them, not at their own {min(read.source_size)}"
-        )
     reading = time.monotonic() - started
     known = _Known.read(labels, read, question, chosen)
-    manifest = tuple((0, i, digest) for i, digest in enumerate(image_sha256(read.images)))
+    listed = ImageList.of(read.images)
+    if known.labels is not None:
+        controlled += known.labels.controls
+    asked = Question(chosen, question, None, controlled)
     config = {
         "evaluated": name,
-        "images": run_key({"sha256": [digest for _, _, digest in manifest]}),
+        "images": run_key({"sha256": list(listed.sha256)}),
         "num_images": len(read.images),
         "resized_from": list(read.source_size),
-        **measuring_config(chosen, question, instruments, looking),
+        **measuring_config(asked, instruments, looking),
     }
     if known.labels is not None:
         config["labels"] = known.labels.sha256
-        controlled += known.labels.controls
     if controls:
         config["control"] = sorted(set(controls))
     if seed:
@@ -145,31 +140,24 @@ def evaluate(
     found = find_record(path)
     if found is not None and not force:
         return Outcome(found, path, True)
-    cache = cache_folder()
     started = time.monotonic()
-    prompts = None if known.labels is None else known.labels.prompts
-    measured = measure(read.images, instruments, cache, report.progress, prompts)
-    sensitive = chosen.sensitive
-    reference = make_reference(question, sensitive, instruments, cache, report.progress)
-    count = len(read.images)
-    sample = Sample(measured, known.prompt_index, known.requested, np.arange(count))
-    scores, tables, facts = score_all(
-        sample,
-        reference,
-        question,
-        chosen.attributes,
-        sensitive,
-        confusions_of(instruments),
-        encoder_columns(instruments),
-        given={} if known.labels is None else known.labels.given,
-        controls=controlled,
+    measured = evaluate_images(
+        read.images,
+        listed,
+        asked,
+        instruments,
+        Known(
+            prompt_index=known.prompt_index,
+            batch_id=np.arange(len(read.images)),
+            requested=known.requested,
+            texts=None if known.labels is None else known.labels.prompts,
+            given={} if known.labels is None else known.labels.given,
+        ),
+        cache_folder(),
+        report,
+        looking=looking,
         seed=seed,
     )
-    if looking is not None:
-        scores, facts = add_faces(
-            (scores, facts), read.images, sample, question, chosen, looking, report
-        )
-    warn_of_gaps(facts, report)
     record = Record(
         schema=SCHEMA,
         key=key,
@@ -189,13 +177,14 @@ def evaluate(
         peak_memory_mib=round(peak_memory_mib(where), 1),
         extra_parameters=0,
         network_calls_per_image=0.0,
-        scores=scores,
-        groups=tables,
-        facts={**facts, "notes": list(read.notes)},
-        manifest=manifest,
+        scores=measured.scores,
+        groups=measured.tables,
+        facts={**measured.facts, "notes": list(read.notes)},
+        manifest=(),
         created=now(),
     )
-    return Outcome(record, write_record(results, record), False)
+    path = write_record(results, record, measured.per_image)
+    return Outcome(read_record(path), path, False)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import (
+    ImageSet,
     MethodCard,
     Preparation,
     Request,
@@ -25,9 +26,10 @@ from fairbench.core.method import (
     TrainingData,
 )
 from fairbench.core.progress import Reporter
-from fairbench.datasets.base import Dataset
+from fairbench.datasets.base import Composition, Dataset, ImageSource, matches
 from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.plan import Plan
+from fairbench.runs.reference import whole
 from fairbench.storage.cache import load_arrays, remove, save_arrays
 
 if TYPE_CHECKING:
@@ -237,9 +239,9 @@ def _audited(
     """What hidden labels say of scores of the training images; empty without scores."""
     if not scores:
         return {}
-    images = dataset.training_images(card.training_set, labelled=True)
+    images = _training_set(dataset, card)
     attributes = {name: dataset.attributes[name] for name in dataset.sensitive}
-    return {"audit": hidden_label_facts(scores, images, attributes)}
+    return {"audit": hidden_label_facts(scores, _image_set(images, dataset, True), attributes)}
 
 
 def _sampled(
@@ -262,17 +264,60 @@ def _sampled(
 
 
 def training_data(dataset: Dataset, card: MethodCard) -> TrainingData:
-    """What a method may learn from: what its card declares, nothing more."""
+    """What a method may learn from: what its card declares, nothing more.
+
+    Raises:
+        InputError: If the data set lacks what the card declares.
+    """
     labelled = "labels" in card.supervision
     training = reference = None
     if card.training_set != "none":
-        training = dataset.training_images(card.training_set, labelled=labelled)
+        training = _image_set(_training_set(dataset, card), dataset, labelled)
     if "reference-set" in card.supervision:
-        reference = dataset.reference_images(card.reference_images, labelled=labelled)
+        reference = _image_set(_reference_set(dataset, card), dataset, labelled)
     return TrainingData(
-        neutral_prompts=dataset.prompts if "prompts" in card.supervision else (),
-        subjects=dataset.prompts if training or reference else (),
+        neutral_prompts=dataset.subjects if "prompts" in card.supervision else (),
+        subjects=dataset.subjects if training or reference else (),
         training=training,
         reference=reference,
         attributes=dataset.attributes if labelled else {},
     )
+
+
+def _training_set(dataset: Dataset, card: MethodCard) -> ImageSource:
+    """The images that a card's `training_set` names.
+
+    Raises:
+        InputError: If the data set has none.
+    """
+    composition: Composition = "balanced" if card.training_set == "balanced" else "biased"
+    source = dataset.training_set(composition)
+    if source is None:
+        raise InputError(
+            f"{card.name} trains on {composition} images, and data set {dataset.name} has no "
+            "training set; choose a method that learns from less, or another --dataset"
+        )
+    return source
+
+
+def _reference_set(dataset: Dataset, card: MethodCard) -> ImageSource:
+    """The first images of the split that methods with a reference set may see.
+
+    Raises:
+        InputError: If the data set has none.
+    """
+    split = dataset.split("method_reference")
+    if split is None:
+        raise InputError(
+            f"{card.name} learns from a reference set, and data set {dataset.name} has none; "
+            "choose a method that learns from less, or another --dataset"
+        )
+    return split.take(np.arange(min(card.reference_images, len(split))))
+
+
+def _image_set(source: ImageSource, dataset: Dataset, labelled: bool) -> ImageSet:
+    """Images of a source with the subject that each shows, -1 for none."""
+    subjects = np.full(len(source), -1)
+    for i, prompt in enumerate(dataset.subjects):
+        subjects[matches(prompt, source.labels, dataset.attributes, len(source))] = i
+    return ImageSet(whole(source), subjects, dict(source.labels) if labelled else None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fairbench.core.errors import AssetError, InputError
@@ -17,8 +19,8 @@ from fairbench.diffusion.devices import process_count
 from fairbench.instruments.measuring import Instruments
 from fairbench.methods import make_method
 from fairbench.runs.config import RunConfig
+from fairbench.runs.evaluation import Question, measuring_config
 from fairbench.scores.faces import FaceInstruments
-from fairbench.scores.scoring import METRIC_VERSION
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable
@@ -27,7 +29,7 @@ from fairbench.storage.records import record_path
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Keys", "Plan", "generation_config", "measuring_config", "plan_keys", "plan_run"]
+__all__ = ["Keys", "Plan", "find_backbone", "generation_config", "plan_keys", "plan_run"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,23 @@ class Plan:
     """A checked configuration: everything resolved, nothing computed."""
 
     config: RunConfig
-    dataset: Dataset
-    task: Task
+    question: Question
     backbone: BackboneSpec
     method: Method
     preset: str | None
     sampling: SamplingConfig
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set."""
+        return self.question.dataset
+
+    @property
+    def task(self) -> Task:
+        """The task, with its target."""
+        return self.question.task
 
     @property
     def requests(self) -> list[Request]:
@@ -69,17 +80,11 @@ def plan_run(config: RunConfig) -> Plan:
     """
     method, preset = make_method(config.method, config.parameters)
     dataset = get_dataset(config.dataset)
-    backbone = dataset.backbone(config.backbone)
-    if backbone.image_size() != dataset.image_size:
-        raise InputError(
-            f"backbone {backbone.name} makes images of {backbone.image_size()} pixels, data set "
-            f"{dataset.name} has {dataset.image_size}; choose one of "
-            f"{', '.join(spec.name for spec in dataset.backbones)}"
-        )
+    backbone = find_backbone(dataset, config.backbone)
     _check_prompts(method.card, backbone, dataset)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
-    check_controls(config.controls, dataset.attributes, dataset.sensitive)
+    controls = check_controls(config.controls, dataset.attributes, dataset.sensitive)
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
@@ -88,7 +93,21 @@ def plan_run(config: RunConfig) -> Plan:
 
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    return Plan(config, dataset, task, backbone, method, preset, sampling, device, dtype)
+    question = Question(dataset, task, backbone, controls)
+    return Plan(config, question, backbone, method, preset, sampling, device, dtype)
+
+
+def find_backbone(dataset: Dataset, name: str | None) -> BackboneSpec:
+    """A backbone of the data set by name, its first for None, or a pipeline folder by its path.
+
+    Raises:
+        InputError: If it is neither a known name nor a folder that a backbone family reads.
+    """
+    folder = None if name is None else Path(name)
+    known = {spec.name for spec in dataset.backbones}
+    if folder is None or name in known or not (folder / "model_index.json").is_file():
+        return dataset.backbone(name)
+    return folder_spec(folder.resolve())
 
 
 def _check_prompts(card: MethodCard, backbone: BackboneSpec, dataset: Dataset) -> None:
@@ -130,7 +149,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     if card.uses_target:
         config["target"] = dict(zip(plan.task.groups, plan.task.target, strict=True))
     if card.trains and "prompts" in card.supervision:
-        config["neutral_prompts"] = [prompt.text for prompt in plan.dataset.prompts]
+        config["neutral_prompts"] = [prompt.text for prompt in plan.dataset.subjects]
     if "reference-set" in card.supervision or card.training_set != "none":
         config["data_sha256"] = plan.dataset.data_sha256()
     return config
@@ -184,31 +203,21 @@ def plan_keys(plan: Plan, instruments: Instruments, looking: FaceInstruments | N
             f"{str(plan.backbone.expected_sha256())[:8]}…; reinstall fairbench-diffusion"
         )
     images_config = generation_config(plan, sha256)
-    config = images_config | measuring_config(plan.dataset, plan.task, instruments, looking)
+    config = images_config | measuring_config(plan.question, instruments, looking)
     if plan.config.controls:
         config["control"] = sorted(set(plan.config.controls))
     named = config | {"backbone": plan.backbone.name, "preset": plan.preset}
     return Keys(run_key(images_config), run_key(config), named)
 
 
-def measuring_config(
-    dataset: Dataset, task: Task, instruments: Instruments, looking: FaceInstruments | None
-) -> dict[str, Any]:
-    """Everything that the scores depend on beside the images."""
-    return {
-        "dataset": dataset.name,
-        "task": task.name,
-        "target": dict(zip(task.groups, task.target, strict=True)),
-        "hashes": {
-            **instruments.hashes(),
-            **(looking.hashes() if looking else {}),
-            "reference": dataset.data_sha256(),
-        },
-        "readings": {**instruments.readings(), **(looking.readings() if looking else {})},
-        "reference": _strata(task),
-        "metric_version": METRIC_VERSION,
-    }
-
-
-def _strata(task: Task) -> list[dict[str, str]]:
-    return [dict(prompt.stratum) for prompt in task.prompts]
+def folder_spec(folder: Path) -> BackboneSpec:
+    """A pipeline folder as a backbone, with its family's default settings."""
+    index = folder / "model_index.json"
+    try:
+        conditional = "text_encoder" in json.loads(index.read_text())
+    except ValueError:
+        raise InputError(
+            f"{index} isn't JSON; give --backbone a folder made by save_pretrained"
+        ) from None
+    sampling = SamplingConfig(steps=25, guidance=7.5 if conditional else 1.0)
+    return BackboneSpec(folder.name, folder, conditional, sampling, f"pipeline at {folder}")

@@ -3,71 +3,128 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fairbench.core.errors import InputError
 from fairbench.core.progress import Progress
-from fairbench.core.task import Prompt, Task
-from fairbench.datasets import cartoonfaces
+from fairbench.core.specs import BackboneSpec
+from fairbench.core.task import Task
+from fairbench.datasets.base import Dataset, ImageSource, matches
 from fairbench.instruments.measuring import Instruments, measure
+from fairbench.metrics import balanced_subset
+from fairbench.scores.crossings import crossing, crossing_groups
 from fairbench.scores.quality import Columns, Reference
 
-__all__ = ["confusions_of", "encoder_columns", "make_reference", "real_images"]
+__all__ = [
+    "balanced_rows",
+    "confusions_of",
+    "encoder_columns",
+    "make_reference",
+    "real_images",
+    "whole",
+]
+
+CHUNK = 4096
+
+
+SEED = 0
+"""Of the draw of balanced rows: one reference for all runs."""
 
 
 def make_reference(
+    dataset: Dataset,
     task: Task,
-    sensitive: Sequence[str],
+    backbone: BackboneSpec | None,
     instruments: Instruments,
     cache: Path,
     progress: Progress,
 ) -> Reference:
     """The evaluation images that match the task's prompts, as the instruments see them.
 
-    The evaluation split is balanced over role, gender and race, so that any choice of roles is
-    balanced over gender and race.
+    Args:
+        dataset: Whose images.
+        task: Its prompts are matched.
+        backbone: What made the generated images; None for images from elsewhere.
+        instruments: What sees them.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+    Raises:
+        InputError: If the data set has no evaluation images that match.
     """
-    part, answers = real_images(task)
-    measured = measure(part.images, instruments, cache, progress)
+    part, answers = real_images(dataset, task)
+    measured = measure(whole(part), instruments, cache, progress)
+    rows, unbalanced = balanced_rows(dataset, task, part, answers)
+    shares = None if backbone is None else dataset.training_shares(backbone)
+    natural = None
+    if shares is not None:
+        natural = np.stack(
+            [
+                shares.given(prompt.stratum, dataset.sensitive, dataset.attributes)
+                for prompt in task.prompts
+            ]
+        )
     return Reference(
         features=measured.features,
         labels=dict(part.labels),
         prompt_index=answers,
-        natural=np.stack([_natural(prompt, sensitive) for prompt in task.prompts]),
+        natural=natural,
+        balanced=rows,
+        unbalanced=unbalanced,
     )
 
 
-def real_images(task: Task) -> tuple[cartoonfaces.Split, NDArray[np.int64]]:
-    """The evaluation images that answer a prompt of the task, and which one, (M,)."""
-    split = cartoonfaces.load_split("evaluation")
-    answers = np.full(len(split), -1, dtype=np.int64)
-    for p, prompt in reversed(list(enumerate(task.prompts))):
-        answers[_matches(prompt, split.labels)] = p
+def real_images(dataset: Dataset, task: Task) -> tuple[ImageSource, NDArray[np.int64]]:
+    """The evaluation images that answer a prompt of the task, and which one, (M,).
+
+    Raises:
+        InputError: If the data set has none.
+    """
+    split = dataset.split("evaluation")
+    count = 0 if split is None else len(split)
+    answers = np.full(count, -1, dtype=np.int64)
+    if split is not None:
+        for p, prompt in reversed(list(enumerate(task.prompts))):
+            answers[matches(prompt, split.labels, dataset.attributes, count)] = p
+    if split is None or not (answers >= 0).any():
+        raise InputError(
+            f"data set {dataset.name} has no evaluation images that answer task {task.name!r}; "
+            "quality can't be measured without"
+        )
     return split.take(answers >= 0), answers[answers >= 0]
 
 
-def _matches(prompt: Prompt, labels: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.bool_]:
-    """(N,) which images show what a prompt asks for."""
-    matching = np.ones(len(labels["role"]), dtype=bool)
-    for name, level in prompt.stratum.items():
-        matching &= labels[name] == cartoonfaces.ATTRIBUTES[name].index(level)
-    return matching
+def balanced_rows(
+    dataset: Dataset, task: Task, part: ImageSource, answers: NDArray[np.int64]
+) -> tuple[NDArray[np.int64] | None, str]:
+    """Rows with every declared group equally often for each prompt, and why there are none.
+
+    Args:
+        dataset: Declares the groups: the crossing of its sensitive attributes.
+        task: Its prompts.
+        part: Real images that answer them.
+        answers: (M,) which prompt each answers.
+    """
+    groups = crossing_groups(dataset.sensitive, dataset.attributes)
+    cells = answers * len(groups) + crossing(part.labels, dataset.sensitive, dataset.attributes)
+    counts = np.bincount(cells, minlength=len(task.prompts) * len(groups))
+    empty = np.flatnonzero(counts == 0)
+    if empty.size:
+        named = [
+            groups[cell % len(groups)]
+            + (f" of {task.prompts[cell // len(groups)].subject}" if len(task.prompts) > 1 else "")
+            for cell in empty
+        ]
+        return None, f"no real image of {', '.join(named)}, so no reference is balanced"
+    return balanced_subset(cells, len(counts), seed=SEED).indices, ""
 
 
-def _natural(prompt: Prompt, sensitive: Sequence[str]) -> NDArray[np.float64]:
-    """Shares of the sensitive crossing that the backbones were trained on, given the prompt."""
-    shares = cartoonfaces.DEFAULT_BIAS.shares
-    axes = list(cartoonfaces.CELL_ATTRIBUTES)
-    for name, level in prompt.stratum.items():
-        index = cartoonfaces.ATTRIBUTES[name].index(level)
-        shares = np.take(shares, [index], axis=axes.index(name))
-    gone = tuple(axis for axis, name in enumerate(axes) if name not in sensitive)
-    kept = [name for name in axes if name in sensitive]
-    crossed = shares.sum(axis=gone).transpose([kept.index(name) for name in sensitive])
-    return np.asarray(crossed.ravel() / crossed.sum(), dtype=np.float64)
+def whole(source: ImageSource) -> NDArray[np.uint8]:
+    """All images of a source in one array, (N, H, W, 3) uint8."""
+    return np.concatenate(list(source.batches(CHUNK)))
 
 
 def confusions_of(instruments: Instruments) -> dict[str, Mapping[str, NDArray[np.int64]]]:

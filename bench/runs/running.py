@@ -16,25 +16,25 @@ from numpy.typing import NDArray
 
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
-from fairbench.core.record import SCHEMA, Record
-from fairbench.core.score import Score
-from fairbench.core.task import Task
-from fairbench.datasets.base import Dataset
-from fairbench.datasets.cartoonfaces import Split
-from fairbench.instruments.measuring import Instruments, Measurements, load_instruments, measure
+from fairbench.core.record import SCHEMA, PerImage, Record
+from fairbench.instruments.measuring import Instruments, Measurements, load_instruments
 from fairbench.runs.config import RunConfig
+from fairbench.runs.evaluation import Known, evaluate_images
 from fairbench.runs.generation import generate, help_to_prepare, training_data
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import Plan, plan_keys, plan_run
-from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
-from fairbench.scores.crossings import Reading, Sample, crossing
-from fairbench.scores.faces import FaceInstruments, face_scores, load_face_instruments
-from fairbench.scores.fairness import RANKED
-from fairbench.scores.scoring import score_all
-from fairbench.scores.strata import check_controls
+from fairbench.scores.faces import FaceInstruments, load_face_instruments
 from fairbench.storage.cache import cache_folder
-from fairbench.storage.readings import image_sha256
-from fairbench.storage.records import find_record, read_records, record_path, write_record
+from fairbench.storage.readings import ImageList
+from fairbench.storage.records import (
+    RecordError,
+    find_record,
+    read_manifest,
+    read_record,
+    read_records,
+    record_path,
+    write_record,
+)
 
 __all__ = ["Outcome", "baseline_of", "run", "take_part"]
 
@@ -48,6 +48,11 @@ class Outcome:
     record: Record
     path: Path
     found: bool
+
+    @property
+    def manifest(self) -> tuple[tuple[int, int, str], ...]:
+        """Rows (prompt index, image index, sha256) of the images, in order."""
+        return read_manifest(self.path, self.record)
 
 
 def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
@@ -102,8 +107,9 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
     with _failures_recorded(config.results, blank):
-        record = _compute(plan, blank, instruments, looking, report)
-    return Outcome(record, write_record(config.results, record), False)
+        record, images = _compute(plan, blank, instruments, looking, report)
+    path = write_record(config.results, record, images)
+    return Outcome(read_record(path), path, False)
 
 
 def _blank_record(plan: Plan, key: str, generation_key: str, config: Mapping[str, Any]) -> Record:
@@ -164,51 +170,33 @@ def _compute(
     instruments: Instruments,
     looking: FaceInstruments | None,
     report: Reporter,
-) -> Record:
+) -> tuple[Record, PerImage]:
     cache = cache_folder()
     generated = generate(plan, str(blank.generation_key), cache, report)
-    manifest = _manifest(plan.requests, generated.images)
+    listed = ImageList.of(generated.images)
+    requests = plan.requests
+    manifest = _manifest(requests, listed)
     _compare_manifests(plan.config.results, blank, manifest, report)
     started = time.monotonic()
-    prompts = [request.prompt.text for request in plan.requests]
-    measured = measure(
+    reference = training_data(plan.dataset, plan.method.configured_card()).reference
+    texts = [request.prompt.text for request in requests]
+    known = Known(
+        prompt_index=np.array([request.prompt_index for request in requests]),
+        batch_id=generated.batch_id,
+        requested=generated.requested,
+        texts=texts if plan.backbone.conditional else None,
+        reference=None if reference is None else reference.images,
+    )
+    found = evaluate_images(
         generated.images,
+        listed,
+        plan.question,
         instruments,
+        known,
         cache,
-        report.progress,
-        prompts if plan.backbone.conditional else None,
+        report,
+        looking=looking,
     )
-    sensitive = plan.dataset.sensitive
-    reference = make_reference(plan.task, sensitive, instruments, cache, report.progress)
-    sample = Sample(
-        measured,
-        np.array([request.prompt_index for request in plan.requests]),
-        generated.requested,
-        generated.batch_id,
-    )
-    scores, tables, facts = score_all(
-        sample,
-        reference,
-        plan.task,
-        plan.dataset.attributes,
-        sensitive,
-        confusions_of(instruments),
-        encoder_columns(instruments),
-        seen=_seen_features(plan, instruments, cache, report),
-        controls=check_controls(plan.config.controls, plan.dataset.attributes, sensitive),
-    )
-    if looking is not None:
-        scores, facts = add_faces(
-            (scores, facts),
-            generated.images,
-            sample,
-            plan.task,
-            plan.dataset,
-            looking,
-            report,
-            training=plan.backbone.training,
-        )
-    warn_of_gaps(facts, report)
     from fairbench.diffusion.devices import peak_memory_mib
 
     record = dataclasses.replace(
@@ -222,81 +210,22 @@ def _compute(
         peak_memory_mib=round(peak_memory_mib(plan.device), 1),
         extra_parameters=generated.extra_parameters,
         network_calls_per_image=float(generated.network_calls.mean()),
-        scores=scores,
-        groups=tables,
-        facts={**generated.facts, **facts},
-        manifest=manifest,
+        scores=found.scores,
+        groups=found.tables,
+        facts={**generated.facts, **found.facts},
         created=now(),
     )
     picture = record_path(
         plan.config.results, record.dataset, record.method, record.key
     ).with_suffix(".png")
-    _draw_grid(picture, record, generated.images, measured, plan, instruments)
-    return record
+    _draw_grid(picture, record, generated.images, found.measured, plan, instruments)
+    return record, found.per_image
 
 
-def _seen_features(
-    plan: Plan, instruments: Instruments, cache: Path, report: Reporter
-) -> Mapping[str, NDArray[np.float32]] | None:
-    """Encoder -> features of the reference set that the method learned from, if it did."""
-    card = plan.method.configured_card()
-    reference = training_data(plan.dataset, card).reference
-    if reference is None:
-        return None
-    return measure(reference.images, instruments, cache, report.progress).features
-
-
-def warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:
-    """Say why the row can't be ranked, if it can't."""
-    reason = facts.get("not_measured", {}).get(RANKED)
-    if reason is not None:
-        hint = "; more --steps or a weaker method may help" if "valid face" in reason else ""
-        report.warn(f"{RANKED} can't be measured: {reason}{hint}")
-
-
-def add_faces(
-    measured: tuple[tuple[Score, ...], dict[str, Any]],
-    images: NDArray[np.uint8],
-    sample: Sample,
-    task: Task,
-    dataset: Dataset,
-    looking: FaceInstruments,
-    report: Reporter,
-    *,
-    training: Callable[[], Split] | None = None,
-) -> tuple[tuple[Score, ...], dict[str, Any]]:
-    """Scores and facts with those of the face stage.
-
-    `training` gives the images that the generator was trained on, None if nobody knows them.
-    """
-    scores, facts = measured
-    judge = next(iter(sample.measured.probabilities))
-    real, _ = real_images(task)
-    more, found = face_scores(
-        images,
-        Reading(sample, judge, dataset.attributes, task),
-        real.images,
-        crossing(real.labels, dataset.sensitive, dataset.attributes),
-        dataset.sensitive,
-        looking,
-        cache_folder(),
-        report.progress,
-        training=None if training is None else training().images,
-    )
-    missing = found.pop("not_measured", {})
-    for name, reason in missing.items():
-        report.note(f"{name}: not measured: {reason}")
-    gaps = {**facts.get("not_measured", {}), **missing}
-    facts = {**facts, "faces": found}
-    return (*scores, *more), {**facts, "not_measured": gaps} if gaps else facts
-
-
-def _manifest(
-    requests: Sequence[Request], images: NDArray[np.uint8]
-) -> tuple[tuple[int, int, str], ...]:
+def _manifest(requests: Sequence[Request], listed: ImageList) -> tuple[tuple[int, int, str], ...]:
     return tuple(
         (request.prompt_index, request.image_index, digest)
-        for request, digest in zip(requests, image_sha256(images), strict=True)
+        for request, digest in zip(requests, listed.sha256, strict=True)
     )
 
 
@@ -305,9 +234,16 @@ def _compare_manifests(
 ) -> None:
     """Say so if an earlier record has other images for the same generation key."""
     for earlier in read_records(results, report.warn):
-        same = earlier.generation_key == blank.generation_key and earlier.status == "complete"
-        if same and earlier.manifest != manifest:
-            differ = sum(a != b for a, b in zip(earlier.manifest, manifest, strict=False))
+        if earlier.generation_key != blank.generation_key or earlier.status != "complete":
+            continue
+        try:
+            path = record_path(results, earlier.dataset, earlier.method, earlier.key)
+            had = read_manifest(path, earlier)
+        except RecordError as error:
+            report.warn(str(error))
+            continue
+        if had != manifest:
+            differ = sum(a != b for a, b in zip(had, manifest, strict=False))
             report.warn(
                 f"{differ} of {len(manifest)} images differ from those of record {earlier.key}, "
                 f"made from the same configuration with {_versions(earlier)}; another machine or "

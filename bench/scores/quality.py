@@ -66,6 +66,8 @@ class Reference:
     labels: Mapping[str, NDArray[np.integer[Any]]]
     prompt_index: NDArray[np.int64]
     natural: NDArray[np.float64] | None
+    balanced: NDArray[np.int64] | None = None
+    unbalanced: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,28 @@
-"""Records: one run, one JSON file; written atomically, checked when read.
+"""Records: one run, one JSON file and its sidecar; written atomically, checked when read.
 
-A record lies at ``<results>/<dataset>/<method>/<run key>.json``. What can't be read is never
-overwritten, and only complete records count as found.
+A record lies at ``<results>/<dataset>/<method>/<run key>.json``; what is known of each image lies
+beside it in ``<run key>.images.npz``, whose hash the record holds. The sidecar is written first: a
+record exists when its JSON does. What can't be read is never overwritten, and only complete
+records count as found.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.keys import finite, plain
-from fairbench.core.record import SCHEMA, Record, Status
+from fairbench.core.record import SCHEMA, PerImage, Record, Status
 from fairbench.core.score import Score
 from fairbench.storage.files import atomic_write
 
@@ -50,10 +58,20 @@ def record_path(results: Path, dataset: str, method: str, key: str) -> Path:
     return results / dataset / method / f"{key}.json"
 
 
-def write_record(results: Path, record: Record) -> Path:
-    """Write a record whole or not at all.
+def sidecar_path(path: Path) -> Path:
+    """Where what is known of each image of the record at `path` lies."""
+    return path.with_suffix(".images.npz")
+
+
+def write_record(results: Path, record: Record, images: PerImage | None = None) -> Path:
+    """Write a record, and first its sidecar, each whole or not at all.
 
     A failed or interrupted record doesn't replace a complete one: that file stays as it is.
+
+    Args:
+        results: Folder of all records.
+        record: What to write.
+        images: What is known of each image; None: the record has no sidecar.
 
     Returns:
         The record's path.
@@ -66,16 +84,94 @@ def write_record(results: Path, record: Record) -> Path:
     path = record_path(results, record.dataset, record.method, record.key)
     if record.schema != SCHEMA:
         raise ContractError(f"records are written with schema {SCHEMA}; seen {record.schema}")
+    packed = None if images is None else _packed(images)
+    digest = None if packed is None else hashlib.sha256(packed).hexdigest()
+    record = replace(record, sidecar=digest)
     text = _to_text(record)
     if path.exists() and read_record(path).status == "complete" != record.status:
         return path
     try:
+        if packed is not None:
+            with atomic_write(sidecar_path(path)) as file:
+                file.write(packed)
         with atomic_write(path) as file:
             # Surrogates of undecodable file names turn into JSON's own \udcxx escapes.
             file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error}); choose another folder") from error
     return path
+
+
+def _packed(images: PerImage) -> bytes:
+    """The bytes of a sidecar: the same for the same content."""
+    arrays: dict[str, Any] = {
+        "sha256": np.frombuffer(bytes.fromhex("".join(images.sha256)), np.uint8).reshape(-1, 32),
+        "prompt_index": images.prompt_index.astype(np.int32),
+        "image_index": images.image_index.astype(np.int64),
+        "batch_id": images.batch_id.astype(np.int64),
+        "valid": images.valid,
+        **{
+            f"label {judge} {name}": levels.astype(np.int16)
+            for judge, by_attribute in images.labels.items()
+            for name, levels in by_attribute.items()
+        },
+    }
+    if images.requested is not None:
+        arrays["requested"] = images.requested.astype(np.int32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def read_per_image(path: Path, record: Record) -> PerImage | None:
+    """What is known of each image of a record; None if it has no sidecar.
+
+    Args:
+        path: Where the record lies.
+        record: The record.
+
+    Raises:
+        RecordError: If the sidecar is missing, damaged or not the one that the record names.
+    """
+    if record.sidecar is None:
+        return None
+    beside = sidecar_path(path)
+    try:
+        packed = beside.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{beside}: expected the sidecar of a record; {error}") from error
+    if hashlib.sha256(packed).hexdigest() != record.sidecar:
+        raise RecordError(
+            f"{beside}: expected sha256 {record.sidecar[:8]}… as {path.name} states, seen another "
+            "file; restore it, or run again with --force"
+        )
+    with np.load(io.BytesIO(packed), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    labels: dict[str, dict[str, NDArray[np.int64]]] = {}
+    for name, array in arrays.items():
+        if name.startswith("label "):
+            _, judge, attribute = name.split(" ", 2)
+            labels.setdefault(judge, {})[attribute] = array.astype(np.int64)
+    requested = arrays.get("requested")
+    return PerImage(
+        tuple(row.tobytes().hex() for row in arrays["sha256"]),
+        arrays["prompt_index"].astype(np.int64),
+        arrays["image_index"].astype(np.int64),
+        None if requested is None else requested.astype(np.int64),
+        arrays["batch_id"].astype(np.int64),
+        arrays["valid"].astype(bool),
+        labels,
+    )
+
+
+def read_manifest(path: Path, record: Record) -> tuple[tuple[int, int, str], ...]:
+    """Rows (prompt index, image index, sha256) of a record of any schema, in image order.
+
+    Raises:
+        RecordError: As `read_per_image`.
+    """
+    images = read_per_image(path, record)
+    return record.manifest if images is None else images.manifest
 
 
 def read_record(path: Path) -> Record:
@@ -145,11 +241,10 @@ def read_records(results: Path, warn: Callable[[str], None]) -> list[Record]:
 
 
 def _to_text(record: Record) -> str:
-    """JSON with an indent, but one row of the manifest a line."""
+    """JSON with an indent."""
     data = plain(record, "record")
-    rows = ",".join(f"\n    {json.dumps(row)}" for row in data.pop("manifest"))
-    head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
-    return f'{head},\n  "manifest": [{rows}\n  ]\n}}\n'
+    del data["manifest"]  # the sidecar has it
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def _parse_float(text: str) -> float:
@@ -215,8 +310,25 @@ _SCORE_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
 )
 
 
+_RECORD_V2: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        **{name: kinds for name, kinds in _RECORD_V1.items() if name != "manifest"},
+        "sidecar": (str, NoneType),
+    }
+)
+
+
 def _read_v1(data: object) -> Record:
     values = _checked(data, _RECORD_V1, "the record")
+    manifest = tuple(_image(row) for row in values["manifest"])
+    return _record({**values, "manifest": manifest})
+
+
+def _read_v2(data: object) -> Record:
+    return _record({**_checked(data, _RECORD_V2, "the record"), "manifest": ()})
+
+
+def _record(values: dict[str, Any]) -> Record:
     if values["status"] not in get_args(Status):
         raise ValueError(f"its status is {values['status']!r}")
     for stage, seconds in values["seconds"].items():
@@ -226,13 +338,7 @@ def _read_v1(data: object) -> Record:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"the groups of {name!r} aren't a list of objects")
     scores = [Score(**_checked(row, _SCORE_V1, "a score")) for row in values["scores"]]
-    return Record(
-        **{
-            **values,
-            "scores": tuple(scores),
-            "manifest": tuple(_image(row) for row in values["manifest"]),
-        }
-    )
+    return Record(**{**values, "scores": tuple(scores)})
 
 
 def _checked(data: object, kinds: Mapping[str, tuple[type, ...]], what: str) -> dict[str, Any]:
@@ -262,4 +368,4 @@ def _image(row: object) -> tuple[int, int, str]:
 
 
 # How to read each schema ever written; a new one is added here, none is taken away.
-_READERS: Mapping[int, Callable[[object], Record]] = MappingProxyType({1: _read_v1})
+_READERS: Mapping[int, Callable[[object], Record]] = MappingProxyType({1: _read_v1, 2: _read_v2})

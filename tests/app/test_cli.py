@@ -358,12 +358,12 @@ def test_an_interrupted_run_says_so_and_goes_on(
     assert line.startswith("fairbench: interrupted; the same command")
     left = record_in(tmp_path / "results")
     assert (left["status"], left["error"]) == ("interrupted", "interrupted")
-    assert left["manifest"] == []
+    assert left["sidecar"] is None
     again = fairbench(*SLOW)
     assert (again.returncode, again.stderr) == (0, "")
     done = record_in(tmp_path / "results")
     assert (done["status"], done["key"]) == ("complete", left["key"])
-    assert done["manifest"] == undisturbed["manifest"]
+    assert done["sidecar"] == undisturbed["sidecar"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -381,7 +381,7 @@ def test_a_killed_run_goes_on_to_the_same_images(
     done = record_in(tmp_path / "results")
     assert done["status"] == "complete"
     assert done["scores"] == undisturbed["scores"]
-    assert done["manifest"] == undisturbed["manifest"]
+    assert done["sidecar"] == undisturbed["sidecar"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -11,12 +11,14 @@ import pytest
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.keys import run_key
-from fairbench.core.record import SCHEMA
+from fairbench.core.record import SCHEMA, PerImage, Record
 from fairbench.core.score import Score
 from fairbench.storage import records
 from fairbench.storage.records import (
     RecordError,
     find_record,
+    read_manifest,
+    read_per_image,
     read_record,
     read_records,
     record_path,
@@ -82,14 +84,75 @@ def test_record_survives_a_round_trip(tmp_path, make_record):
     assert read_record(path).score("nothing") is None
 
 
-def test_file_is_readable_with_one_image_a_line(tmp_path, make_record):
-    lines = write_record(tmp_path, make_record()).read_text().splitlines()
-    assert lines[1] == '  "schema": 1,'
-    assert lines[-5:-2] == [
-        '  "manifest": [',
-        f'    [0, 0, "{"c" * 64}"],',
-        f'    [0, 1, "{"d" * 64}"]',
-    ]
+def per_image(n=3, requested=True):
+    return PerImage(
+        sha256=tuple(f"{i:064x}" for i in range(n)),
+        prompt_index=np.zeros(n, np.int64),
+        image_index=np.arange(n),
+        requested=np.arange(n) % 2 if requested else None,
+        batch_id=np.arange(n) + 2**40,
+        valid=np.arange(n) > 0,
+        labels={"primary": {"gender": np.arange(n) % 2, "eye colour": np.arange(n) % 3}},
+    )
+
+
+def test_what_is_known_of_each_image_lies_in_a_sidecar(tmp_path, make_record):
+    for requested in (True, False):
+        images = per_image(requested=requested)
+        path = write_record(tmp_path, make_record(), images)
+        assert files(tmp_path) == [f"{path.stem}.images.npz", path.name]
+        record = read_record(path)
+        assert record.schema == 2
+        assert "manifest" not in json.loads(path.read_text())
+        found = read_per_image(path, record)
+        assert found.sha256 == images.sha256
+        for name in ("prompt_index", "image_index", "batch_id", "valid", "requested"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(images, name))
+        labels = found.labels["primary"]
+        assert labels.keys() == {"gender", "eye colour"}
+        np.testing.assert_array_equal(labels["eye colour"], [0, 1, 2])
+        assert read_manifest(path, record)[2] == (0, 2, images.sha256[2])
+
+
+def test_the_same_facts_make_the_same_sidecar(tmp_path, make_record):
+    first = read_record(write_record(tmp_path / "a", make_record(), per_image()))
+    second = read_record(write_record(tmp_path / "b", make_record(), per_image()))
+    assert first.sidecar == second.sidecar
+    assert (
+        first.sidecar
+        != read_record(
+            write_record(tmp_path / "c", make_record(), per_image(requested=False))
+        ).sidecar
+    )
+
+
+def test_a_sidecar_that_is_missing_or_another_is_named(tmp_path, make_record):
+    path = write_record(tmp_path, make_record(), per_image())
+    record = read_record(path)
+    beside = path.with_suffix(".images.npz")
+    beside.write_bytes(beside.read_bytes()[:-1] + b"x")
+    with pytest.raises(RecordError, match="expected sha256"):
+        read_per_image(path, record)
+    beside.unlink()
+    with pytest.raises(RecordError, match="expected the sidecar"):
+        read_per_image(path, record)
+    assert read_record(path) == record  # the record itself still loads
+
+
+def test_a_record_exists_when_its_json_does(tmp_path, make_record, monkeypatch):
+    replaced = Path.replace
+
+    def stop_at_json(self, target):
+        if str(target).endswith(".json"):
+            raise KeyboardInterrupt
+        return replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", stop_at_json)
+    record = make_record()
+    with pytest.raises(KeyboardInterrupt):
+        write_record(tmp_path, record, per_image())
+    assert files(tmp_path) == [f"{record.key}.images.npz"]
+    assert read_records(tmp_path, refuse) == []
 
 
 def test_record_without_images_can_be_read(tmp_path, make_record):
@@ -139,7 +202,7 @@ def test_a_complete_record_is_renewed_by_a_complete_one_only(tmp_path, make_reco
     assert read_record(path) == later
 
 
-@pytest.mark.parametrize("content", ["", '{"schema": 1, "key"', '{"schema": 2}', "[]"])
+@pytest.mark.parametrize("content", ["", '{"schema": 1, "key"', '{"schema": 3}', "[]"])
 def test_what_cannot_be_read_is_never_overwritten(tmp_path, make_record, content):
     record = make_record()
     path = write_record(tmp_path, record)
@@ -150,7 +213,7 @@ def test_what_cannot_be_read_is_never_overwritten(tmp_path, make_record, content
 
 
 def test_writing_refuses_other_schemas_infinity_and_names_that_are_paths(tmp_path, make_record):
-    with pytest.raises(ContractError, match="schema 1; seen 2"):
+    with pytest.raises(ContractError, match="schema 2; seen 3"):
         write_record(tmp_path, make_record(schema=SCHEMA + 1))
     with pytest.raises(ContractError, match=r"record\.seconds\.generate must be finite"):
         write_record(tmp_path, make_record(seconds={"generate": float("inf")}))
@@ -190,15 +253,39 @@ def test_schema_1_still_loads():
     assert record.manifest[1] == (0, 1, "d" * 64)
 
 
+def test_a_manifest_row_of_schema_1_is_checked(tmp_path):
+    path = tmp_path / "old.json"
+    data = json.loads((GOLDEN / "record_v1.json").read_text())
+    path.write_text(json.dumps({**data, "manifest": [[0, 0]]}))
+    with pytest.raises(RecordError, match=r"manifest row is \[0, 0\]"):
+        read_record(path)
+
+
+def test_schema_2_still_loads():
+    # These two files are never renewed: they stand for every record written with schema 2.
+    path = GOLDEN / "record_v2.json"
+    record = read_record(path)
+    assert (record.schema, record.status, record.method) == (2, "complete", "fairgen")
+    assert record.manifest == ()
+    images = read_per_image(path, record)
+    assert len(images) == 3
+    assert images.requested.tolist() == [0, 1, 0]
+    assert images.valid.tolist() == [False, True, True]
+    assert images.labels["primary"]["eye colour"].tolist() == [0, 1, 2]
+    assert read_manifest(path, record)[1] == (0, 1, f"{1:064x}")
+
+
 def test_the_reader_knows_every_field():
-    assert set(records._RECORD_V1) == {field.name for field in fields(records.Record)}
+    known = {field.name for field in fields(Record)}
+    assert set(records._RECORD_V1) == known - {"sidecar"}
+    assert set(records._RECORD_V2) == known - {"manifest"}
     assert set(records._SCORE_V1) == {field.name for field in fields(Score)}
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"schema": 2}, "schema 1 or older, seen 2; update fairbench"),
+        ({"schema": 3}, "schema 2 or older, seen 3; update fairbench"),
         ({"schema": "1"}, "no schema number"),
         ({"schema": True}, "no schema number"),
         ({"status": "done"}, "status is 'done'"),
@@ -208,7 +295,7 @@ def test_the_reader_knows_every_field():
         ({"scores": [{"name": "x"}]}, "a score lacks better, floor"),
         ({"scores": ["x"]}, "a score isn't an object"),
         ({"groups": {"gender": [1]}}, "groups of 'gender'"),
-        ({"manifest": [[0, 0]]}, r"manifest row is \[0, 0\]"),
+        ({"sidecar": 5}, "'sidecar' of the record is of type int"),
         ({"peak_memory_mib": float("nan")}, "a number is NaN"),
     ],
 )
@@ -218,11 +305,11 @@ def test_damage_is_named_in_one_line(tmp_path, make_record, changes, problem):
     with pytest.raises(RecordError, match=problem) as error:
         read_record(path)
     message = str(error.value)
-    assert message.startswith(f"{path}: expected a record of schema 1")
+    assert message.startswith(f"{path}: expected a record of schema 2")
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(records.Record)])
+@pytest.mark.parametrize("name", sorted(records._RECORD_V2))
 def test_a_missing_field_is_damage(tmp_path, make_record, name):
     path = write_record(tmp_path, make_record())
     data = json.loads(path.read_text())

@@ -1,0 +1,232 @@
+"""The measuring half: images and a question to scores; ``run`` and ``evaluate`` both call it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.progress import Reporter
+from fairbench.core.record import PerImage
+from fairbench.core.score import Score
+from fairbench.core.specs import BackboneSpec
+from fairbench.core.task import Control, Task
+from fairbench.datasets.base import Dataset, ImageSource
+from fairbench.instruments.measuring import Instruments, Measurements, measure
+from fairbench.runs.reference import (
+    confusions_of,
+    encoder_columns,
+    make_reference,
+    real_images,
+    whole,
+)
+from fairbench.scores.crossings import Reading, Sample, crossing
+from fairbench.scores.faces import FaceInstruments, face_scores
+from fairbench.scores.fairness import RANKED
+from fairbench.scores.scoring import METRIC_VERSION, score_all
+from fairbench.storage.readings import ImageList
+
+__all__ = ["Evaluation", "Known", "Question", "evaluate_images", "measuring_config"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What images are asked.
+
+    Attributes:
+        dataset: Declares attributes and groups, has real images and instruments.
+        task: Prompts, groups and target.
+        backbone: What made the images, where that is known; None for images from elsewhere.
+        controls: Variables within whose levels groups are compared too.
+    """
+
+    dataset: Dataset
+    task: Task
+    backbone: BackboneSpec | None = None
+    controls: tuple[Control, ...] = ()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of N images beside their pixels.
+
+    Attributes:
+        prompt_index: (N,) which prompt of the task each was made from.
+        batch_id: (N,) equal for images that depend on each other.
+        requested: (N,) group that was asked for; None if none was.
+        texts: N, what the user asked for; None if there were no prompts, or they aren't known.
+        given: Attribute -> (N,) level that a person saw in each image.
+        reference: Images that the method learned from; None if it read none.
+    """
+
+    prompt_index: NDArray[np.int64]
+    batch_id: NDArray[np.int64]
+    requested: NDArray[np.int64] | None = None
+    texts: Sequence[str] | None = None
+    given: Mapping[str, NDArray[np.int64]] = field(default_factory=lambda: MappingProxyType({}))
+    reference: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        scores: The numbers.
+        tables: Table name -> rows by group.
+        facts: Details, and what isn't measured and why.
+        measured: What the instruments said.
+        per_image: What is known of each image.
+    """
+
+    scores: tuple[Score, ...]
+    tables: Mapping[str, list[dict[str, Any]]]
+    facts: Mapping[str, Any]
+    measured: Measurements
+    per_image: PerImage
+
+
+def measuring_config(
+    question: Question, instruments: Instruments, looking: FaceInstruments | None
+) -> dict[str, Any]:
+    """Everything that the scores depend on beside the images."""
+    dataset, task = question.dataset, question.task
+    return {
+        "dataset": dataset.name,
+        "task": task.name,
+        "target": dict(zip(task.groups, task.target, strict=True)),
+        "hashes": {
+            **instruments.hashes(),
+            **(looking.hashes() if looking else {}),
+            "reference": dataset.data_sha256(),
+        },
+        "readings": {**instruments.readings(), **(looking.readings() if looking else {})},
+        "reference": [dict(prompt.stratum) for prompt in task.prompts],
+        "metric_version": METRIC_VERSION,
+    }
+
+
+def evaluate_images(
+    images: NDArray[np.uint8],
+    listed: ImageList,
+    question: Question,
+    instruments: Instruments,
+    known: Known,
+    cache: Path,
+    report: Reporter,
+    *,
+    looking: FaceInstruments | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure images and score them.
+
+    Args:
+        images: (N, H, W, 3) uint8 of any size; every instrument resizes for itself.
+        listed: Their hashes.
+        question: What they are asked.
+        instruments: What measures them.
+        known: What is known of them beside their pixels.
+        cache: Folder of cached arrays.
+        report: Told about progress and about what isn't measured.
+        looking: What looks for faces, if anything is to.
+        seed: Of every resample behind the intervals.
+    """
+    dataset, task = question.dataset, question.task
+    measured = measure(images, instruments, cache, report.progress, known.texts, listed)
+    reference = make_reference(
+        dataset, task, question.backbone, instruments, cache, report.progress
+    )
+    seen = None
+    if known.reference is not None:
+        seen = measure(known.reference, instruments, cache, report.progress).features
+    sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
+    scores, tables, facts = score_all(
+        sample,
+        reference,
+        task,
+        dataset.attributes,
+        dataset.sensitive,
+        confusions_of(instruments),
+        encoder_columns(instruments),
+        given=known.given,
+        seen=seen,
+        controls=question.controls,
+        seed=seed,
+    )
+    if looking is not None:
+        scores, facts = _with_faces(
+            (scores, facts), images, sample, question, looking, cache, report
+        )
+    _warn_of_gaps(facts, report)
+    labels = {
+        judge: {name: table.argmax(1) for name, table in by_attribute.items()}
+        for judge, by_attribute in measured.probabilities.items()
+    }
+    per_image = PerImage(
+        sha256=listed.sha256,
+        prompt_index=known.prompt_index,
+        image_index=_places(known.prompt_index),
+        requested=known.requested,
+        batch_id=known.batch_id,
+        valid=measured.valid,
+        labels=labels,
+    )
+    return Evaluation(scores, tables, facts, measured, per_image)
+
+
+def _places(prompts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) number of each image among those of its prompt."""
+    places = np.zeros(len(prompts), dtype=np.int64)
+    for prompt in np.unique(prompts):
+        mine = prompts == prompt
+        places[mine] = np.arange(int(mine.sum()))
+    return places
+
+
+def _warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:
+    """Say why the row can't be ranked, if it can't."""
+    reason = facts.get("not_measured", {}).get(RANKED)
+    if reason is not None:
+        hint = "; more --steps or a weaker method may help" if "valid" in reason else ""
+        report.warn(f"{RANKED} can't be measured: {reason}{hint}")
+
+
+def _with_faces(
+    found: tuple[tuple[Score, ...], dict[str, Any]],
+    images: NDArray[np.uint8],
+    sample: Sample,
+    question: Question,
+    looking: FaceInstruments,
+    cache: Path,
+    report: Reporter,
+) -> tuple[tuple[Score, ...], dict[str, Any]]:
+    """Scores and facts with those of the face instruments."""
+    scores, facts = found
+    dataset = question.dataset
+    judge = next(iter(sample.measured.probabilities))
+    real, _ = real_images(dataset, question.task)
+    trained: ImageSource | None = None
+    if question.backbone is not None:
+        trained = dataset.trained_on(question.backbone)
+    more, seen = face_scores(
+        images,
+        Reading(sample, judge, dataset.attributes, question.task),
+        whole(real),
+        crossing(real.labels, dataset.sensitive, dataset.attributes),
+        dataset.sensitive,
+        looking,
+        cache,
+        report.progress,
+        training=None if trained is None else whole(trained),
+    )
+    missing = seen.pop("not_measured", {})
+    for name, reason in missing.items():
+        report.note(f"{name}: not measured: {reason}")
+    gaps = {**facts.get("not_measured", {}), **missing}
+    facts = {**facts, "faces": seen}
+    return (*scores, *more), {**facts, "not_measured": gaps} if gaps else facts
