@@ -540,12 +540,6 @@ def _preset_row(method: type[Method], values: Mapping[str, Any]) -> dict[str, An
 
 
 def _listing(kind: Kind) -> list[dict[str, Any]]:
-    from fairbench.datasets.base import DATASETS
-
-    found, broken = DATASETS.entries()
-    for reason in broken.values():
-        _warn(reason)
-
     if kind is Kind.METHODS:
         from fairbench.core.parameters import parameters_of
         from fairbench.methods import get_method, method_names
@@ -568,6 +562,11 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
         from fairbench.scores.scoring import METRICS
 
         return [{"name": name, "meaning": meaning} for name, meaning in METRICS.items()]
+    from fairbench.datasets.base import DATASETS
+
+    found, broken = DATASETS.entries()
+    for reason in broken.values():
+        _warn(reason)
     rows = []
     for dataset in found.values():
         if kind is Kind.DATASETS:

@@ -1,0 +1,41 @@
+"""The pages say what the code says, and their examples run."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from fairbench.build.method_docs import page
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def examples(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_page_of_methods_is_written_from_the_cards() -> None:
+    assert (ROOT / "docs" / "methods.md").read_text() == page()
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if examples(p)], ids=lambda p: p.stem)
+def test_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "cache"))
+    for example in examples(path):
+        module = types.ModuleType("example")
+        monkeypatch.setitem(sys.modules, "example", module)
+        exec(compile(example, path.name, "exec"), module.__dict__)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda p: p.stem)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name}: {target}"
+        assert os.path.realpath(path.parent / target).startswith(str(ROOT))
