@@ -90,17 +90,21 @@ Download = Annotated[
     bool, typer.Option("--allow-download", help="Get missing weights of --encoder and --faces.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DatasetName = Annotated[str | None, typer.Option(help="Default: the embedded one.")]
+TaskName = Annotated[str | None, typer.Option(help="Default: the data set's first.")]
+Target = Annotated[str, typer.Option(help='uniform or "GROUP=0.5,GROUP=0.5".')]
+Force = Annotated[bool, typer.Option("--force", help="Compute although a record exists.")]
 
 
 @app.command()
 def run(
     method: Annotated[str, typer.Option(help="See: fairbench list methods.")],
-    dataset: Annotated[str | None, typer.Option(help="Default: the embedded one.")] = None,
-    task: Annotated[str | None, typer.Option(help="Default: the data set's first.")] = None,
+    dataset: DatasetName = None,
+    task: TaskName = None,
     backbone: Annotated[
         str | None, typer.Option(help="Name or pipeline folder; default: the data set's first.")
     ] = None,
-    target: Annotated[str, typer.Option(help='uniform or "female=0.5,male=0.5".')] = "uniform",
+    target: Target = "uniform",
     num_images: Annotated[int, typer.Option(help="Images in all, at least 100.")] = 1000,
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
     seeds: Annotated[
@@ -120,7 +124,7 @@ def run(
     control: Controls = None,
     allow_download: Download = False,
     results: Results = Path("results"),
-    force: Annotated[bool, typer.Option("--force", help="Compute again.")] = False,
+    force: Force = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -176,12 +180,12 @@ def run(
 @app.command()
 def evaluate(
     image_dir: Annotated[Path, typer.Argument(help="Folder, .zip, .tar or .npz of images.")],
-    dataset: Annotated[str | None, typer.Option(help="Default: the embedded one.")] = None,
-    task: Annotated[str | None, typer.Option(help="Default: the data set's first.")] = None,
+    dataset: DatasetName = None,
+    task: TaskName = None,
     name: Annotated[
         str | None, typer.Option(help="Row name; default: that of the images.")
     ] = None,
-    target: Annotated[str, typer.Option(help='uniform or "female=0.5,male=0.5".')] = "uniform",
+    target: Target = "uniform",
     num_images: Annotated[int | None, typer.Option(help="Take the first so many.")] = None,
     labels: Annotated[
         Path | None,
@@ -199,7 +203,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the intervals' resamples.")] = 0,
     results: Results = Path("results"),
-    force: Annotated[bool, typer.Option("--force", help="Measure again.")] = False,
+    force: Force = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -13,7 +13,8 @@ HEAD = """\
 # Methods
 
 Written from the methods' cards by `python -m fairbench.build.method_docs`; a test holds that it
-is up to date. Every parameter is set by `--param name=value`, a named set of them by `--param preset=name`.
+is up to date. Every parameter is set by `--param name=value`, a named set of them by
+`--param preset=name`.
 """
 
 ROLES = ("method", "control", "ablation", "oracle")
