@@ -62,7 +62,7 @@ def test_a_few_images_are_faces_with_the_training_bias(spec):
     n = 128
     images = measure_backbones.draw(backbone, spec, prompts, n, 1.0)
     assert images.shape == (n, 32, 32, 3)
-    valid = instruments.validity(images) >= instruments.validity.threshold
+    valid = instruments.validity(images)["validity"] >= instruments.validity.threshold
     assert valid.mean() >= 0.9
     read = instruments.judges[0](images)
     # Trained: .70 male, .55 white; 3.3 standard errors of 128 images, and the card's own gap.

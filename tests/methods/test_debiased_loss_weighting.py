@@ -372,7 +372,8 @@ def test_shares_stay_those_of_the_training_data(tmp_path):
         images = sampler([Request(task.prompts[0], 0, i, 0) for i in range(n)]).images
         probabilities = instruments.judges[0](images)["gender"]
         assert probabilities.max(1).mean() >= 0.95
-        valid.append((instruments.validity(images) >= instruments.validity.threshold).mean())
+        check = instruments.validity
+        valid.append((check(images)["validity"] >= check.threshold).mean())
         shares.append((probabilities.argmax(1) == 0).mean())
     seen = f"female {shares}, valid {valid}"
     assert min(valid) >= 0.9, seen
