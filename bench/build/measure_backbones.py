@@ -124,7 +124,9 @@ def shares_and_judges(
         mean = float(read[attribute].max(1).mean())
         what = f"judge confidence, {attribute}"
         bars.append(Bar(what, mean, f"≥ {needed}", mean >= needed, len(images)))
-    passed = int((instruments.validity(images) >= instruments.validity.threshold).sum())
+    check = instruments.validity
+    assert check is not None
+    passed = int((check(images)["validity"] >= check.threshold).sum())
     return [*bars, share_bar("validity", passed, len(images), 0.97)]
 
 
@@ -184,16 +186,20 @@ def quality_bars(
 ) -> list[Bar]:
     """Fréchet distance to real images with the training bias, in units of its floor."""
     encoder, split = instruments.encoder, load_split("evaluation")
+
+    def features_of(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return encoder(images)["features"]
+
     floors, mine, rebuilt = [], [], []
-    features = encoder(images[:QUALITY_N])
+    features = features_of(images[:QUALITY_N])
     for seed in range(QUALITY_DRAWS):
         index = DEFAULT_BIAS.draw(split.labels, 2 * QUALITY_N, seed)
-        first, second = index[:QUALITY_N], encoder(split.images[index[QUALITY_N:]])
-        floors.append(frechet_distance(encoder(split.images[first]), second))
+        first, second = index[:QUALITY_N], features_of(split.images[index[QUALITY_N:]])
+        floors.append(frechet_distance(features_of(split.images[first]), second))
         mine.append(frechet_distance(features, second))
         if spec.conditional:
             copies = backbone.decode(backbone.encode(split.images[first]))
-            rebuilt.append(frechet_distance(encoder(copies), second))
+            rebuilt.append(frechet_distance(features_of(copies), second))
     floor = float(np.mean(floors))
     found = [("quality distance of generated images, in floors", mine, 4.0)]
     if rebuilt:
@@ -256,7 +262,7 @@ def main() -> None:
     spec = CARTOONFACES.backbone(arguments.name)
     if arguments.folder is not None:
         spec = replace(spec, folder=arguments.folder)
-    instruments = load_instruments("cpu")
+    instruments = load_instruments("cpu", CARTOONFACES.instruments())
     backbone = load_backbone(
         spec.name, spec.folder, device=torch.device("cpu"), dtype=torch.float32
     )

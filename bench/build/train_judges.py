@@ -461,11 +461,15 @@ def measure_under_faults(judge: judges.Judge, split: ArrayImages) -> dict[str, d
 
 def measure_validity(check: judges.ValidityCheck, split: ArrayImages) -> dict[str, Any]:
     """Share of images taken as valid, of each kind."""
+
+    def valid(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        return check(images)["validity"] >= check.threshold
+
     return {
         side: {
             name: {
                 "n": len(split),
-                "valid": float(np.mean(check(apply(corruption, split.images)) >= check.threshold)),
+                "valid": float(np.mean(valid(apply(corruption, split.images)))),
             }
             for name, corruption in kinds.items()
         }
@@ -508,20 +512,24 @@ def measure_encoder(encoder: judges.Encoder) -> dict[str, dict[str, float]]:
     The reference is from the evaluation split, which nothing was trained on: the encoder may know
     its own training images too well for a floor.
     """
+
+    def features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return encoder(images)["features"]
+
     n = 1000
     evaluation = load_split("evaluation")
-    reference = encoder(evaluation.images[:n])
+    reference = features(evaluation.images[:n])
     rest = evaluation.take(np.arange(n, len(evaluation)))
     held_out = held_out_split().images
     rows: dict[str, dict[str, float]] = {
         "real": {
-            "held out": frechet_distance(encoder(held_out), reference),
-            "evaluation": frechet_distance(encoder(rest.images[:n]), reference),
+            "held out": frechet_distance(features(held_out), reference),
+            "evaluation": frechet_distance(features(rest.images[:n]), reference),
         }
     }
     for ladder, rungs in LADDERS.items():
         rows[ladder] = {
-            rung: frechet_distance(encoder(apply(corruption, held_out)), reference)
+            rung: frechet_distance(features(apply(corruption, held_out)), reference)
             for rung, corruption in rungs.items()
         }
     rows["male share"] = {}
@@ -529,11 +537,13 @@ def measure_encoder(encoder: judges.Encoder) -> dict[str, dict[str, float]]:
     for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         count = round(share * n)
         index = np.concatenate([male[:count], female[: n - count]])
-        rows["male share"][f"{share:g}"] = frechet_distance(encoder(rest.images[index]), reference)
+        rows["male share"][f"{share:g}"] = frechet_distance(
+            features(rest.images[index]), reference
+        )
     rows["one race only"] = {}
     for level, race in enumerate(ATTRIBUTES["race"]):
         index = np.flatnonzero(rest.labels["race"] == level)[:n]
-        rows["one race only"][race] = frechet_distance(encoder(rest.images[index]), reference)
+        rows["one race only"][race] = frechet_distance(features(rest.images[index]), reference)
     return rows
 
 

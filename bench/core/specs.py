@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from fairbench.core.method import SamplingConfig
 from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt
 
-__all__ = ["BackboneSpec", "DatasetCard", "TaskSpec"]
+__all__ = ["BackboneSpec", "DatasetCard", "InstrumentNames", "InstrumentSpec", "TaskSpec"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,41 @@ class BackboneSpec:
             return None
         recorded: str | None = json.loads(path.read_text()).get("weights_sha256")
         return recorded
+
+
+@dataclass(frozen=True)
+class InstrumentSpec:
+    """A network that measures images, as it is found by name.
+
+    Attributes:
+        name: What is asked for, such as ``"clip-vit-b-32"`` or ``"cartoonfaces/primary"``.
+        kind: ``"judge"`` for attributes, ``"encoder"`` for features, ``"validity"`` for whether
+            an image is a proper one, ``"faces"`` for where faces are and whose.
+        title: One line.
+        load: ``load(device=..., batch_size=..., allow_download=...)`` gives the
+            `fairbench.instruments.base.Instrument`; all three are given by name, a batch size of
+            None stands for its own.
+        weights: Name of its weight file, as ``fairbench doctor`` lists it; empty if its weights
+            come with it.
+    """
+
+    name: str
+    kind: Literal["judge", "encoder", "validity", "faces"]
+    title: str
+    load: Callable[..., Any]
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class InstrumentNames:
+    """Which instruments measure a data set's images, by the names of their specs.
+
+    Attributes:
+        judges: One or more; the first is the one that scores come from.
+        encoders: The data set's own first; there may be none.
+        validity: Tells proper images from others; None if nothing does.
+    """
+
+    judges: tuple[str, ...]
+    encoders: tuple[str, ...] = ()
+    validity: str | None = None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import ContractError, InputError, unknown_name
 from fairbench.core.registry import Registry
-from fairbench.core.specs import BackboneSpec, DatasetCard, TaskSpec
+from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, TaskSpec
 from fairbench.core.task import Prompt, Task
 from fairbench.storage.readings import ImageList
 
@@ -149,6 +149,10 @@ class Dataset(ABC):
     @abstractmethod
     def split(self, role: Role) -> ImageSource | None:
         """The images of one role; None if it has none. No image is in two roles."""
+
+    @abstractmethod
+    def instruments(self) -> InstrumentNames:
+        """What measures images of this kind, by name; `fairbench.instruments` finds them."""
 
     @abstractmethod
     def data_sha256(self) -> str:

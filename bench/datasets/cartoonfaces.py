@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import AssetError, ContractError
 from fairbench.core.method import SamplingConfig
-from fairbench.core.specs import BackboneSpec, DatasetCard, TaskSpec
+from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, TaskSpec
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import ArrayImages, Composition, Dataset, Role, Shares
 
@@ -284,6 +284,14 @@ class CartoonFaces(Dataset):
     def split(self, role: Role) -> ArrayImages:
         """The images of one role; it has all four."""
         return load_split(role)
+
+    def instruments(self) -> InstrumentNames:
+        """Two judges of different architecture, an encoder and a validity check."""
+        return InstrumentNames(
+            ("cartoonfaces/primary", "cartoonfaces/second"),
+            ("cartoonfaces/encoder",),
+            "cartoonfaces/validity",
+        )
 
     def data_sha256(self) -> str:
         """Hash of the shipped data files, as their manifest states it."""

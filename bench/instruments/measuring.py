@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from fairbench.core.errors import ContractError
 from fairbench.core.keys import run_key
 from fairbench.core.progress import Progress
-from fairbench.storage.readings import ImageList, Reader, load_reading, save_reading
-
-if TYPE_CHECKING:
-    from fairbench.instruments.cartoonfaces import Encoder, Judge, ValidityCheck
-    from fairbench.instruments.encoders import ClipEncoder, DinoEncoder, InceptionEncoder
-
-    PublicEncoder = InceptionEncoder | DinoEncoder | ClipEncoder
+from fairbench.core.specs import InstrumentNames
+from fairbench.instruments.base import (
+    AlignsTexts,
+    AttributeJudge,
+    FeatureEncoder,
+    Instrument,
+    Validity,
+    read,
+)
+from fairbench.instruments.catalogue import instrument_spec, load_instrument
+from fairbench.storage.readings import ImageList
 
 __all__ = ["Instruments", "Measurements", "load_instruments", "measure"]
-
-CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class Measurements:
     Attributes:
         features: Encoder -> (N, D) float32.
         probabilities: Judge -> attribute -> (N, K) float32.
-        valid: (N,) bool, whether the image is a proper face.
+        valid: (N,) bool, whether the image is a proper one; all True where nothing tells.
         logits: Encoder -> (N, C) float32, of those that are classifiers too.
         alignment: Encoder -> (N,) float32, 100 x the cosine of image and prompt, of those that
             read texts too.
+        validity_checked: Whether a validity check says which images are proper ones.
     """
 
     features: Mapping[str, NDArray[np.float32]]
@@ -44,6 +47,7 @@ class Measurements:
     valid: NDArray[np.bool_]
     logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     alignment: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    validity_checked: bool = True
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -54,25 +58,55 @@ class Instruments:
     """The networks that measure a data set's images; no method sees them.
 
     Attributes:
-        judges: The primary one and the second opinion.
-        encoder: The data set's own.
-        validity: Tells faces from anything else.
+        judges: One or more; the first is the one that scores come from.
+        encoders: The data set's own, the one that its columns are named after first.
+        validity: Tells proper images from anything else; None if nothing does.
         public: Encoders beside the data set's own, as asked for.
     """
 
-    judges: tuple[Judge, Judge]
-    encoder: Encoder
-    validity: ValidityCheck
-    public: tuple[PublicEncoder, ...] = ()
+    judges: tuple[AttributeJudge, ...]
+    encoders: tuple[FeatureEncoder, ...] = ()
+    validity: Validity | None = None
+    public: tuple[FeatureEncoder, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse instruments whose results would get mixed up.
+
+        Raises:
+            ContractError: If there is no judge, or two judges or two encoders share a name.
+        """
+        if not self.judges:
+            raise ContractError("expected one judge or more, seen none; name one for the data set")
+        for kind, group in (("judges", self.judges), ("encoders", self.all_encoders)):
+            names = [one.name for one in group]
+            if len({*names}) < len(names):
+                raise ContractError(
+                    f"expected {kind} of different names, seen {', '.join(names)}; rename one"
+                )
+
+    @property
+    def encoder(self) -> FeatureEncoder:
+        """The first of the data set's own encoders.
+
+        Raises:
+            ContractError: If it has none.
+        """
+        if not self.encoders:
+            raise ContractError("expected an encoder of the data set's own, seen none")
+        return self.encoders[0]
+
+    @property
+    def all_encoders(self) -> tuple[FeatureEncoder, ...]:
+        """The data set's own, then those asked for beside."""
+        return (*self.encoders, *self.public)
 
     def hashes(self) -> dict[str, str]:
         """Instrument -> sha256 of its weights."""
-        return {
-            **{f"judge_{judge.name}": judge.weights_sha256 for judge in self.judges},
-            f"encoder_{self.encoder.name}": self.encoder.weights_sha256,
-            "validity": self.validity.weights_sha256,
-            **{f"encoder_{one.name}": one.weights_sha256 for one in self.public},
-        }
+        known = {f"judge_{judge.name}": judge.weights_sha256 for judge in self.judges}
+        known |= {f"encoder_{one.name}": one.weights_sha256 for one in self.encoders}
+        if self.validity is not None:
+            known["validity"] = self.validity.weights_sha256
+        return known | {f"encoder_{one.name}": one.weights_sha256 for one in self.public}
 
     def readings(self) -> dict[str, str]:
         """Instrument -> hash of what else its scores depend on.
@@ -88,52 +122,51 @@ class Instruments:
             for judge in self.judges
         }
         check = self.validity
-        known["validity"] = (check.preprocessing, check.dtype, check.threshold)
-        for one in (self.encoder, *self.public):
+        if check is not None:
+            known["validity"] = (check.preprocessing, check.dtype, check.threshold)
+        for one in self.all_encoders:
             known[f"encoder_{one.name}"] = (one.preprocessing, one.dtype)
         return {name: run_key({"reading": value}) for name, value in known.items()}
 
 
 def load_instruments(
     device: str,
+    names: InstrumentNames,
     encoders: Sequence[str] = (),
     *,
     allow_download: bool = False,
     batch_size: int | None = None,
 ) -> Instruments:
-    """The instruments of CartoonFaces on a device.
+    """Load what measures a data set's images.
 
     Args:
         device: As ``--device``.
-        encoders: Public ones to use beside, by name.
-        allow_download: Get their weights from upstream if they are nowhere.
-        batch_size: Images that a public encoder sees at once; None for its default.
+        names: The data set's own instruments.
+        encoders: Public ones to use beside, by name; those that the data set uses anyway are
+            passed over.
+        allow_download: Get weights from upstream if they are nowhere.
+        batch_size: Images that an instrument which leaves that open sees at once; None for its
+            own number.
 
     Raises:
-        InputError: If there is no such encoder.
+        InputError: If there is no such instrument.
         AssetError: If weights are missing or damaged.
     """
-    from fairbench.instruments.cartoonfaces import load_encoder, load_judge, load_validity
+    further = [name for name in dict.fromkeys(encoders) if name not in names.encoders]
+    # A wrong name is told before anything is loaded.
+    for name in further:
+        instrument_spec(name, "encoder")
 
-    public: tuple[PublicEncoder, ...] = ()
-    if encoders:
-        from fairbench.instruments.encoders import BATCH
-        from fairbench.instruments.encoders import load_encoder as load_public
-
-        public = tuple(
-            load_public(
-                name,
-                device=device,
-                allow_download=allow_download,
-                batch_size=batch_size or BATCH,
-            )
-            for name in dict.fromkeys(encoders)
+    def loaded(name: str, kind: Any) -> Any:
+        return load_instrument(
+            name, kind, device=device, batch_size=batch_size, allow_download=allow_download
         )
+
     return Instruments(
-        (load_judge("primary", device), load_judge("second", device)),
-        load_encoder("cartoonfaces", device),
-        load_validity(device),
-        public,
+        tuple(loaded(name, "judge") for name in names.judges),
+        tuple(loaded(name, "encoder") for name in names.encoders),
+        None if names.validity is None else loaded(names.validity, "validity"),
+        tuple(loaded(name, "encoder") for name in further),
     )
 
 
@@ -148,53 +181,41 @@ def measure(
     """Read every image once with every instrument, or take what it said from the store.
 
     Args:
-        images: (N, H, W, 3) uint8, N >= 1.
+        images: (N, H, W, 3) uint8 of any size, N >= 1.
         instruments: What to measure with.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
         prompts: N, what the user asked for, image by image; None if there were no prompts.
-        listed: Their hashes, where they are known already.
+        listed: The hashes of these images if the caller has them; else they are hashed here, once
+            for all instruments.
 
     Raises:
         ContractError: If there are no images.
     """
     if len(images) == 0:
         raise ContractError("expected at least one image to measure, seen none")
-    listed = listed or ImageList.of(images)
+    hashed = ImageList.of(images) if listed is None else listed
 
-    def read(
-        reader: Reader, names: Sequence[str], call: Callable[[NDArray[np.uint8]], dict[str, Any]]
-    ) -> dict[str, NDArray[np.float32]]:
-        stored = load_reading(listed, reader, cache, dict.fromkeys(names, np.float32))
-        if stored is not None:
-            return stored
-        parts = []
-        for start in range(0, len(images), CHUNK):
-            parts.append(call(images[start : start + CHUNK]))
-            progress(f"measuring: {reader.name}", min(start + CHUNK, len(images)), len(images))
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        save_reading(listed, reader, cache, arrays)
-        return arrays
+    def said(instrument: Instrument) -> dict[str, NDArray[Any]]:
+        return read(images, instrument, cache, progress, hashed)
 
-    encoder, validity = instruments.encoder, instruments.validity
-    probabilities = {
-        judge.name: read(judge, tuple(judge.attributes), judge) for judge in instruments.judges
+    probabilities = {judge.name: said(judge) for judge in instruments.judges}
+    seen = {encoder.name: said(encoder) for encoder in instruments.all_encoders}
+    check = instruments.validity
+    valid = np.ones(len(images), np.bool_)
+    if check is not None:
+        valid = np.asarray(said(check)["validity"] >= check.threshold)
+    features = {name: arrays["features"] for name, arrays in seen.items()}
+    alignment = {
+        encoder.name: encoder.alignment(features[encoder.name], prompts)
+        for encoder in instruments.all_encoders
+        if prompts is not None and isinstance(encoder, AlignsTexts)
     }
-    own = read(encoder, ("features",), lambda chunk: {"features": encoder(chunk)})
-    faces = read(validity, ("validity",), lambda chunk: {"validity": validity(chunk)})
-    features = {encoder.name: own["features"]}
-    logits: dict[str, NDArray[np.float32]] = {}
-    alignment: dict[str, NDArray[np.float32]] = {}
-    if instruments.public:
-        from fairbench.instruments.encoders import ClipEncoder
-        from fairbench.instruments.encoders import features as features_of
-
-        for public in instruments.public:
-            found = features_of(images, public, cache, progress)
-            features[public.name] = found.features
-            if found.logits is not None:
-                logits[public.name] = found.logits
-            if prompts is not None and isinstance(public, ClipEncoder):
-                alignment[public.name] = public.alignment(found, prompts)
-    valid = faces["validity"] >= validity.threshold
-    return Measurements(features, probabilities, valid, logits, alignment)
+    return Measurements(
+        features,
+        probabilities,
+        valid,
+        {name: arrays["logits"] for name, arrays in seen.items() if "logits" in arrays},
+        alignment,
+        validity_checked=check is not None,
+    )

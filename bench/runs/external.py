@@ -106,7 +106,11 @@ def evaluate(
     where = resolve_device(device)
     begin_run(where)
     instruments = load_instruments(
-        str(where), encoders, allow_download=allow_download, batch_size=batch_size
+        str(where),
+        chosen.instruments(),
+        encoders,
+        allow_download=allow_download,
+        batch_size=batch_size,
     )
     looking = None
     if faces:

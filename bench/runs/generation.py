@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import (
@@ -27,6 +28,7 @@ from fairbench.core.method import (
 )
 from fairbench.core.progress import Reporter
 from fairbench.datasets.base import Composition, Dataset, ImageSource, matches
+from fairbench.inputs.resizing import to_square
 from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.plan import Plan
 from fairbench.runs.reference import whole
@@ -216,7 +218,7 @@ def _prepared(
         dtype=str(plan.dtype).removeprefix("torch."),
     )
     card = plan.method.configured_card()
-    data = training_data(plan.dataset, card)
+    data = training_data(plan.dataset, card, backbone.image_size)
     import torch
 
     try:
@@ -263,8 +265,13 @@ def _sampled(
             report.warn(f"out of memory: going on with {backbone.network_batch} rows a call")
 
 
-def training_data(dataset: Dataset, card: MethodCard) -> TrainingData:
+def training_data(dataset: Dataset, card: MethodCard, side: int | None = None) -> TrainingData:
     """What a method may learn from: what its card declares, nothing more.
+
+    Args:
+        dataset: Whose images.
+        card: Declares what the method learns from.
+        side: Pixels a side that images are brought to; None leaves them as they are.
 
     Raises:
         InputError: If the data set lacks what the card declares.
@@ -272,9 +279,9 @@ def training_data(dataset: Dataset, card: MethodCard) -> TrainingData:
     labelled = "labels" in card.supervision
     training = reference = None
     if card.training_set != "none":
-        training = _image_set(_training_set(dataset, card), dataset, labelled)
+        training = _image_set(_training_set(dataset, card), dataset, labelled, side)
     if "reference-set" in card.supervision:
-        reference = _image_set(_reference_set(dataset, card), dataset, labelled)
+        reference = _image_set(_reference_set(dataset, card), dataset, labelled, side)
     return TrainingData(
         neutral_prompts=dataset.subjects if "prompts" in card.supervision else (),
         subjects=dataset.subjects if training or reference else (),
@@ -315,9 +322,14 @@ def _reference_set(dataset: Dataset, card: MethodCard) -> ImageSource:
     return split.take(np.arange(min(card.reference_images, len(split))))
 
 
-def _image_set(source: ImageSource, dataset: Dataset, labelled: bool) -> ImageSet:
-    """Images of a source with the subject that each shows, -1 for none."""
+def _image_set(
+    source: ImageSource, dataset: Dataset, labelled: bool, side: int | None = None
+) -> ImageSet:
+    """Images of a source, `side` pixels a side, with the subject that each shows, -1 for none."""
     subjects = np.full(len(source), -1)
     for i, prompt in enumerate(dataset.subjects):
         subjects[matches(prompt, source.labels, dataset.attributes, len(source))] = i
-    return ImageSet(whole(source), subjects, dict(source.labels) if labelled else None)
+    images = whole(source)
+    if side is not None and images.shape[1:3] != (side, side):
+        images = np.stack([to_square(Image.fromarray(one), side) for one in images])
+    return ImageSet(images, subjects, dict(source.labels) if labelled else None)

@@ -138,7 +138,7 @@ def encoder_columns(instruments: Instruments) -> dict[str, Columns]:
     ``fid`` and ``kid`` are Inception's with clean-fid's resizing and no others'.
     """
     special = {"inception@clean": ("fid", "kid"), "inception@tf": ("fid_tf", "kid_tf")}
-    names = [instruments.encoder.name, *(one.name for one in instruments.public)]
+    names = [one.name for one in instruments.all_encoders]
     columns = {}
     for name in names:
         stem = re.sub(r"\W", "_", name)

@@ -90,7 +90,10 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
 
     begin_run(plan.device)
     instruments = load_instruments(
-        str(plan.device), config.encoders, allow_download=config.allow_download
+        str(plan.device),
+        plan.dataset.instruments(),
+        config.encoders,
+        allow_download=config.allow_download,
     )
     looking = None
     if config.faces:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
+from fairbench.core.npy import read_header
 from fairbench.storage.files import atomic_write
 
-__all__ = ["cache_folder", "load_arrays", "remove", "save_arrays"]
+__all__ = ["Header", "array_headers", "cache_folder", "load_arrays", "remove", "save_arrays"]
+
+Result = TypeVar("Result")
 
 
 def cache_folder() -> Path:
@@ -43,12 +47,37 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
         np.savez(file, **named)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What is known of a stored array without unpacking it.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its number type.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     """The arrays of an ``.npz``, or None if it is missing or damaged; a damaged one is removed."""
+    return _opened(path, lambda stored: {name: stored[name] for name in stored.files})
+
+
+def array_headers(path: Path) -> dict[str, Header] | None:
+    """Array of an ``.npz`` -> its shape and type, without unpacking one; None as `load_arrays`.
+
+    Damage behind a header isn't seen here, only when the arrays are loaded.
+    """
+    return _opened(path, lambda stored: {name: _header(stored, name) for name in stored.files})
+
+
+def _opened(path: Path, look: Callable[[Any], Result]) -> Result | None:
     try:
         # Opened here: np.load leaves its own handle open when the archive is truncated.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            return look(stored)
     except FileNotFoundError:
         return None
     # Which error a damaged byte leads to depends on where it lies: a wrong version number is a
@@ -56,6 +85,14 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     except Exception:
         path.unlink(missing_ok=True)
         return None
+
+
+def _header(stored: Any, name: str) -> Header:
+    with stored.zip.open(f"{name}.npy") as stream:
+        shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        raise ValueError("pickled objects are never loaded")
+    return Header(shape, dtype)
 
 
 def remove(path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.errors import ContractError
-from fairbench.storage.cache import load_arrays, save_arrays
+from fairbench.storage.cache import array_headers, load_arrays, save_arrays
 
 __all__ = [
     "ImageList",
@@ -127,13 +127,17 @@ def load_reading(
         types: Array -> its type; each has one row an image.
     """
     key = reading_key(images, reader)
-    arrays = load_arrays(_reading_path(key, reader, cache))
-    # A file under a wrong name, or half of one, must not pass for the right one.
-    if arrays is None or str(arrays.pop("key", "")) != key or {*arrays} != {*types}:
+    path = _reading_path(key, reader, cache)
+    headers = array_headers(path)
+    if headers is None or {*headers} != {*types, "key"}:
         return None
-    for name, array in arrays.items():
-        if array.dtype != types[name] or not array.ndim or len(array) != len(images):
+    for name, kind in types.items():
+        if headers[name].dtype != kind or headers[name].shape[:1] != (len(images),):
             return None
+    arrays = load_arrays(path)
+    # A file under a wrong name must not pass for the right one.
+    if arrays is None or str(arrays.pop("key", "")) != key:
+        return None
     return arrays
 
 
@@ -146,4 +150,4 @@ def save_reading(
 
 
 def _reading_path(key: str, reader: Reader, cache: Path) -> Path:
-    return cache / "features" / reader.name / f"{key[:32]}.npz"
+    return cache / "features" / reader.name.replace("/", "_") / f"{key[:32]}.npz"

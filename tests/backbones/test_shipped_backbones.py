@@ -10,6 +10,7 @@ from fairbench.build import measure_backbones
 from fairbench.build.training import TrainingRun
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import ASSETS, CARTOONFACES
+from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.instruments.measuring import load_instruments
 
 SPECS = {spec.name: spec for spec in CARTOONFACES.backbones}
@@ -54,7 +55,7 @@ def test_the_card_says_how_it_was_made_and_which_bars_hold(spec):
 
 
 def test_a_few_images_are_faces_with_the_training_bias(spec):
-    instruments = load_instruments("cpu")
+    instruments = load_instruments("cpu", DATASET.instruments())
     backbone = load_backbone(
         spec.name, spec.folder, device=torch.device("cpu"), dtype=torch.float32
     )
@@ -62,7 +63,7 @@ def test_a_few_images_are_faces_with_the_training_bias(spec):
     n = 128
     images = measure_backbones.draw(backbone, spec, prompts, n, 1.0)
     assert images.shape == (n, 32, 32, 3)
-    valid = instruments.validity(images) >= instruments.validity.threshold
+    valid = instruments.validity(images)["validity"] >= instruments.validity.threshold
     assert valid.mean() >= 0.9
     read = instruments.judges[0](images)
     # Trained: .70 male, .55 white; 3.3 standard errors of 128 images, and the card's own gap.

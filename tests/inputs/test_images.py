@@ -894,3 +894,27 @@ def test_one_image_is_held_at_a_time(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 4 * pixels[0].nbytes, name
+
+
+# --- native size ---------------------------------------------------------------------------
+
+
+def test_images_keep_their_size_unless_another_is_asked_for(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 5, 9, 3), dtype=np.uint8)
+    (tmp_path / "folder").mkdir()
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "folder" / f"{index}.png")
+    np.savez(tmp_path / "a.npz", pixels)
+    for path in (tmp_path / "folder", tmp_path / "a.npz"):
+        read = read_images(path)
+        np.testing.assert_array_equal(read.images, pixels)
+        assert read.source_size == (9, 5)
+        assert read.notes == ()
+    (tmp_path / "folder" / "more.png").write_bytes((tmp_path / "folder" / "0.png").read_bytes())
+    turned = Image.fromarray(pixels[0])
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "folder" / "turned.jpg", exif=exif)
+    with pytest.raises(InputError, match=r"same size, seen 9x5 \(4 images.* and 5x9 \(1 image"):
+        read_images(tmp_path / "folder")

@@ -4,10 +4,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fairbench.build import train_judges
 from fairbench.core.errors import AssetError, ContractError, InputError
 from fairbench.datasets.cartoonfaces import ATTRIBUTES, load_split
+from fairbench.inputs.resizing import to_square
 from fairbench.instruments import cartoonfaces as judges
 from fairbench.instruments.cartoonfaces import load_encoder, load_judge, load_validity
 from fairbench.metrics.frechet import frechet_distance
@@ -31,7 +33,7 @@ def everything():
 
 
 def as_array(output):
-    return np.concatenate(list(output.values()), axis=1) if isinstance(output, dict) else output
+    return np.concatenate([array.reshape(len(array), -1) for array in output.values()], axis=1)
 
 
 @pytest.mark.parametrize("name", list(judges.JUDGES))
@@ -110,13 +112,28 @@ def test_a_result_does_not_depend_on_the_images_that_came_with_it(index, held_ou
         np.zeros((0, 32, 32, 3), np.uint8),
         np.zeros((32, 32, 3), np.uint8),
         np.zeros((2, 3, 32, 32), np.uint8),
-        np.zeros((2, 64, 64, 3), np.uint8),
+        np.zeros((2, 0, 32, 3), np.uint8),
         np.zeros((2, 32, 32, 3), np.float32),
     ],
 )
 def test_other_images_break_the_contract(index, images):
     with pytest.raises(ContractError, match="images must"):
         everything()[index](images)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_images_of_another_size_are_cut_to_the_central_square_and_resized(index, held_out):
+    network = everything()[index]
+    rng = np.random.default_rng(0)
+    oblong = rng.integers(0, 256, (3, 40, 70, 3), dtype=np.uint8)
+    squares = np.stack([to_square(Image.fromarray(image), 32) for image in oblong])
+    np.testing.assert_array_equal(as_array(network(oblong)), as_array(network(squares)))
+    # Faces of four times the size are read as they were.
+    faces = held_out.images[:20]
+    large = np.stack([to_square(Image.fromarray(image), 128) for image in faces])
+    seen = [as_array(network(images)) for images in (faces, large)]
+    if index < 2:
+        np.testing.assert_array_equal(seen[0][:, :2].argmax(1), seen[1][:, :2].argmax(1))
 
 
 def test_damaged_or_missing_files_are_named(tmp_path, monkeypatch):
@@ -151,10 +168,14 @@ def test_loading_leaves_the_global_random_state_alone():
 
 
 def test_encoder_distances_grow_with_the_fault(held_out):
-    encoder = load_encoder()
+    network = load_encoder()
+
+    def encoder(images):
+        return network(images)["features"]
+
     reference = encoder(load_split("evaluation").images[:1000])
     real = encoder(held_out.images)
-    assert real.shape == (1000, encoder.dimension)
+    assert real.shape == (1000, network.dimension)
     assert real.dtype == np.float32
     floor = frechet_distance(real, reference)
     for ladder in ("blur, px", "noise, levels"):

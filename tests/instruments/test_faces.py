@@ -9,7 +9,6 @@ from PIL import Image
 
 from fairbench.core.errors import AssetError, ContractError, InputError
 from fairbench.datasets import cartoonfaces
-from fairbench.instruments import faces
 from fairbench.instruments.faces import (
     FaceDetector,
     Faces,
@@ -38,7 +37,7 @@ def cartoons():
 
 @pytest.fixture(scope="module")
 def found(detector, cartoons):
-    return detector(cartoons)
+    return Faces(**detector(cartoons))
 
 
 def same(first, second):
@@ -50,8 +49,8 @@ def same(first, second):
 
 
 def test_every_array_has_its_shape_and_type(found):
-    assert {*faces.ARRAYS} == {field.name for field in fields(Faces)}
-    for name, kind in faces.ARRAYS.items():
+    assert {*FaceDetector.outputs} == {field.name for field in fields(Faces)}
+    for name, kind in FaceDetector.outputs.items():
         assert getattr(found, name).dtype == kind
     assert found.count.shape == (12, 3)
     assert found.box.shape == (12, 4)
@@ -89,7 +88,7 @@ def test_counts_follow_the_confidence(found):
 
 def test_an_image_is_read_alike_in_any_company(detector, cartoons, found):
     order = [7, 2, 2, 11]
-    mixed = detector(cartoons[order])
+    mixed = Faces(**detector(cartoons[order]))
     for field in fields(Faces):
         np.testing.assert_array_equal(
             getattr(mixed, field.name), getattr(found, field.name)[order]
@@ -100,21 +99,21 @@ def test_two_faces_in_one_picture(detector, cartoons, found):
     sure = cartoons[found.confidence.argsort()[-2:]]
     side_by_side = np.concatenate(sure, axis=1)
     large = np.asarray(Image.fromarray(side_by_side).resize((400, 200), Image.Resampling.BICUBIC))
-    seen = detector(large[None])
+    seen = Faces(**detector(large[None]))
     assert seen.multiple().all()
     assert seen.area[0] < 0.5
 
 
 @pytest.mark.parametrize("side", [8, 16, 32, 160, 170])
 def test_blank_pictures_have_no_face_at_any_size(detector, side):
-    seen = detector(np.full((1, side, side, 3), 255, np.uint8))
+    seen = Faces(**detector(np.full((1, side, side, 3), 255, np.uint8)))
     assert seen.confidence[0] == 0
     assert not seen.failed[0]
     assert not seen.valid(0.7).any()
 
 
 def test_noise_has_no_face(detector):
-    seen = detector(RNG.integers(0, 256, (4, 32, 48, 3), dtype=np.uint8))
+    seen = Faces(**detector(RNG.integers(0, 256, (4, 32, 48, 3), dtype=np.uint8)))
     assert not seen.valid().any()
 
 
@@ -140,7 +139,7 @@ class Broken:
 def test_an_image_that_breaks_the_detector_is_no_face_and_spoils_no_other(error):
     images = np.zeros((3, 160, 160, 3), np.uint8)
     images[1] = 200
-    seen = FaceDetector(Broken(error), "")(images)
+    seen = Faces(**FaceDetector(Broken(error), "")(images))
     assert seen.failed.tolist() == [True, False, True]
     assert seen.valid().tolist() == [False, True, False]
     # The larger face is not sure enough to be the one that is measured.
@@ -164,7 +163,7 @@ def test_loading_leaves_the_global_generator_alone(detector):
 def test_faces_are_detected_once(detector, cartoons, tmp_path, monkeypatch):
     told = []
     first = detect_faces(cartoons[:3], detector, tmp_path, lambda *args: told.append(args))
-    assert told == [("detecting faces", done, 3) for done in (1, 2, 3)]
+    assert told == [("measuring: mtcnn", 3, 3)]
     monkeypatch.setattr(FaceDetector, "_read", None)
     same(detect_faces(cartoons[:3], detector, tmp_path), first)
     with pytest.raises(TypeError):
@@ -247,7 +246,7 @@ def test_embeddings_are_those_of_facenet_pytorch(network, weights_file):
     with torch.inference_mode():
         pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).float()
         expected = module(fixed_image_standardization(pixels))
-    seen = network(crops).features
+    seen = network(crops)["features"]
     assert seen.shape == (3, 512)
     np.testing.assert_allclose(np.linalg.norm(seen, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(seen, expected.numpy(), atol=1e-5)
@@ -265,7 +264,7 @@ def test_identities_are_those_of_the_valid_faces(network, cartoons, found, tmp_p
     first = identities(images, part, network, tmp_path)
     assert first.index.tolist() == [0, 1]
     assert first.vectors.shape == (len(first), 512)
-    expected = network(crop_faces(images[:2], part.box[:2])).features
+    expected = network(crop_faces(images[:2], part.box[:2]))["features"]
     np.testing.assert_allclose(first.vectors, expected, atol=1e-6)
     monkeypatch.setattr(IdentityEncoder, "__call__", None)
     np.testing.assert_array_equal(
@@ -277,7 +276,7 @@ def test_identities_are_those_of_the_valid_faces(network, cartoons, found, tmp_p
 
 def test_no_valid_face_at_all(network, detector, tmp_path):
     images = np.zeros((2, 32, 32, 3), np.uint8)
-    seen = identities(images, detector(images), network, tmp_path)
+    seen = identities(images, Faces(**detector(images)), network, tmp_path)
     assert len(seen) == 0
     assert seen.vectors.shape == (0, 512)
 

@@ -15,6 +15,7 @@ from fairbench.backbones.diffusers_pipelines import DiffusersBackbone
 from fairbench.core.errors import InputError
 from fairbench.core.method import ImageSet, Request, SamplingConfig, TrainingData
 from fairbench.core.task import Prompt
+from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.diffusion.training import Draws
 from fairbench.methods.balanced_data import BalancedData
 from fairbench.methods.debiased_loss_weighting import DebiasedLossWeighting
@@ -360,7 +361,7 @@ def test_shares_stay_those_of_the_training_data(tmp_path):
     backbone = load_backbone(
         spec.name, spec.folder, device=torch.device("cpu"), dtype=torch.float32
     )
-    instruments, n = load_instruments("cpu"), 400
+    instruments, n = load_instruments("cpu", DATASET.instruments()), 400
     task = CARTOONFACES.task("gender", conditional=True)
     data = training_data(CARTOONFACES, DebiasedLossWeighting.card)
     sampling = dataclasses.replace(spec.sampling, guidance=1.0)
@@ -372,7 +373,8 @@ def test_shares_stay_those_of_the_training_data(tmp_path):
         images = sampler([Request(task.prompts[0], 0, i, 0) for i in range(n)]).images
         probabilities = instruments.judges[0](images)["gender"]
         assert probabilities.max(1).mean() >= 0.95
-        valid.append((instruments.validity(images) >= instruments.validity.threshold).mean())
+        check = instruments.validity
+        valid.append((check(images)["validity"] >= check.threshold).mean())
         shares.append((probabilities.argmax(1) == 0).mean())
     seen = f"female {shares}, valid {valid}"
     assert min(valid) >= 0.9, seen

@@ -11,6 +11,7 @@ from torch.nn import functional
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Request, SamplingConfig
 from fairbench.core.task import Prompt
+from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.schedule import Prediction, Schedule
 from fairbench.methods import make_method
@@ -742,7 +743,7 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
     spec = dataset.backbone("cartoonfaces-ddpm")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone(spec.name, spec.folder, device=device, dtype=torch.float32)
-    judge = load_instruments(str(device)).judges[0]
+    judge = load_instruments(str(device), DATASET.instruments()).judges[0]
     preparation = Preparation(0, spec.sampling, (images,), tmp_path, lambda *_: None)
     data = training_data(dataset, DistributionGuidance.card)
     female, race, last = {}, {}, {}

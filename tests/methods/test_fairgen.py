@@ -14,6 +14,7 @@ from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, SamplingConfig
 from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt
+from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.diffusion.sampling import ddim
 from fairbench.diffusion.schedule import Prediction
 from fairbench.methods.fairgen import FairGen
@@ -530,7 +531,7 @@ def test_fairgen_on_the_shipped_backbone(tmp_path):
     task = dataset.task("gender_by_role", conditional=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone(spec.name, spec.folder, device=device, dtype=torch.float32)
-    judge = load_instruments(str(device)).judges[0]
+    judge = load_instruments(str(device), DATASET.instruments()).judges[0]
     counts = (images,) * len(task.prompts)
     preparation = Preparation(0, spec.sampling, counts, tmp_path, lambda *_: None)
     data = training_data(dataset, FairGen.card)

@@ -21,6 +21,7 @@ from fairbench.core.method import (
     TrainingData,
 )
 from fairbench.core.task import Prompt
+from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.training import Draws
 from fairbench.methods import make_method
@@ -820,7 +821,7 @@ def test_true_groups_move_the_shares_of_a_shipped_backbone_and_random_ones_do_no
     spec = dataset.backbone("cartoonfaces-sd")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone(spec.name, spec.folder, device=device, dtype=torch.float32)
-    judge = load_instruments(str(device)).judges[0]
+    judge = load_instruments(str(device), DATASET.instruments()).judges[0]
     task = dataset.task("gender", conditional=True)
     preparation = Preparation(0, spec.sampling, (n,), tmp_path, lambda *_: None)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fairbench.core.record import Record
+from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.diffusion import devices
 from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import get_method
@@ -61,7 +62,7 @@ def test_every_committed_record_has_the_keys_of_its_question(
 ) -> None:
     # Records were made where the CPU computes bfloat16; what "auto" means there is in the key.
     monkeypatch.setattr(devices, "resolve_autocast", lambda asked, device: torch.bfloat16)
-    instruments = load_instruments("cpu")
+    instruments = load_instruments("cpu", DATASET.instruments())
     records = read_records(COMMITTED, pytest.fail)
     assert {record.method for record in records} >= {"fairgen", "prompt_append", "vanilla"}
     assert len(records) == len(list(COMMITTED.glob("*/*/*.json")))

@@ -30,7 +30,9 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def reference(dataset: Dataset, question: Task, backbone: Any, cache: Path) -> Any:
-    return make_reference(dataset, question, backbone, load_instruments("cpu"), cache, quiet)
+    return make_reference(
+        dataset, question, backbone, load_instruments("cpu", DATASET.instruments()), cache, quiet
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,16 @@ import torch
 from PIL import Image
 
 from fairbench.core.errors import AssetError, ContractError, InputError
-from fairbench.instruments import encoders, weights
-from fairbench.instruments.encoders import (
-    ENCODERS,
-    ClipEncoder,
-    DinoEncoder,
-    Features,
-    InceptionEncoder,
-    Runner,
-    clean_resize,
-    features,
-    find_features,
-    load_encoder,
-)
+from fairbench.instruments import clip as clip_file
+from fairbench.instruments import weights
+from fairbench.instruments.base import Runner
+from fairbench.instruments.catalogue import instrument_specs, load_instrument
+from fairbench.instruments.clip import ClipEncoder
+from fairbench.instruments.dinov2 import DinoEncoder
+from fairbench.instruments.inception import InceptionEncoder, clean_resize
+from fairbench.instruments.loading import load_public
 from fairbench.instruments.weights import WEIGHTS
-from fairbench.storage.readings import ImageList, load_reading, reading_key
+from fairbench.storage.readings import ImageList, reading_key
 
 RNG = np.random.default_rng(0)
 
@@ -187,11 +182,11 @@ def test_both_modes_agree_with_torch_fidelity_at_299(inception, inception_file):
 
     first, second = noise(3, 299), noise(3, 299) // 2
     seen = [inception[True](images) for images in (first, second)]
-    spread = seen[0].features.std(0).mean()
+    spread = seen[0]["features"].std(0).mean()
     assert spread > 0.01
     native = inception[False](first)
-    np.testing.assert_allclose(native.features, seen[0].features, atol=1e-4 * spread)
-    np.testing.assert_allclose(native.logits, seen[0].logits, atol=1e-4)
+    np.testing.assert_allclose(native["features"], seen[0]["features"], atol=1e-4 * spread)
+    np.testing.assert_allclose(native["logits"], seen[0]["logits"], atol=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = calculate_metrics(
@@ -209,9 +204,9 @@ def test_both_modes_agree_with_torch_fidelity_at_299(inception, inception_file):
             cache=False,
             verbose=False,
         )
-    pooled = [torch.from_numpy(one.features) for one in seen]
+    pooled = [torch.from_numpy(one["features"]) for one in seen]
     ours = kid_features_to_metric(*pooled, kid_subsets=2, kid_subset_size=2, verbose=False)
-    ours |= isc_features_to_metric(torch.from_numpy(seen[0].logits), splits=1)
+    ours |= isc_features_to_metric(torch.from_numpy(seen[0]["logits"]), splits=1)
     for name, value in ours.items():
         assert value == pytest.approx(theirs[name], rel=1e-4), name
 
@@ -219,17 +214,17 @@ def test_both_modes_agree_with_torch_fidelity_at_299(inception, inception_file):
 def test_the_two_modes_differ_below_299(inception):
     images = noise(1, 32)
     clean, native = inception[True](images), inception[False](images)
-    assert clean.features.shape == (1, 2048)
-    assert clean.logits.shape == (1, 1008)
-    assert clean.features.dtype == clean.logits.dtype == np.float32
-    assert np.abs(clean.features - native.features).max() > 1e-3 * clean.features.std()
+    assert clean["features"].shape == (1, 2048)
+    assert clean["logits"].shape == (1, 1008)
+    assert clean["features"].dtype == clean["logits"].dtype == np.float32
+    assert np.abs(clean["features"] - native["features"]).max() > 1e-3 * clean["features"].std()
     assert inception[True].preprocessing != inception[False].preprocessing
 
 
 def test_neighbours_do_not_change_an_image(inception):
     images = noise(3, 16)
-    together = inception[True](images).features
-    alone = inception[True](images[2:]).features
+    together = inception[True](images)["features"]
+    alone = inception[True](images[2:])["features"]
     np.testing.assert_allclose(alone[0], together[2], rtol=1e-5, atol=1e-6)
 
 
@@ -291,10 +286,10 @@ def test_dino_agrees_with_its_model_on_torchvisions_preprocessing(dino, dino_fol
     with torch.inference_mode():
         expected = model(pixel_values=scaled).pooler_output
     seen = dino(images)
-    assert seen.logits is None
+    assert {*seen} == {"features"}
     assert dino.dimension == 32
-    np.testing.assert_allclose(seen.features, expected.numpy(), atol=1e-4)
-    np.testing.assert_allclose(dino(images[4:]).features, seen.features[4:], atol=1e-5)
+    np.testing.assert_allclose(seen["features"], expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(dino(images[4:])["features"], seen["features"][4:], atol=1e-5)
 
 
 # --- CLIP ----------------------------------------------------------------------------------
@@ -311,7 +306,7 @@ def test_clip_keeps_the_aspect_as_torchvision_does(clip, shape):
             Image.fromarray(image), 32, transforms.InterpolationMode.BICUBIC
         )
         cut = transforms.to_tensor(transforms.center_crop(picture, [32, 32]))
-        expected.append(transforms.normalize(cut, encoders.CLIP_MEAN, encoders.CLIP_DEVIATION))
+        expected.append(transforms.normalize(cut, clip_file.CLIP_MEAN, clip_file.CLIP_DEVIATION))
     torch.testing.assert_close(clip._resized(images), torch.stack(expected))
 
 
@@ -326,16 +321,16 @@ def test_clip_vectors_are_of_unit_length_and_those_of_its_model(clip, clip_folde
         tokens = tokenizer(prompts, padding=True, return_tensors="pt")
         out = model(pixel_values=clip._resized(images), **tokens)
     seen, texts = clip(images), clip.text_features(prompts)
-    np.testing.assert_allclose(np.linalg.norm(seen.features, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(seen["features"], axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(seen.features, out.image_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(seen["features"], out.image_embeds.numpy(), atol=1e-5)
     np.testing.assert_allclose(texts, out.text_embeds.numpy(), atol=1e-5)
     cosines = (out.image_embeds * out.text_embeds).sum(1).numpy()
     scores = clip.clip_score(images, prompts)
     np.testing.assert_allclose(scores, 100 * cosines, atol=1e-3)
     assert scores.dtype == np.float32
-    twice = clip.alignment(seen, ["a", "a", "a cat", "a", "a"])
-    assert twice[2] == pytest.approx(100 * seen.features[2] @ texts[0], abs=1e-3)
+    twice = clip.alignment(seen["features"], ["a", "a", "a cat", "a", "a"])
+    assert twice[2] == pytest.approx(100 * seen["features"][2] @ texts[0], abs=1e-3)
 
 
 def test_long_prompts_are_cut_rather_than_refused(clip):
@@ -360,7 +355,7 @@ def test_the_older_file_format_is_read_too_but_not_the_code_in_it(clip, clip_fol
     torch.save(state, tmp_path / "pytorch_model.bin")
     images = noise(2, 32)
     older = ClipEncoder("clip", tmp_path, "", batch_size=4)
-    np.testing.assert_array_equal(older(images).features, clip(images).features)
+    np.testing.assert_array_equal(older(images)["features"], clip(images)["features"])
     torch.save(state | {"x": Attack()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(AssetError, match="it holds more than tensors") as caught:
         ClipEncoder("clip", tmp_path, "")
@@ -377,9 +372,9 @@ def test_loading_prints_nothing(dino_folder, clip_folder, capfd):
 def test_half_formats_run_under_autocast(dino, dtype, monkeypatch):
     """On the CPU here, where `Runner` itself refuses them."""
     images = noise(3, 32)
-    expected = dino(images).features
+    expected = dino(images)["features"]
     monkeypatch.setattr(dino._runner, "dtype", dtype)
-    seen = dino(images).features
+    seen = dino(images)["features"]
     assert seen.dtype == np.float32
     assert 0 < np.abs(seen - expected).max() < 0.1
 
@@ -391,7 +386,9 @@ def test_a_gpu_gives_the_same_features(dino, dino_folder, clip, clip_folder, dty
     for cpu, folder in ((dino, dino_folder), (clip, clip_folder)):
         gpu = type(cpu)(cpu.name, folder, "", device="cuda", dtype=dtype, batch_size=4)
         tolerance = 1e-4 if dtype == "float32" else 0.1
-        np.testing.assert_allclose(gpu(images).features, cpu(images).features, atol=tolerance)
+        np.testing.assert_allclose(
+            gpu(images)["features"], cpu(images)["features"], atol=tolerance
+        )
 
 
 # --- what all of them refuse ---------------------------------------------------------------
@@ -425,8 +422,8 @@ def test_half_formats_need_cuda(dino_folder):
         Runner(torch.nn.Identity(), device="cpu", batch_size=0)
 
 
-def test_the_network_always_sees_one_shape_and_progress_is_told():
-    shapes, told = [], []
+def test_the_network_always_sees_one_shape():
+    shapes = []
 
     def call(batch):
         shapes.append(tuple(batch.shape))
@@ -434,9 +431,8 @@ def test_the_network_always_sees_one_shape_and_progress_is_told():
 
     runner = Runner(torch.nn.Identity(), device="cpu", batch_size=4)
     rows = np.arange(18, dtype=np.float32).reshape(9, 2)
-    once, twice = runner.run(rows, torch.from_numpy, call, "rows", lambda *args: told.append(args))
+    once, twice = runner.run(rows, torch.from_numpy, call, "rows")
     assert shapes == [(4, 2)] * 3
-    assert told == [("rows", done, 9) for done in (4, 8, 9)]
     np.testing.assert_array_equal(once, rows)
     np.testing.assert_array_equal(twice, 2 * rows)
     assert once.dtype == np.float32
@@ -494,149 +490,48 @@ def own(tmp_path, monkeypatch):
 
 
 def test_every_encoder_has_a_weight_file():
-    assert {spec.weights for spec in ENCODERS.values()} <= {*WEIGHTS}
+    specs = instrument_specs().values()
+    assert {spec.weights for spec in specs if spec.weights} <= {*WEIGHTS}
+    public = {spec.name for spec in specs if spec.kind == "encoder" and spec.weights}
+    assert public == {
+        "inception@clean",
+        "inception@tf",
+        "dinov2-vit-b-14",
+        "dinov2-vit-l-14",
+        "clip-vit-l-14-336",
+        "clip-vit-b-32",
+    }
 
 
-def test_an_encoder_is_loaded_by_name(own, monkeypatch):
-    tiny_dino(own / "dinov2-vit-b-14")
+def test_an_encoder_is_loaded_by_name(own):
+    name = "dinov2-vit-b-14"
+    tiny_dino(own / name)
     with pytest.raises(AssetError) as caught:
-        load_encoder("dinov2-vit-b-14")
+        load_instrument(name)
     assert "expected dinov2-vit-b-14 with 768 features of 224 pixels" in line(caught)
-    spec = dataclasses.replace(ENCODERS["dinov2-vit-b-14"], dimension=32)
-    monkeypatch.setattr(encoders, "ENCODERS", {"dinov2-vit-b-14": spec})
-    encoder = load_encoder("dinov2-vit-b-14")
-    assert encoder.name == "dinov2-vit-b-14"
-    assert encoder.weights_sha256 == weights.verify_weights(
-        "dinov2-vit-b-14", own / "dinov2-vit-b-14"
-    )
-    with pytest.raises(InputError, match="unknown encoder 'dinov2'; did you mean dinov2-vit-b-14"):
-        load_encoder("dinov2")
+    encoder = load_public(name, name, DinoEncoder, 32, 224, batch_size=3)
+    assert (encoder.name, encoder.batch_size) == (name, 3)
+    assert encoder.weights_sha256 == weights.verify_weights(name, own / name)
+    with pytest.raises(
+        InputError, match=r"unknown encoder 'dinov2'; did you mean .*dinov2-vit-b-14"
+    ):
+        load_instrument("dinov2", "encoder")
 
 
 def test_an_encoder_without_weights_says_how_to_get_them(own, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(own / "torch"))
     with pytest.raises(AssetError, match=r"6726825d.pth not found; looked for .*; download https"):
-        load_encoder("inception@clean")
+        load_instrument("inception@clean")
 
 
 def test_inception_is_loaded_only_with_the_published_hash(own, inception_file, monkeypatch):
     spec = WEIGHTS["inception-torch-fidelity"]
     (own / spec.files[0]).symlink_to(inception_file)
     with pytest.raises(AssetError, match="expected 6726825d…"):
-        load_encoder("inception@clean")
+        load_instrument("inception@clean")
     random = dataclasses.replace(spec, sha256_prefix="")
     monkeypatch.setattr(weights, "WEIGHTS", MappingProxyType({spec.name: random}))
-    clean, native = (load_encoder(f"inception@{mode}") for mode in ("clean", "tf"))
+    clean, native = (load_instrument(f"inception@{mode}") for mode in ("clean", "tf"))
     assert clean.weights_sha256 == native.weights_sha256
     listed = ImageList.of(noise(1, 8))
     assert reading_key(listed, clean) != reading_key(listed, native)
-
-
-# --- the store -----------------------------------------------------------------------------
-
-
-class Counting:
-    """An encoder whose features are the first pixel; counts how often it is asked."""
-
-    def __init__(self, **changes):
-        self.name, self.weights_sha256 = "counting", "d" * 64
-        self.preprocessing, self.dtype, self.dimension = "none", "float32", 3
-        self.calls = 0
-        self.logits = False
-        for name, value in changes.items():
-            setattr(self, name, value)
-
-    def __call__(self, images, progress=None):
-        self.calls += 1
-        pixels = images[:, 0, 0].astype(np.float32)
-        return Features(pixels, 2 * pixels if self.logits else None)
-
-
-@pytest.mark.parametrize("logits", [False, True])
-def test_features_are_computed_once(tmp_path, logits):
-    images, encoder = noise(4, 2), Counting(logits=logits)
-    assert find_features(ImageList.of(images), encoder, tmp_path) is None
-    first = features(images, encoder, tmp_path)
-    second = features(images.copy(), encoder, tmp_path)
-    assert encoder.calls == 1
-    np.testing.assert_array_equal(first.features, second.features)
-    assert (second.logits is not None) == logits
-    if logits:
-        np.testing.assert_array_equal(first.logits, second.logits)
-    # The images needn't be at hand.
-    assert len(find_features(ImageList.of(images), encoder, tmp_path)) == 4
-
-
-def test_nothing_that_matters_can_change_without_the_key():
-    images = noise(4, 2, 8)
-    one_pixel = images.copy()
-    one_pixel[2, 1, 1, 1] ^= 1
-    lists = [
-        images,
-        one_pixel,
-        images[::-1],
-        images[:3],
-        images.reshape(4, 8, 2, 3),
-        np.concatenate([images, images[:1]]),
-    ]
-    keys = {reading_key(ImageList.of(one), Counting()) for one in lists}
-    listed = ImageList.of(images)
-    for change in (
-        {"name": "other"},
-        {"weights_sha256": "e" * 64},
-        {"preprocessing": "other"},
-        {"dtype": "float16"},
-    ):
-        keys.add(reading_key(listed, Counting(**change)))
-    assert len(keys) == len(lists) + 4
-
-
-def test_a_stale_entry_is_never_served(tmp_path):
-    images, encoder = noise(4, 2), Counting()
-    features(images, encoder, tmp_path)
-    images[3, 0, 0, 0] ^= 1
-    np.testing.assert_array_equal(features(images, encoder, tmp_path).features, images[:, 0, 0])
-    assert encoder.calls == 2
-    # Another entry copied to the place of this one is known by the key inside.
-    old, new = sorted((tmp_path / "features" / "counting").iterdir())
-    new.write_bytes(old.read_bytes())
-    for pixels in (images, images ^ np.array([[[[0]]]] * 3 + [[[[1]]]], np.uint8)):
-        seen = features(pixels, encoder, tmp_path).features
-        np.testing.assert_array_equal(seen, pixels[:, 0, 0])
-
-
-def test_every_damaged_entry_is_computed_anew(tmp_path):
-    images, encoder = noise(2, 2), Counting()
-    expected = features(images, encoder, tmp_path).features
-    (path,) = (tmp_path / "features" / "counting").iterdir()
-    whole = path.read_bytes()
-    for place in range(0, len(whole), 13):
-        damaged = bytearray(whole)
-        damaged[place] ^= 0xFF
-        path.write_bytes(damaged)
-        np.testing.assert_array_equal(features(images, encoder, tmp_path).features, expected)
-        path.write_bytes(whole[:place])
-        np.testing.assert_array_equal(features(images, encoder, tmp_path).features, expected)
-    assert encoder.calls > 2
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"features": np.zeros((3, 3), "f4")},
-        {"features": np.zeros((2, 3), "f8")},
-        {"features": np.zeros((2, 4), "f4")},
-        {"features": np.array(0, "f4")},
-        {"more": np.zeros((2, 3), "f4")},
-    ],
-)
-def test_an_entry_of_another_form_is_not_used(tmp_path, change):
-    images, encoder = noise(2, 2), Counting()
-    listed = ImageList.of(images)
-    arrays = {"features": np.zeros((2, 3), "f4"), "logits": np.zeros((2, 0), "f4")}
-    encoders.save_reading(listed, encoder, tmp_path, arrays)
-    assert find_features(listed, encoder, tmp_path) is not None
-    encoders.save_reading(listed, encoder, tmp_path, arrays | change)
-    assert find_features(listed, encoder, tmp_path) is None
-    types = {"features": np.float32, "logits": np.float32, "more": np.float32}
-    assert (load_reading(listed, encoder, tmp_path, types) is not None) == ("more" in change)
