@@ -274,7 +274,7 @@ def _draw_grid(
     labels = tuple(probabilities[name].argmax(1) for name in plan.task.attributes)
     group = np.ravel_multi_index(labels, shape)
     # Without a valid image there is no table, and the images themselves are what is of interest.
-    rows = {} if measured.valid.any() else {"no valid face": images[:GRID_COLUMNS]}
+    rows = {} if measured.valid.any() else {"no valid image": images[:GRID_COLUMNS]}
     for k, row in enumerate(record.groups.get("/".join(plan.task.attributes), [])):
         mine = images[measured.valid & (group == k)]
         # Spread over the run, so that every prompt is seen.

@@ -104,7 +104,7 @@ class Reading:
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
-        """(N,) whether each image is a proper face."""
+        """(N,) whether each image is a proper one."""
         return self.sample.measured.valid
 
     @cached_property

@@ -95,9 +95,9 @@ class FairnessScores:
         """All of them; what can't be measured is left out and named in `not_measured`."""
         scores: list[Score] = []
         if self.task.per_prompt and self.empty_prompts:
-            reason = f"no valid face for {', '.join(map(repr, self.empty_prompts))}"
+            reason = f"no valid image for {', '.join(map(repr, self.empty_prompts))}"
             self.not_measured |= {RANKED: reason, RAW: reason, f"{RAW}_*": reason}
-            scores.append(self.penalised())
+            scores += self.penalised()
         else:
             scores += self._ranked_question()
         for chosen in crossings(self.sensitive):
@@ -116,7 +116,7 @@ class FairnessScores:
             self._raw(RAW, self.ranked, by_prompt=by_prompt),
             *self._family(counts, target),
             self._soft(by_prompt),
-            self.penalised(),
+            *self.penalised(),
         ]
         if by_prompt:
             scores += self._over_prompts(counts, target)
@@ -187,10 +187,16 @@ class FairnessScores:
                 better="lower",
                 interval=f"{one.method}, with the error of the confusion{given}",
                 floor=floor,
-                source=f"the worse of two judges ({worse}), classifier error corrected, valid "
-                f"images{over}",
+                source=f"{self._judged_by(worse)}, classifier error corrected, valid images{over}",
             )
         ]
+
+    def _judged_by(self, worse: str) -> str:
+        """Which judge a number comes from, of how many."""
+        count = len(self.readings)
+        if count == 1:
+            return f"judge {worse}"
+        return f"the worse of {'two' if count == 2 else count} judges ({worse})"
 
     def _effect(self, reading: Reading, chosen: Sequence[str]) -> float | None:
         """Variance of the shares over that of independent images; None if it can't be seen.
@@ -312,8 +318,11 @@ class FairnessScores:
             return [np.ones(len(prompts), dtype=bool)]
         return [prompts == p for p in range(len(self.task.prompts))]
 
-    def penalised(self) -> Score:
-        """With images that are no face as one more group nobody wants; needs no valid image."""
+    def penalised(self) -> list[Score]:
+        """With images that are no proper ones as one more group, which is unwanted."""
+        if not self.first.sample.measured.validity_checked:
+            self.not_measured[f"{RAW}_penalised"] = "this data set has no validity check"
+            return []
         by_prompt = self.task.per_prompt
         target = self.first.target(self.ranked)
         prompts = self.first.sample.prompt_index
@@ -341,7 +350,7 @@ class FairnessScores:
             f", hard labels, all images{over}",
             self._given_batches(effect),
         )
-        return replace(score, n=len(prompts))
+        return [replace(score, n=len(prompts))]
 
     def _over_prompts(self, counts: NDArray[np.int64], target: NDArray[np.float64]) -> list[Score]:
         if counts.sum(axis=1).min() < 2:

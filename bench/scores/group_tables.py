@@ -206,7 +206,7 @@ def validity_by_requested(
 ) -> list[Row] | None:
     """Validity of the images of each requested group; None if no group was asked for.
 
-    It can't be split by measured group: an image that is no face has none.
+    It can't be split by measured group: an image that is no proper one has none.
 
     Args:
         reading: The sample.

@@ -37,6 +37,7 @@ __all__ = ["Columns", "QualityScores", "Reference", "diversity_score"]
 KERNEL_SUBSET = 500
 KID_SUBSET = 1000
 NEIGHBOURS = 5
+NEIGHBOUR_SCORES = ("precision", "recall", "density", "coverage")
 DIVERSITY_BLOCKS = 20
 STUDENT_9 = 2.262  # 9 degrees of freedom
 NORMAL = 1.96
@@ -58,6 +59,9 @@ class Reference:
         features: Encoder -> (M, D).
         labels: Attribute -> (M,) true levels.
         prompt_index: (M,) the prompt that each image would answer.
+        balanced: Rows in which every declared group is equally often; None: not looked for, then
+            all images count as balanced.
+        unbalanced: Why no rows are balanced; empty if some are.
         natural: (P, K) shares of the sensitive crossing for each prompt in the data that the
             backbone was trained on, rows sum to 1; None if nobody knows them.
     """
@@ -116,17 +120,36 @@ class QualityScores:
         scores = []
         for encoder, columns in self.encoders.items():
             x, y = self.features(encoder)
-            scores += self._balanced(encoder, columns, x, y)
+            even = self.balanced(encoder)
+            if even is None:
+                self._refuse_balanced(columns)
+            else:
+                scores += self._balanced(encoder, columns, x, even)
             for name, strata, shares in self._mixtures():
                 scores += self._mixture(name, columns, (x, y), strata, shares)
-            scores += self._neighbours(encoder, columns, x, y)
-            scores += self._diversity(encoder, columns, x, y)
-            scores += self._at_infinity(encoder, columns, x, y)
+            if even is not None:
+                scores += self._neighbours(encoder, columns, x, even)
+                scores += self._diversity(encoder, columns, x, even)
+                scores += self._at_infinity(encoder, columns, x, even)
         return [*scores, *self._classes(), *self._texts()]
 
     def features(self, encoder: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Generated and real features."""
         return self.reading.sample.measured.features[encoder], self.reference.features[encoder]
+
+    def balanced(self, encoder: str) -> NDArray[np.float32] | None:
+        """Real features in which every declared group is equally often; None if there are none."""
+        if self.reference.unbalanced:
+            return None
+        rows, features = self.reference.balanced, self.reference.features[encoder]
+        return features if rows is None else features[rows]
+
+    def _refuse_balanced(self, columns: Columns) -> None:
+        """Say of every column against a balanced reference why it isn't measured."""
+        names = [f"{columns.frechet}_balanced", f"{columns.kernel}_balanced"]
+        names += [f"{columns.frechet}_infinity_balanced", f"vendi_{columns.encoder}"]
+        names += [f"{name}_{columns.encoder}" for name in NEIGHBOUR_SCORES]
+        self.not_measured |= dict.fromkeys(names, self.reference.unbalanced)
 
     def _balanced(
         self,
@@ -175,7 +198,7 @@ class QualityScores:
                 own = (mix[:, None] * counts / sizes).ravel()
                 mixtures.append(("reweighted", strata, own))
             else:
-                self.not_measured["reweighted"] = "a prompt has no valid face"
+                self.not_measured["reweighted"] = "a prompt has no valid image"
         return mixtures
 
     def _mixture(
@@ -314,7 +337,10 @@ class QualityScores:
         for encoder, columns in self.encoders.items():
             if not encoder.startswith("clip-"):
                 continue
-            x, y = self.features(encoder)
+            x, y = self.features(encoder)[0], self.balanced(encoder)
+            if y is None:
+                self.not_measured[f"cmmd_{columns.encoder}_balanced"] = self.reference.unbalanced
+                continue
             source = f"encoder {encoder}, {len(y)} balanced real images"
             distance = gaussian_kernel_distance(x, y, seed=self.seed)
             scores.append(_kernel(f"cmmd_{columns.encoder}_balanced", distance, len(x), source))

@@ -36,7 +36,7 @@ METRICS: Mapping[str, str] = {
     "fairness_discrepancy_<soft|l1|tv|kl|pairwise|delta|mad|entropy_gap|squared|normalised>": (
         "the same in the norm or with the labels that a paper uses. Lower is fairer."
     ),
-    "fairness_discrepancy_penalised": "with images that are no face as a group nobody wants",
+    "fairness_discrepancy_penalised": "with images that aren't valid as one more, unwanted group",
     "fairness_discrepancy_<worst_prompt|pooled>": (
         "of the least fair prompt, and of all prompts together"
     ),
@@ -91,14 +91,12 @@ METRICS: Mapping[str, str] = {
         "_memorisation, _copies: whether they lie nearer to the training images than real faces "
         "do that weren't trained on (run only)"
     ),
-    "validity": "share of images that the validity check accepts as a face. Higher is better.",
+    "validity": "share of images that the validity check accepts. Higher is better.",
     "prompt_accuracy": "share of valid images that show the subject asked for. Higher is better.",
     "hit_rate": "share of valid images in the group the method asked for. Higher is better.",
     "judge_confidence_<attribute>": "mean highest probability of the primary judge.",
     "judge_agreement_<attribute>": "share of valid images read as --labels says.",
-    "judge_disagreement_<attribute>": (
-        "share of valid images that the two judges read differently."
-    ),
+    "judge_disagreement_<attribute>": ("share of valid images that the judges read differently."),
 }
 
 
@@ -141,9 +139,9 @@ def score_all(
     quality = QualityScores(first, sensitive, reference, encoders, seed)
     fairness = FairnessScores(readings, sensitive, confusions, seed)
     if first.n == 0:
-        reason = f"none of {len(first.valid)} images is a valid face"
+        reason = f"none of {len(first.valid)} images is valid"
         missing = {RANKED: reason, RAW: reason}
-        made = (fairness.penalised(), *quality.scores(), _validity(first))
+        made = (*fairness.penalised(), *quality.scores(), *_validity(first))
         facts: dict[str, Any] = {"not_measured": missing | quality.not_measured}
         if (rows := validity_by_requested(first)) is not None:
             facts["validity_by_requested"] = rows
@@ -153,7 +151,7 @@ def score_all(
     scores += parity
     if seen is not None:
         scores += quality.copying(seen)
-    scores += [_validity(first), *_semantic(first), *_judges(readings, sensitive)]
+    scores += [*_validity(first), *_semantic(first), *_judges(readings, sensitive)]
     audited, audit = audit_scores(first, given or {}, seed)
     scores += audited
     tables = group_tables(first, sensitive, confusions[first.judge], by_group)
@@ -175,11 +173,14 @@ def score_all(
     return tuple(scores), tables, facts
 
 
-def _validity(reading: Reading) -> Score:
+def _validity(reading: Reading) -> list[Score]:
+    """Share of images that the validity check accepts; nothing without a check."""
+    if not reading.sample.measured.validity_checked:
+        return []
     source = "validity check, all images"
     effects = reading.effects(reading.valid.astype(np.int64), 2, every=True)
     total = len(reading.valid)
-    return share_score("validity", reading.n, total, "higher", source, effects=effects)
+    return [share_score("validity", reading.n, total, "higher", source, effects=effects)]
 
 
 def _share_of_valid(
@@ -219,6 +220,8 @@ def _judges(readings: Sequence[Reading], sensitive: Sequence[str]) -> list[Score
                 highest=1.0,
             )
         )
+    if len(readings) == 1:  # nothing to differ from
+        return scores
     for name in sensitive:
         labels = np.stack([reading.labels[name][reading.valid] for reading in readings])
         differ = (labels != labels[0]).any(axis=0)

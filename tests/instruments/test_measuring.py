@@ -6,8 +6,8 @@ import pytest
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.task import Prompt
 from fairbench.datasets import cartoonfaces
-from fairbench.datasets.base import CARTOONFACES
 from fairbench.datasets.cartoonfaces import DATASET
+from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.instruments import base
 from fairbench.instruments.measuring import load_instruments, measure
 from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
@@ -100,7 +100,9 @@ def test_columns_and_confusions_of_the_instruments(instruments):
 
 def test_references_answer_the_prompts(instruments, tmp_path):
     task = CARTOONFACES.task("gender_by_role", conditional=True)
-    reference = make_reference(task, SENSITIVE, instruments, tmp_path, Calls())
+    reference = make_reference(
+        CARTOONFACES, task, CARTOONFACES.backbones[0], instruments, tmp_path, Calls()
+    )
     roles = cartoonfaces.ATTRIBUTES["role"]
     for p, prompt in enumerate(task.prompts):
         mine = reference.prompt_index == p
@@ -116,7 +118,7 @@ def test_references_answer_the_prompts(instruments, tmp_path):
 def test_without_a_prompt_every_real_image_is_a_reference():
     task = CARTOONFACES.task("gender", conditional=False)
     assert task.prompts == (Prompt(""),)
-    part, answers = real_images(task)
+    part, answers = real_images(CARTOONFACES, task)
     assert len(part) == 6000
     assert not answers.any()
 

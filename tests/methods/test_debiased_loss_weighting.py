@@ -353,7 +353,7 @@ def test_shares_stay_those_of_the_training_data(tmp_path):
     """
     from fairbench.backbones.diffusers_pipelines import load_backbone
     from fairbench.core.method import Preparation
-    from fairbench.datasets.base import CARTOONFACES
+    from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
     from fairbench.instruments.measuring import load_instruments
     from fairbench.runs.generation import training_data
 

@@ -775,12 +775,13 @@ def test_heads_of_noised_real_images_know_nothing_where_noise_is_all():
     """Why heads are learned from trajectories: the card's last clause of property 10."""
     from fairbench.backbones.diffusers_pipelines import load_backbone
     from fairbench.datasets.base import get_dataset
+    from fairbench.runs.generation import training_data
 
     dataset = get_dataset("cartoonfaces")
     spec = dataset.backbone("cartoonfaces-ddpm")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone(spec.name, spec.folder, device=device, dtype=torch.float32)
-    seen = dataset.reference_images(800, labelled=True)
+    seen = training_data(dataset, DistributionGuidance.card).reference
     labels = torch.from_numpy(seen.labels["gender"].astype(np.int64))
     noise = torch.randn((800, *backbone.latent_shape), generator=draws(0))
     accuracy = {}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fairbench.backbones.diffusers_pipelines import load_backbone
-from fairbench.datasets.base import CARTOONFACES
+from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.methods.fair_prompt import FairPrompt, appended
 from fairbench.methods.vanilla import Vanilla
 

@@ -783,18 +783,20 @@ def test_risks_find_the_rarer_gender_of_a_shipped_backbone_and_those_as_released
     """The card's property 10 on what is shipped, where groups aren't as plain as in the toy."""
     from fairbench.backbones.diffusers_pipelines import load_backbone
     from fairbench.datasets.base import get_dataset
+    from fairbench.runs.generation import training_data
 
     dataset = get_dataset("cartoonfaces")
     spec = dataset.backbone("cartoonfaces-sd")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = load_backbone(spec.name, spec.folder, device=device, dtype=torch.float32)
-    labelled = dataset.training_images("biased", labelled=True)
-    images = NoisedImages(backbone, [labelled], dataset.prompts)
+    card = dataclasses.replace(InvDiff.card, supervision=frozenset({"labels"}))
+    labelled = training_data(dataset, card).training
+    images = NoisedImages(backbone, [labelled], dataset.subjects)
     handed_in: dict[str, Any] = {}
     preparation = Preparation(
         0, spec.sampling, (8,), tmp_path, lambda *_: None, handed_in.__setitem__
     )
-    data = TrainingData((), dataset.prompts, dataclasses.replace(labelled, labels=None), None, {})
+    data = TrainingData((), dataset.subjects, dataclasses.replace(labelled, labels=None), None, {})
     InvDiff(steps=1).prepare(dataset.task("gender", conditional=True), backbone, data, preparation)
     told = hidden_label_facts(handed_in, labelled, dataset.attributes)
     assert told["risk"]["gender"]["rare"]["auc"] > 0.7, told["risk"]["gender"]

@@ -31,6 +31,7 @@ from fairbench.diffusion.devices import (
 from fairbench.instruments import cartoonfaces as judges
 from fairbench.methods import get_method, make_method, method_names
 from fairbench.runs.config import RunConfig
+from fairbench.runs.plan import find_backbone
 from fairbench.runs.provenance import environment
 from fairbench.storage import cache
 from fairbench.storage.cache import cache_folder, load_arrays, remove, save_arrays
@@ -144,14 +145,14 @@ def test_tasks_have_their_groups_and_prompts():
 def test_backbones_are_found_by_name_or_folder(tmp_path):
     assert DATASET.backbone(None).name == "cartoonfaces-sd"
     refused(lambda: DATASET.backbone("cartoonfaces-ds"), "did you mean cartoonfaces-sd")
-    refused(lambda: DATASET.backbone(str(tmp_path)), "unknown backbone")
+    refused(lambda: find_backbone(DATASET, str(tmp_path)), "unknown backbone")
     index = tmp_path / "model_index.json"
     index.write_text('{"unet": ["diffusers", "UNet2DModel"]}')
-    found = DATASET.backbone(str(tmp_path))
+    found = find_backbone(DATASET, str(tmp_path))
     assert (found.folder, found.conditional, found.sampling.guidance) == (tmp_path, False, 1.0)
     index.write_text('{"text_encoder": []}')
-    assert DATASET.backbone(str(tmp_path)).conditional
-    assert DATASET.backbone(str(tmp_path)).sampling.guidance == 7.5
+    assert find_backbone(DATASET, str(tmp_path)).conditional
+    assert find_backbone(DATASET, str(tmp_path)).sampling.guidance == 7.5
 
 
 def test_unknown_data_sets_are_named():

@@ -7,7 +7,7 @@ import pytest
 from fairbench.core.errors import AssetError, InputError
 from fairbench.core.progress import Reporter
 from fairbench.datasets import cartoonfaces
-from fairbench.datasets.base import CARTOONFACES
+from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.runs.config import RunConfig
 from fairbench.runs.external import evaluate
 
@@ -64,7 +64,7 @@ def levels(part, name):
 
 
 def prompts(part):
-    texts = {prompt.subject: prompt.text for prompt in CARTOONFACES.prompts}
+    texts = {prompt.subject: prompt.text for prompt in CARTOONFACES.subjects}
     return [texts[role] for role in levels(part, "role")]
 
 

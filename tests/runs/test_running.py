@@ -16,11 +16,14 @@ from fairbench import leaderboards
 from fairbench.backbones import diffusers_pipelines as backbones
 from fairbench.core.errors import AssetError, InputError
 from fairbench.core.progress import Reporter
+from fairbench.datasets.base import get_dataset
+from fairbench.methods import get_method
 from fairbench.methods.vanilla import Vanilla
 from fairbench.runs import generation
 from fairbench.runs import running as pipeline
 from fairbench.runs.config import RunConfig
 from fairbench.runs.external import evaluate
+from fairbench.runs.generation import training_data
 from fairbench.runs.plan import generation_config, plan_run
 from fairbench.runs.running import baseline_of, run, take_part
 from fairbench.storage.records import read_per_image, read_record, read_records, write_record
@@ -335,22 +338,17 @@ def test_the_record_is_json_that_anybody_can_read(config: Callable[..., RunConfi
     assert document["network_calls_per_image"] == 2 * STEPS
 
 
-def test_a_pipeline_of_another_image_size_is_refused_before_anything_is_loaded(
-    config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
-    folder = tmp_path / "large"
-    (folder / "unet").mkdir(parents=True)
-    (folder / "vae").mkdir()
-    (folder / "model_index.json").write_text('{"text_encoder": []}')
-    (folder / "unet" / "config.json").write_text('{"sample_size": 64}')
-    (folder / "vae" / "config.json").write_text('{"block_out_channels": [1, 2, 4, 4]}')
-
-    with pytest.raises(InputError, match="images of 512 pixels"):
-        run(config(backbone=str(folder)))
-    (folder / "unet" / "config.json").write_text('{"sample_size": [64, 64]}')
-    with pytest.raises(AssetError, match="square U-Net"):
-        run(config(backbone=str(folder)))
-    assert not list((tmp_path / "results").rglob("*.json"))
+def test_a_method_learns_from_images_of_the_size_that_its_backbone_makes() -> None:
+    card = get_method("dsm_reference").card
+    data = get_dataset(None)
+    native, larger = (training_data(data, card, side).reference for side in (32, 48))
+    assert native is not None
+    assert larger is not None
+    plain = training_data(data, card).reference
+    assert plain is not None
+    np.testing.assert_array_equal(native.images, plain.images)
+    assert larger.images.shape == (len(native), 48, 48, 3)
+    assert abs(float(larger.images.mean()) - float(native.images.mean())) < 1
 
 
 def test_changed_weights_of_a_shipped_backbone_are_refused(
