@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import tomllib
-import types
 from pathlib import Path
 
 import pytest
@@ -175,17 +174,3 @@ def test_both_ways_to_start_it(command, tmp_path):
 def test_ci_runs_the_readme_command():
     assert "\nsh tests/run.sh\n" in (ROOT / "README.md").read_text()
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec sh tests/run.sh")
-
-
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_examples_in_the_docs_run(page, tmp_path, monkeypatch):
-    """Each example of a page in order, each in a fresh module; files go to one folder."""
-    monkeypatch.chdir(tmp_path)
-    parts = page.read_text(encoding="utf-8").split("\n```python\n")[1:]
-    for example in (part.split("\n```")[0] for part in parts):
-        module = types.ModuleType("example")
-        monkeypatch.setitem(sys.modules, "example", module)
-        exec(compile(example, page.name, "exec"), module.__dict__)

@@ -56,7 +56,7 @@ def make_reference(
         InputError: If the data set has no evaluation images that match.
     """
     part, answers = real_images(dataset, task)
-    measured = measure(whole(part), instruments, cache, progress)
+    measured = measure(whole(part), instruments, cache, progress, listed=part.listing)
     rows, unbalanced = balanced_rows(dataset, task, part, answers)
     shares = None if backbone is None else dataset.training_shares(backbone)
     natural = None
