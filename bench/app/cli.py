@@ -61,6 +61,7 @@ class Kind(StrEnum):
     TASKS = "tasks"
     BACKBONES = "backbones"
     METRICS = "metrics"
+    INSTRUMENTS = "instruments"
 
 
 class Format(StrEnum):
@@ -566,6 +567,19 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
         from fairbench.scores.scoring import METRICS
 
         return [{"name": name, "meaning": meaning} for name, meaning in METRICS.items()]
+    if kind is Kind.INSTRUMENTS:
+        from fairbench.instruments.catalogue import instrument_specs
+
+        specs = instrument_specs()
+        return [
+            {
+                "name": name,
+                "kind": spec.kind,
+                "title": spec.title,
+                "weights": spec.weights or "come with it",
+            }
+            for name, spec in sorted(specs.items())
+        ]
     from fairbench.datasets.base import DATASETS
 
     found, broken = DATASETS.entries()
