@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairbench.core.errors import AssetError, InputError
-from fairbench.diffusion.backbone import Backbone, Edit, filled
+from fairbench.diffusion.backbone import Backbone, Edit, fixed_batches
 from fairbench.diffusion.schedule import PredictionType, Schedule
 
 __all__ = ["DiffusersBackbone", "load_backbone", "weights_sha256"]
@@ -81,11 +81,12 @@ class DiffusersBackbone(Backbone):
 
     def _in_fixed_batches(self, call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """`call` on rows in network batches, the last one filled up."""
-        done = []
-        for chunk in torch.split(rows, self.network_batch):
-            full = filled(chunk, self.network_batch - len(chunk))
-            done.append(call(full.to(self.device))[: len(chunk)])
-        return torch.cat(done)
+        return torch.cat(
+            [
+                call(batch.to(self.device))[:own]
+                for batch, own in fixed_batches(rows, self.network_batch)
+            ]
+        )
 
     @torch.no_grad()
     def encode(self, images: NDArray[np.uint8]) -> Tensor:

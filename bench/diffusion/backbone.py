@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -117,3 +117,15 @@ class Backbone(ABC):
 def filled(rows: Tensor, fill: int) -> Tensor:
     """The rows and `fill` rows of zeros."""
     return torch.cat([rows, rows.new_zeros((fill, *rows.shape[1:]))]) if fill else rows
+
+
+def fixed_batches(rows: Tensor, width: int) -> Iterator[tuple[Tensor, int]]:
+    """Batches of exactly `width` rows, the last one filled up with zeros.
+
+    A network that always sees one batch shape rounds a row the same whatever is beside it.
+
+    Yields:
+        The batch and how many of its rows are asked for.
+    """
+    for chunk in torch.split(rows, width):
+        yield filled(chunk, width - len(chunk)), len(chunk)

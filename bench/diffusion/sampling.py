@@ -14,12 +14,9 @@ from torch import Tensor
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Request, Samples, SamplingConfig
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.schedule import Prediction
+from fairbench.diffusion.denoisers import Denoiser, conditioned, guided
 
-__all__ = ["DDIMSampler", "Denoiser", "Stream", "ddim", "gaussian", "generator", "indicator_rng"]
-
-Denoiser = Callable[[Tensor, int], Prediction]
-"""(B, C, h, w) and a timestep -> what the model, guided or not, predicts there."""
+__all__ = ["DDIMSampler", "Stream", "ddim", "gaussian", "generator", "indicator_rng"]
 
 
 class Stream(IntEnum):
@@ -137,29 +134,48 @@ class DDIMSampler:
         """Equal for images that depend on each other; here every image is on its own."""
         return request.prompt_index << 32 | request.image_index
 
+    def branch(
+        self,
+        name: str,
+        context: Tensor | None,
+        requests: Sequence[Request],
+        groups: Sequence[int | None],
+    ) -> Denoiser:
+        """What one branch of guidance predicts; most methods change this alone.
+
+        Args:
+            name: ``cond`` or ``uncond``.
+            context: (B, L, D) of the branch's prompts; None for an unconditional backbone.
+            requests: B images.
+            groups: The group that each of them is to be in.
+        """
+        return conditioned(self.backbone, context)
+
+    def contexts(
+        self, requests: Sequence[Request], groups: Sequence[int | None]
+    ) -> dict[str, Tensor | None]:
+        """Branch -> its context; ``uncond`` is left out where there is no guidance."""
+        texts = [self.text(r, g) for r, g in zip(requests, groups, strict=True)]
+        context = self.backbone.embed(texts)
+        if context is None or self.config.guidance == 1:
+            return {"cond": context}
+        return {"cond": context, "uncond": self.backbone.embed([""] * len(requests))}
+
+    def joined(self, branches: Mapping[str, Denoiser]) -> tuple[Denoiser, int]:
+        """The guided denoiser of one or two branches, and its network calls a step."""
+        whole = guided(branches["cond"], branches.get("uncond"), self.config.guidance)
+        return whole, len(branches)
+
     def denoiser(
         self, requests: Sequence[Request], groups: Sequence[int | None]
     ) -> tuple[Denoiser, int]:
         """A guided denoiser for these requests and its network calls an image and step."""
-        texts = [self.text(r, g) for r, g in zip(requests, groups, strict=True)]
-        context = self.backbone.embed(texts)
-        if context is None or self.config.guidance == 1:
-            return (lambda x, t: self.backbone.predict(x, t, context)), 1
-        return self.guided(context, self.backbone.embed([""] * len(requests))), 2
-
-    def guided(self, context: Tensor, empty: Tensor | None) -> Denoiser:
-        """Classifier-free guidance between two contexts, (B, L, D) each.
-
-        Source: Ho and Salimans 2022, arXiv 2207.12598, in the form empty + w (prompt - empty).
-        """
-
-        def denoise(x: Tensor, t: int) -> Prediction:
-            unconditional = self.backbone.predict(x, t, empty)
-            conditional = self.backbone.predict(x, t, context)
-            away = conditional.value - unconditional.value
-            return unconditional.with_value(unconditional.value + self.config.guidance * away)
-
-        return denoise
+        return self.joined(
+            {
+                name: self.branch(name, context, requests, groups)
+                for name, context in self.contexts(requests, groups).items()
+            }
+        )
 
     def observed(self, diagnostics: Mapping[str, NDArray[Any]]) -> Mapping[str, Any]:
         """Nothing; for methods that look at what they make."""

@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,8 @@ from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, SamplingConfig, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone, Edit
-from fairbench.diffusion.sampling import Denoiser, ddim
-from fairbench.diffusion.schedule import Prediction
+from fairbench.diffusion.denoisers import conditioned, edited
+from fairbench.diffusion.sampling import DDIMSampler, ddim
 from fairbench.methods.parts.classifier import AttributeClassifier
 from fairbench.methods.parts.finetuning import images_sha256, module_sha256
 from fairbench.methods.parts.guidance_parameters import BottleneckGuided
@@ -41,7 +40,6 @@ __all__ = [
     "Fitted",
     "Heads",
     "calibrated",
-    "edited_denoiser",
     "fit_head",
     "guided_times",
     "invert",
@@ -111,39 +109,6 @@ class Heads:
         )
 
 
-def edited_denoiser(
-    backbone: Backbone,
-    context: Tensor | None,
-    empty: Tensor | None,
-    guidance: float,
-    edits: Mapping[str, Edit],
-) -> Denoiser:
-    """A guided denoiser whose bottleneck is edited, or only read, branch by branch.
-
-    Args:
-        backbone: Predicts.
-        context: (B, L, D) of the prompts; None for an unconditional backbone.
-        empty: (B, L, D) of the empty prompt; None for no guidance, one network call a step.
-        guidance: Scale.
-        edits: Branch, ``cond`` or ``uncond``, -> edit; branches left out stay as they are.
-    """
-
-    def branch(name: str, x: Tensor, t: int, given: Tensor | None) -> Prediction:
-        edit = edits.get(name)
-        with nullcontext() if edit is None else backbone.edit_bottleneck(edit):
-            return backbone.predict(x, t, given)
-
-    def denoise(x: Tensor, t: int) -> Prediction:
-        conditional = branch("cond", x, t, context)
-        if empty is None:
-            return conditional
-        unconditional = branch("uncond", x, t, empty)
-        away = conditional.value - unconditional.value
-        return unconditional.with_value(unconditional.value + guidance * away)
-
-    return denoise
-
-
 def branches_of(method: BottleneckGuided, backbone: Backbone, guidance: float) -> tuple[str, ...]:
     """The branches that a method reads or edits; there is one without guidance."""
     if method.branch == "cond" or not backbone.conditional or guidance == 1:
@@ -177,15 +142,6 @@ class _Recorder:
         return {name: torch.stack(kept, 1).numpy() for name, kept in self.kept.items()}
 
 
-def _contexts(
-    backbone: Backbone, texts: Sequence[str], guidance: float
-) -> tuple[Tensor | None, Tensor | None]:
-    context = backbone.embed(texts)
-    if context is None or guidance == 1:
-        return context, None
-    return context, backbone.embed([""] * len(texts))
-
-
 @torch.inference_mode()
 def record_trajectories(
     backbone: Backbone,
@@ -199,9 +155,14 @@ def record_trajectories(
         Branch -> (B, S, D) float16 in the order of the sampler's steps, and the images.
     """
     recorder = _Recorder(branches, len(requests))
-    texts = [request.prompt.text for request in requests]
-    context, empty = _contexts(backbone, texts, config.guidance)
-    denoise = edited_denoiser(backbone, context, empty, config.guidance, recorder.edits())
+    sampler, edits = DDIMSampler(backbone, config), recorder.edits()
+    contexts = sampler.contexts(requests, [None] * len(requests))
+    denoise, _ = sampler.joined(
+        {
+            name: edited(conditioned(backbone, context), backbone, edits.get(name))
+            for name, context in contexts.items()
+        }
+    )
     latents = ddim(backbone, denoise, requests, config)
     return recorder.arrays(), backbone.decode(latents)
 
@@ -225,17 +186,18 @@ def invert(
     Source: Song et al. 2021, arXiv 2010.02502; arXiv 2402.18206.
     """
     recorder = _Recorder(branches, len(images))
-    edits = recorder.edits()
     schedule = backbone.schedule
-    context, empty = _contexts(backbone, texts, 1.0 if len(branches) == 1 else 0.0)
+    prompts = {"cond": texts, "uncond": [""] * len(texts)}
+    read = {
+        name: edited(conditioned(backbone, backbone.embed(prompts[name])), backbone, edit)
+        for name, edit in recorder.edits().items()
+    }
     upwards = schedule.timesteps(config.steps, config.spacing)[::-1]
     x = backbone.encode(images)
     for t, following in zip(upwards, [*upwards[1:], None], strict=True):
-        with backbone.edit_bottleneck(edits["cond"]):
-            predicted = backbone.predict(x, t, context).clipped(schedule.clip)
-        if "uncond" in edits:
-            with backbone.edit_bottleneck(edits["uncond"]):
-                backbone.predict(x, t, empty)
+        predicted = read["cond"](x, t).clipped(schedule.clip)
+        if "uncond" in read:
+            read["uncond"](x, t)
         if following is not None:
             alpha, sigma = float(schedule.alpha(following)), float(schedule.sigma(following))
             x = alpha * predicted.clean + sigma * predicted.noise

@@ -19,6 +19,7 @@ from torch.nn import functional
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import ImageSet, Preparation, TrainingData
 from fairbench.core.task import Task
+from fairbench.diffusion.backbone import fixed_batches
 from fairbench.diffusion.training import Draws, TrainingPlan, seeded_modules, train_or_load
 from fairbench.methods.parts.finetuning import images_sha256
 from fairbench.methods.parts.guidance_parameters import Classified
@@ -107,11 +108,9 @@ class AttributeClassifier(nn.Module):
         """(N, H, W, 3) uint8 -> attribute -> (N, K) probabilities, rows sum to 1."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.attributes}
         device = next(self.parameters()).device
-        for chunk in torch.split(_pixels(images), ROWS):
-            blank = chunk.new_zeros((ROWS - len(chunk), *chunk.shape[1:]))
-            rows = self.log_probabilities(torch.cat([chunk, blank]).to(device))
-            for name, part in rows.items():
-                found[name].append(part[: len(chunk)].cpu().double().exp())
+        for batch, own in fixed_batches(_pixels(images), ROWS):
+            for name, part in self.log_probabilities(batch.to(device)).items():
+                found[name].append(part[:own].cpu().double().exp())
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
     def group_probabilities(

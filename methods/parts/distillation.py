@@ -17,7 +17,8 @@ from fairbench.core.errors import ContractError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.sampling import Denoiser, Stream
+from fairbench.diffusion.denoisers import Denoiser, within
+from fairbench.diffusion.sampling import Stream
 from fairbench.diffusion.schedule import Prediction, Schedule
 from fairbench.diffusion.training import Draws, TrainingPlan, seeded_modules, train_or_load
 from fairbench.methods.parts.adapters import AdapterBank, attention_linears, time_linears
@@ -262,10 +263,15 @@ class GuidedSampler(IndicatedSampler):
         self.classifiers, self.cells, self.scale = classifiers, cells, scale
         self.extra_parameters = sum(p.numel() for one in classifiers for p in one.parameters())
 
-    def denoiser(
-        self, requests: Sequence[Request], groups: Sequence[int | None]
-    ) -> tuple[Denoiser, int]:
-        """The guided denoiser; its one network call a step is the backbone's own."""
+    def branch(
+        self,
+        name: str,
+        context: Tensor | None,
+        requests: Sequence[Request],
+        groups: Sequence[int | None],
+    ) -> Denoiser:
+        """The branch, its noise moved by the classifiers' gradients."""
+        plain = super().branch(name, context, requests, groups)
         backbone = self.backbone
         wanted = self.cells[[group for group in groups if group is not None]]
         fill = backbone.network_batch - len(requests)  # see Backbone.predict
@@ -279,9 +285,9 @@ class GuidedSampler(IndicatedSampler):
                 total += log_likelihood_gradient(
                     classifier, backbone.schedule, full, times, wanted[:, attribute]
                 )[: len(x)]
-            return guided(backbone.predict(x, t, None), total, self.scale)
+            return guided(plain(x, t), total, self.scale)
 
-        return denoise, 1
+        return denoise
 
 
 class DistilledSampler(IndicatedSampler):
@@ -307,18 +313,18 @@ class DistilledSampler(IndicatedSampler):
         self.bank, self.gates = bank, gates
         self.extra_parameters = sum(p.numel() for p in bank.parameters())
 
-    def denoiser(
-        self, requests: Sequence[Request], groups: Sequence[int | None]
-    ) -> tuple[Denoiser, int]:
-        """The gated denoiser, one call an image and step."""
+    def branch(
+        self,
+        name: str,
+        context: Tensor | None,
+        requests: Sequence[Request],
+        groups: Sequence[int | None],
+    ) -> Denoiser:
+        """The branch with each image's own adapters on."""
         own = [group for group in groups if group is not None]
         gates = self.gates[own].to(self.backbone.device)
-
-        def denoise(x: Tensor, t: int) -> Prediction:
-            with self.bank.gated(gates):
-                return self.backbone.predict(x, t, None)
-
-        return denoise, 1
+        plain = super().branch(name, context, requests, groups)
+        return within(plain, lambda: self.bank.gated(gates))
 
 
 def prepare(

@@ -21,9 +21,10 @@ from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, Sampler, Samples, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone, Edit
-from fairbench.diffusion.sampling import DDIMSampler, Denoiser, ddim
+from fairbench.diffusion.denoisers import Denoiser, conditioned, edited
+from fairbench.diffusion.sampling import DDIMSampler, ddim
 from fairbench.diffusion.schedule import Prediction, Schedule
-from fairbench.methods.parts.bottleneck import Heads, edited_denoiser, guided_times, learn_heads
+from fairbench.methods.parts.bottleneck import Heads, guided_times, learn_heads
 from fairbench.methods.parts.classifier import train_classifier
 
 if TYPE_CHECKING:
@@ -309,27 +310,27 @@ class CoupledSampler(DDIMSampler):
         self, requests: Sequence[Request], groups: Sequence[int | None]
     ) -> tuple[Denoiser, int]:
         """A denoiser for one whole batch, and its calls an image and step."""
-        context = self.backbone.embed([request.prompt.text for request in requests])
-        empty = None
-        if context is not None and self.config.guidance != 1:
-            empty = self.backbone.embed([""] * len(requests))
+        contexts = self.contexts(requests, groups)
+        plain = {name: conditioned(self.backbone, one) for name, one in contexts.items()}
         self.guide = guide = Guide(
             self.method, self.goals, self.backbone.schedule, self.guided_times, len(requests)
         )
-        branches = self.goals[0].heads
-        edits = {branch: guide.edit(branch) for branch in branches}
-        guidance = self.config.guidance
-        edited = edited_denoiser(self.backbone, context, empty, guidance, edits)
-        a_step = 1 if empty is None else 2
+        heads = self.goals[0].heads
+        steered, calls = self.joined(
+            {
+                name: edited(one, self.backbone, guide.edit(name) if name in heads else None)
+                for name, one in plain.items()
+            }
+        )
         if not self.method.asymmetric:
-            return edited, a_step
-        plain = edited_denoiser(self.backbone, context, empty, guidance, {})
+            return steered, calls
+        direction, more = self.joined(plain)
 
         def denoise(x: Tensor, t: int) -> Prediction:
-            one = edited(x, t)
-            return SplitPrediction(one.x_t, one.alpha, one.sigma, one.kind, one.value, plain(x, t))
+            one, unedited = steered(x, t), direction(x, t)
+            return SplitPrediction(one.x_t, one.alpha, one.sigma, one.kind, one.value, unedited)
 
-        return denoise, 2 * a_step
+        return denoise, calls + more
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[Request]) -> Samples:

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +24,8 @@ from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig,
 from fairbench.core.prompts import Phrase, spoken
 from fairbench.core.task import Prompt, Task, phrases_of
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.sampling import Denoiser, Stream, ddim
-from fairbench.diffusion.schedule import Prediction
+from fairbench.diffusion.denoisers import Denoiser, conditioned, guided, within
+from fairbench.diffusion.sampling import Stream, ddim
 from fairbench.diffusion.training import CHECKPOINT_SECONDS
 from fairbench.methods.parts.adapters import AdapterBank
 from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
@@ -217,14 +217,18 @@ class AdapterTraining:
         ]
         on = torch.from_numpy(category)
         gates = self.gates(on)
-        denoise = adapted_denoiser(
-            self.backbone,
-            lambda: self.bank.gated(gates),
-            neutral,
-            None if self.rollout.guidance == 1 else empty,
-            self.rollout.guidance,
-            self.method.cfg_branch,
-        )
+        contexts = {"cond": neutral, "uncond": empty}
+        branches = {
+            name: adapted_branch(
+                name,
+                self.method.cfg_branch,
+                conditioned(self.backbone, context),
+                lambda: self.bank.gated(gates),
+            )
+            for name, context in contexts.items()
+        }
+        scale = self.rollout.guidance
+        denoise = guided(branches["cond"], branches["uncond"] if scale != 1 else None, scale)
         states: list[Tensor] = []
         times: list[int] = []
 
@@ -381,40 +385,21 @@ class AdapterTraining:
         self.losses = list(state["losses"])
 
 
-def adapted_denoiser(
-    backbone: Backbone,
-    adapted: Callable[[], AbstractContextManager[None]],
-    context: Tensor,
-    empty: Tensor | None,
-    guidance: float,
-    branch: str,
+def adapted_branch(
+    name: str, where: str, denoiser: Denoiser, adapted: Callable[[], AbstractContextManager[None]]
 ) -> Denoiser:
-    """Guided prediction with the adapters on in one branch or both.
+    """One branch of guidance, with the adapters on where they belong.
 
     A shift that doesn't depend on the prompt moves the guided prediction by itself with ``both``
-    and by `guidance` times itself with ``cond``.
+    and by the guidance scale times itself with ``cond``.
 
     Args:
-        backbone: Predicts.
+        name: The branch, ``cond`` or ``uncond``.
+        where: ``cond`` or ``both``, the branches that adapters act in.
+        denoiser: The branch without adapters.
         adapted: Opens a context in which the adapters are on.
-        context: (B, L, D) of the prompts.
-        empty: (B, L, D) of the empty prompt; None for no guidance.
-        guidance: Scale.
-        branch: ``cond`` or ``both``.
     """
-    elsewhere = adapted if branch == "both" else nullcontext
-
-    def denoise(x: Tensor, t: int) -> Prediction:
-        with adapted():
-            conditional = backbone.predict(x, t, context)
-        if empty is None:
-            return conditional
-        with elsewhere():
-            unconditional = backbone.predict(x, t, empty)
-        away = conditional.value - unconditional.value
-        return unconditional.with_value(unconditional.value + guidance * away)
-
-    return denoise
+    return within(denoiser, adapted) if where in (name, "both") else denoiser
 
 
 class FairGenSampler(IndicatedSampler):
@@ -456,21 +441,17 @@ class FairGenSampler(IndicatedSampler):
         split = super().batches
         return [batch for group in sorted(by_group) for batch in split(by_group[group], size)]
 
-    def denoiser(
-        self, requests: Sequence[Request], groups: Sequence[int | None]
-    ) -> tuple[Denoiser, int]:
-        """The gated or merged denoiser and its calls an image and step."""
-        texts = [request.prompt.text for request in requests]
-        context = self.backbone.embed(texts)
-        guidance = self.config.guidance
-        empty = None if guidance == 1 else self.backbone.embed([""] * len(requests))
-        if context is None:
-            raise ContractError(f"{self.backbone.name} takes no prompt")
-        calls = 1 if empty is None else 2
-        drawn = [group for group in groups if group is not None]
-        adapted = self._adapted(drawn)
-        branch = self.method.cfg_branch
-        return adapted_denoiser(self.backbone, adapted, context, empty, guidance, branch), calls
+    def branch(
+        self,
+        name: str,
+        context: Tensor | None,
+        requests: Sequence[Request],
+        groups: Sequence[int | None],
+    ) -> Denoiser:
+        """The branch with the adapters gated or merged, where the method has them."""
+        plain = super().branch(name, context, requests, groups)
+        adapted = self._adapted([group for group in groups if group is not None])
+        return adapted_branch(name, self.method.cfg_branch, plain, adapted)
 
     def _adapted(self, groups: Sequence[int]) -> Callable[[], AbstractContextManager[None]]:
         if not self.method.merged:

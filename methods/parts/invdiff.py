@@ -14,7 +14,8 @@ from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.sampling import DDIMSampler, Denoiser
+from fairbench.diffusion.denoisers import Denoiser, conditioned
+from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.schedule import Prediction
 from fairbench.diffusion.training import Draws, Loss, seeded_modules, train_or_load
 from fairbench.methods.parts.denoising import mixed_index
@@ -143,7 +144,7 @@ class InvDiffSampler(DDIMSampler):
         facts: Mapping[str, Any],
     ) -> None:
         super().__init__(backbone, config)
-        self.module, self.form, self.r, self.facts = DDIMSampler(module, config), form, r, facts
+        self.module, self.form, self.r, self.facts = module, form, r, facts
         network = cast("nn.Module", module.unet)
         self.extra_parameters = sum(p.numel() for p in network.parameters())
 
@@ -152,9 +153,12 @@ class InvDiffSampler(DDIMSampler):
     ) -> tuple[Denoiser, int]:
         """The mixed denoiser; calls of both networks are counted."""
         # Lowered on the backbone when memory runs out.
-        self.module.backbone.network_batch = self.backbone.network_batch
-        base, calls = super().denoiser(requests, groups)
-        guide, more = self.module.denoiser(requests, groups)
+        self.module.network_batch = self.backbone.network_batch
+        contexts = self.contexts(requests, groups)
+        (base, calls), (guide, more) = (
+            self.joined({name: conditioned(network, one) for name, one in contexts.items()})
+            for network in (self.backbone, self.module)
+        )
 
         def denoise(x: Tensor, t: int) -> Prediction:
             predicted = base(x, t)

@@ -17,8 +17,9 @@ from torch import Tensor
 from fairbench.core.method import Preparation, Request, Sampler, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone, Edit
-from fairbench.diffusion.sampling import DDIMSampler, Denoiser
-from fairbench.methods.parts.bottleneck import Heads, edited_denoiser, guided_times, learn_heads
+from fairbench.diffusion.denoisers import Denoiser, edited
+from fairbench.diffusion.sampling import DDIMSampler
+from fairbench.methods.parts.bottleneck import Heads, guided_times, learn_heads
 from fairbench.methods.parts.classifier import train_classifier
 from fairbench.methods.parts.indicator import Indicator
 
@@ -94,22 +95,22 @@ class EditingSampler(DDIMSampler):
         self.extra_parameters = sum(part[:, 1:].numel() for part in self.vectors.values())
         self.edited_times = guided_times(method, backbone, self.config)
 
-    def denoiser(
-        self, requests: Sequence[Request], groups: Sequence[int | None]
-    ) -> tuple[Denoiser, int]:
-        """The editing denoiser and its calls an image and step."""
-        context = self.backbone.embed([request.prompt.text for request in requests])
-        empty = None
-        if context is not None and self.config.guidance != 1:
-            empty = self.backbone.embed([""] * len(requests))
+    def branch(
+        self,
+        name: str,
+        context: Tensor | None,
+        requests: Sequence[Request],
+        groups: Sequence[int | None],
+    ) -> Denoiser:
+        """The branch, with the directions of the drawn edits added where the method has some."""
+        plain = super().branch(name, context, requests, groups)
         drawn = torch.zeros(self.backbone.network_batch, dtype=torch.long)
         drawn[: len(requests)] = torch.tensor(
             [self.indicators[request.prompt_index](request) for request in requests]
         )
         drawn = drawn.to(self.backbone.device)
-        edits = {name: self._edit(name, drawn) for name in self.heads}
-        edited = edited_denoiser(self.backbone, context, empty, self.config.guidance, edits)
-        return edited, 1 if empty is None else 2
+        edit = self._edit(name, drawn) if name in self.heads else None
+        return edited(plain, self.backbone, edit)
 
     def _edit(self, branch: str, drawn: Tensor) -> Edit:
         heads, vectors = self.heads[branch], self.vectors[branch]

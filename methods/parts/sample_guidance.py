@@ -14,8 +14,9 @@ from torch import Tensor
 from fairbench.core.method import Preparation, Request, Sampler, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone, Edit
-from fairbench.diffusion.sampling import DDIMSampler, Denoiser
-from fairbench.methods.parts.bottleneck import Heads, edited_denoiser, guided_times, learn_heads
+from fairbench.diffusion.denoisers import Denoiser, edited
+from fairbench.diffusion.sampling import DDIMSampler
+from fairbench.methods.parts.bottleneck import Heads, guided_times, learn_heads
 from fairbench.methods.parts.classifier import train_classifier
 from fairbench.methods.parts.distribution_guidance import capped, paper_size
 from fairbench.methods.parts.indicator import Indicator
@@ -78,21 +79,21 @@ class SampleSampler(DDIMSampler):
         """The group that the indicator draws."""
         return self.indicator(request)
 
-    def denoiser(
-        self, requests: Sequence[Request], groups: Sequence[int | None]
-    ) -> tuple[Denoiser, int]:
-        """The guided denoiser and its calls an image and step."""
-        context = self.backbone.embed([request.prompt.text for request in requests])
-        empty = None
-        if context is not None and self.config.guidance != 1:
-            empty = self.backbone.embed([""] * len(requests))
+    def branch(
+        self,
+        name: str,
+        context: Tensor | None,
+        requests: Sequence[Request],
+        groups: Sequence[int | None],
+    ) -> Denoiser:
+        """The branch, with its bottleneck pushed where the method has heads for it."""
+        plain = super().branch(name, context, requests, groups)
         # Padding rows are pushed too, to any group, so that the shapes never change.
         wanted = torch.zeros(self.backbone.network_batch, dtype=torch.long)
         wanted[: len(groups)] = torch.tensor([group or 0 for group in groups])
         wanted = wanted.to(self.backbone.device)
-        edits = {name: self._edit(name, wanted) for name in self.heads}
-        guided = edited_denoiser(self.backbone, context, empty, self.config.guidance, edits)
-        return guided, 1 if empty is None else 2
+        edit = self._edit(name, wanted) if name in self.heads else None
+        return edited(plain, self.backbone, edit)
 
     def _edit(self, branch: str, wanted: Tensor) -> Edit:
         heads, method = self.heads[branch], self.method

@@ -17,7 +17,8 @@ from fairbench.core.errors import InputError
 from fairbench.core.method import Preparation, Request, Sampler, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.sampling import DDIMSampler, Denoiser
+from fairbench.diffusion.denoisers import Denoiser
+from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.schedule import Prediction
 from fairbench.methods.parts.classifier import AttributeClassifier, train_classifier
 from fairbench.methods.parts.indicator import Indicator

@@ -28,6 +28,7 @@ from fairbench.build.train_sd import tokenizer
 from fairbench.core.errors import AssetError, ContractError
 from fairbench.core.method import Request, SamplingConfig
 from fairbench.core.task import Prompt
+from fairbench.diffusion.denoisers import conditioned, guided
 from fairbench.diffusion.sampling import DDIMSampler, Stream, ddim, generator
 from fairbench.diffusion.schedule import Prediction, Schedule
 
@@ -316,10 +317,11 @@ def test_guidance_one_is_the_conditional_prediction():
     with torch.no_grad():
         conditional = backbone.predict(x, 600, context).value
         for w in (0.0, 1.0, 3.0):
-            guided = mixture_sampler(backbone, guidance=w).guided(context, empty)(x, 600).value
+            branches = conditioned(backbone, context), conditioned(backbone, empty)
+            value = guided(*branches, w)(x, 600).value
             unconditional = backbone.predict(x, 600, empty).value
             expected = (1 - w) * unconditional + w * conditional
-            torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(conditional, unconditional, atol=1e-3)
 
 

@@ -15,12 +15,13 @@ from fairbench.core.method import Preparation, Request, SamplingConfig
 from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt
 from fairbench.datasets.cartoonfaces import DATASET
+from fairbench.diffusion.denoisers import conditioned, guided
 from fairbench.diffusion.sampling import ddim
 from fairbench.diffusion.schedule import Prediction
 from fairbench.methods.fairgen import FairGen
 from fairbench.methods.parts import fairgen as _fairgen
 from fairbench.methods.parts.adapters import AdapterBank, cross_attention_linears
-from fairbench.methods.parts.fairgen import AdapterTraining, adapted_denoiser, composed_target
+from fairbench.methods.parts.fairgen import AdapterTraining, adapted_branch, composed_target
 
 QUICK = {"iterations": 2, "batch": 6, "learning_rate": 0.05, "rollout_every": 2}
 GENDERS = ("female", "male")
@@ -416,7 +417,9 @@ def test_guidance_multiplies_the_shift_of_the_conditional_branch(branch, times):
     values = []
     for size in (0, 1):
         mock = Shifted(shift * size)
-        denoise = adapted_denoiser(mock, mock.adapted, context, empty, 3.0, branch)
+        cond = adapted_branch("cond", branch, conditioned(mock, context), mock.adapted)
+        uncond = adapted_branch("uncond", branch, conditioned(mock, empty), mock.adapted)
+        denoise = guided(cond, uncond, 3.0)
         values.append(denoise(x, 5).value)
         assert not mock.on
     assert torch.allclose(values[0], torch.sin(x) * (0.5 + 3 * 1.5), atol=1e-6)
@@ -428,7 +431,8 @@ def test_without_guidance_the_shift_counts_once(branch):
     x, shift = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     mock = Shifted(shift)
     context = torch.ones(2, 1, 1, 1)
-    value = adapted_denoiser(mock, mock.adapted, context, None, 1.0, branch)(x, 5).value
+    cond = adapted_branch("cond", branch, conditioned(mock, context), mock.adapted)
+    value = guided(cond, None, 1.0)(x, 5).value
     assert torch.allclose(value, torch.sin(x) + shift, atol=1e-6)
 
 
