@@ -86,6 +86,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
             f"{config.method} doesn't follow a target: its images are those that it makes without "
             "one, and only measured against it"
         )
+    if (strange := foreign_training_set(plan)) is not None:
+        report.note(strange)
     from fairbench.diffusion.devices import begin_run, is_main_process
 
     begin_run(plan.device)
@@ -140,6 +142,26 @@ def _blank_record(plan: Plan, key: str, generation_key: str, config: Mapping[str
         manifest=(),
         created=now(),
     )
+
+
+def foreign_training_set(plan: Plan) -> str | None:
+    """What must be said of the images that a method trains on; None if nothing must.
+
+    They are the data set's own draw. For a backbone whose training isn't known they needn't be
+    what it was trained on, as the methods' papers have it.
+    """
+    card = plan.method.configured_card()
+    if card.training_set == "none" or plan.dataset.trained_on(plan.backbone) is not None:
+        return None
+    return (
+        f"{card.name} trains on the {card.training_set} images of {plan.dataset.name}; what "
+        f"{plan.backbone.name} was trained on isn't known"
+    )
+
+
+def _training_facts(plan: Plan) -> dict[str, str]:
+    said = foreign_training_set(plan)
+    return {} if said is None else {"training_set": said}
 
 
 def _plain_card(card: MethodCard) -> dict[str, Any]:
@@ -215,7 +237,7 @@ def _compute(
         network_calls_per_image=float(generated.network_calls.mean()),
         scores=found.scores,
         groups=found.tables,
-        facts={**generated.facts, **found.facts},
+        facts={**generated.facts, **found.facts, **_training_facts(plan)},
         created=now(),
     )
     picture = record_path(

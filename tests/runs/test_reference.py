@@ -15,10 +15,12 @@ from fairbench.core.task import Task
 from fairbench.datasets.base import ArrayImages, Dataset, Shares, get_dataset
 from fairbench.datasets.cartoonfaces import DATASET, CartoonFaces
 from fairbench.instruments.measuring import load_instruments
+from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Question
 from fairbench.runs.generation import training_data
-from fairbench.runs.plan import find_backbone
+from fairbench.runs.plan import find_backbone, plan_run
 from fairbench.runs.reference import balanced_rows, make_reference, real_images
+from fairbench.runs.running import foreign_training_set
 
 
 def task(name: str = "gender", *, conditional: bool = True) -> Task:
@@ -135,3 +137,18 @@ def test_a_data_set_without_what_a_card_declares_is_refused() -> None:
 def test_a_question_needs_no_backbone() -> None:
     assert Question(get_dataset(None), task()).backbone is None
     assert dataclasses.is_dataclass(Question)
+
+
+def test_training_on_images_that_a_backbone_may_not_know_is_said(tmp_path: Path) -> None:
+    shipped = DATASET.backbone("cartoonfaces-sd")
+    shutil.copytree(shipped.folder, tmp_path / "mine")
+
+    def said(method: str, backbone: str) -> str | None:
+        config = RunConfig(method, backbone=backbone, results=tmp_path / "results")
+        return foreign_training_set(plan_run(config))
+
+    assert said("tiw", "cartoonfaces-sd") is None
+    assert said("vanilla", str(tmp_path / "mine")) is None
+    told = said("tiw", str(tmp_path / "mine"))
+    assert told is not None
+    assert "what mine was trained on isn't known" in told
