@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Better", "Score", "ScoreSpec"]
+__all__ = ["RANKED", "Better", "Score", "ScoreSpec"]
+
+RANKED = "fairness_discrepancy_corrected"
+"""The score that rows are ranked by."""
 
 Better = Literal["lower", "higher", "neither"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.score import Better, Score
+from fairbench.core.score import RANKED, Better, Score
 from fairbench.metrics import (
     DiscrepancyInterval,
     cluster_counts,
@@ -32,7 +32,6 @@ __all__ = [
     "rows_of",
 ]
 
-RANKED = "fairness_discrepancy_corrected"
 RAW = "fairness_discrepancy"
 SMOOTHING = 0.5
 NORMAL = 1.959964  # two-sided quantile at 95 %
