@@ -2,8 +2,11 @@
 
 from fairbench.leaderboards.aggregate import RANKED_BY, Cell, Row, rows
 from fairbench.leaderboards.board import leaderboard
+from fairbench.leaderboards.formats.csv import to_csv
+from fairbench.leaderboards.formats.json import to_json
+from fairbench.leaderboards.formats.markdown import to_markdown
+from fairbench.leaderboards.formats.table import to_table
 from fairbench.leaderboards.plot import to_plot
-from fairbench.leaderboards.tables import to_csv, to_json, to_markdown, to_table
 
 __all__ = [
     "RANKED_BY",

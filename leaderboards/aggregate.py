@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 from fairbench.core.errors import InputError
 from fairbench.core.keys import canonical
 from fairbench.core.record import Record
-from fairbench.core.score import Score
+from fairbench.core.score import RANKED, Score
 from fairbench.datasets.base import get_dataset
 from fairbench.methods import make_method
 from fairbench.metrics import corrected_noise_floor, mean_noise_floor
@@ -26,7 +26,7 @@ from fairbench.runs.config import MINIMUM_IMAGES
 
 __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
 
-RANKED_BY = "fairness_discrepancy_corrected"
+RANKED_BY = RANKED
 UNRANKED = "–"
 QUOTA_CHANCE = 0.001
 

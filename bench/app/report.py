@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, TypeVar
 
 from fairbench.core.record import Record
 from fairbench.core.score import Score
+from fairbench.scores.catalogue import spec_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -90,31 +90,10 @@ _SHORT = (
     ("fairness_discrepancy_worst_prompt", "discrepancy_worst_prompt"),
     ("fairness_discrepancy_given", "discrepancy_given"),
 )
-SHOWN = (
-    "fairness_discrepancy_corrected*",
-    "fairness_discrepancy",
-    "fairness_discrepancy_worst_prompt",
-    "fairness_discrepancy_given",
-    "joint_excess",
-    "representation_worst",
-    "frechet_*_balanced",
-    "fid*_balanced",
-    "kernel_*_balanced",
-    "kid*_balanced",
-    "kernel_*_reweighted",
-    "recall_*",
-    "*_worst_group",
-    "clip_score_*",
-    "validity",
-    "prompt_accuracy",
-    "hit_rate",
-    "judge_*",
-)
-"""Scores in the table; the record holds all."""
 
 
 def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
-    shown = [s for s in record.scores if any(fnmatchcase(s.name, p) for p in SHOWN)]
+    shown = [score for score in record.scores if _is_shown(score.name)]
     for n, scores in _by_n(shown, lambda score: score.n).items():
         _add_heading(table, f"scores, {n} images")
         for score in scores:
@@ -128,11 +107,17 @@ def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
             )
     missing = record.facts.get("not_measured", {})
     for name, reason in missing.items():
-        if any(fnmatchcase(name, pattern) for pattern in SHOWN):
+        if _is_shown(name):
             _add_row(table, f"  {name.replace('_', ' ')}", f"– ({reason})")
     hidden = len(record.scores) - len(shown)
     if hidden:
         _add_row(table, f"  {hidden} more scores are in the record")
+
+
+def _is_shown(name: str) -> bool:
+    """Whether a score is in the table; what nobody knows, as of an old record, is."""
+    spec = spec_of(name)
+    return spec is None or spec.summary
 
 
 def _by_n(items: Sequence[Item], n: Callable[[Item], int]) -> Mapping[int, list[Item]]:
@@ -143,9 +128,9 @@ def _by_n(items: Sequence[Item], n: Callable[[Item], int]) -> Mapping[int, list[
     return groups
 
 
-def _scale(score: Score) -> int:
-    # Kernel distances are of the order of 0.001.
-    return 1000 if score.name.startswith(("kernel_", "kid_")) else 1
+def _scale(score: Score) -> float:
+    spec = spec_of(score.name)
+    return 1.0 if spec is None else spec.scale
 
 
 def _label(score: Score) -> str:
@@ -155,7 +140,7 @@ def _label(score: Score) -> str:
     for long, short in (("fairness_discrepancy_corrected_", "corrected_"), *_SHORT):
         name = name.replace(long, short)
     name = name.replace("_", " ")
-    times = f" ×{_scale(score)}" if _scale(score) != 1 else ""
+    times = f" ×{_scale(score):g}" if _scale(score) != 1 else ""
     return f"{ARROWS[score.better]}{name}{times}"
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Better", "Score", "ScoreSpec"]
+__all__ = ["RANKED", "Better", "Score", "ScoreSpec"]
+
+RANKED = "fairness_discrepancy_corrected"
+"""The score that rows are ranked by."""
 
 Better = Literal["lower", "higher", "neither"]
 
@@ -53,6 +56,7 @@ class ScoreSpec:
         scale: What readers see it multiplied by, such as 1000 for a distance of the order of .001.
         summary: Whether the table of one run shows it.
         main: Place among the columns of the readable leaderboards, from 0; None: not there.
+        compact: Whether the leaderboard for a terminal of 80 columns shows its value too.
         needs: What must be there to measure it, in words; empty for nothing but images.
         display: How patterns are written in lists, such as ``"kernel_<encoder>_balanced"``; empty
             for the pattern itself.
@@ -66,6 +70,13 @@ class ScoreSpec:
     scale: float = 1.0
     summary: bool = False
     main: int | None = None
+    compact: bool = False
     needs: str = ""
     display: str = ""
     version: int = 2
+
+    @property
+    def specificity(self) -> tuple[bool, int]:
+        """Of several patterns that match a name, the one where this is largest wins."""
+        literal = self.pattern.replace("*", "").replace("?", "")
+        return literal == self.pattern, len(literal)

@@ -18,6 +18,7 @@ from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset, ImageSource
 from fairbench.instruments.measuring import Instruments, Measurements, measure
+from fairbench.runs.face_reading import FaceInstruments, read_faces
 from fairbench.runs.reference import (
     confusions_of,
     encoder_columns,
@@ -25,9 +26,9 @@ from fairbench.runs.reference import (
     real_images,
     whole,
 )
-from fairbench.scores.crossings import Reading, Sample, crossing
-from fairbench.scores.faces import FaceInstruments, face_scores
-from fairbench.scores.fairness import RANKED
+from fairbench.scores.parts.crossings import NO_VALID, Sample
+from fairbench.scores.parts.evidence import FaceEvidence
+from fairbench.scores.parts.shares import RANKED
 from fairbench.scores.scoring import METRIC_VERSION, score_all
 from fairbench.storage.readings import ImageList
 
@@ -144,6 +145,7 @@ def evaluate_images(
     seen = None
     if known.reference is not None:
         seen = measure(known.reference, instruments, cache, report.progress).features
+    faces = None if looking is None else _faces(images, question, looking, cache, report)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
     scores, tables, facts = score_all(
         sample,
@@ -156,12 +158,9 @@ def evaluate_images(
         given=known.given,
         seen=seen,
         controls=question.controls,
+        faces=faces,
         seed=seed,
     )
-    if looking is not None:
-        scores, facts = _with_faces(
-            (scores, facts), images, sample, question, looking, cache, report
-        )
     _warn_of_gaps(facts, report)
     labels = {
         judge: {name: table.argmax(1) for name, table in by_attribute.items()}
@@ -189,44 +188,28 @@ def _places(prompts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:
-    """Say why the row can't be ranked, if it can't."""
-    reason = facts.get("not_measured", {}).get(RANKED)
+    """Say why the row can't be ranked, if it can't, and which asked-for stage wasn't measured."""
+    missing = facts.get("not_measured", {})
+    reason = missing.get(RANKED)
     if reason is not None:
-        hint = "; more --steps or a weaker method may help" if "valid" in reason else ""
+        hint = "; more --steps or a weaker method may help" if NO_VALID in reason else ""
         report.warn(f"{RANKED} can't be measured: {reason}{hint}")
+    for name, why in missing.items():
+        if name.startswith("identity"):
+            report.note(f"{name}: not measured: {why}")
 
 
-def _with_faces(
-    found: tuple[tuple[Score, ...], dict[str, Any]],
+def _faces(
     images: NDArray[np.uint8],
-    sample: Sample,
     question: Question,
     looking: FaceInstruments,
     cache: Path,
     report: Reporter,
-) -> tuple[tuple[Score, ...], dict[str, Any]]:
-    """Scores and facts with those of the face instruments."""
-    scores, facts = found
-    dataset = question.dataset
-    judge = next(iter(sample.measured.probabilities))
-    real, _ = real_images(dataset, question.task)
+) -> FaceEvidence:
+    """What the face instruments say of generated, real and, where known, training images."""
+    real, _ = real_images(question.dataset, question.task)
     trained: ImageSource | None = None
     if question.backbone is not None:
-        trained = dataset.trained_on(question.backbone)
-    more, seen = face_scores(
-        images,
-        Reading(sample, judge, dataset.attributes, question.task),
-        whole(real),
-        crossing(real.labels, dataset.sensitive, dataset.attributes),
-        dataset.sensitive,
-        looking,
-        cache,
-        report.progress,
-        training=None if trained is None else whole(trained),
-    )
-    missing = seen.pop("not_measured", {})
-    for name, reason in missing.items():
-        report.note(f"{name}: not measured: {reason}")
-    gaps = {**facts.get("not_measured", {}), **missing}
-    facts = {**facts, "faces": seen}
-    return (*scores, *more), {**facts, "not_measured": gaps} if gaps else facts
+        trained = question.dataset.trained_on(question.backbone)
+    training = None if trained is None else whole(trained)
+    return read_faces(images, whole(real), training, looking, cache, report.progress)

@@ -22,9 +22,9 @@ from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
+from fairbench.runs.face_reading import load_face_instruments
 from fairbench.runs.running import Outcome, now
-from fairbench.scores.crossings import crossing
-from fairbench.scores.faces import load_face_instruments
+from fairbench.scores.parts.crossings import crossing
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable

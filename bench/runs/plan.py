@@ -20,7 +20,7 @@ from fairbench.instruments.measuring import Instruments
 from fairbench.methods import make_method
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Question, measuring_config
-from fairbench.scores.faces import FaceInstruments
+from fairbench.runs.face_reading import FaceInstruments
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable

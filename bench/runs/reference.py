@@ -16,8 +16,8 @@ from fairbench.core.task import Task
 from fairbench.datasets.base import Dataset, ImageSource, matches
 from fairbench.instruments.measuring import Instruments, measure
 from fairbench.metrics import balanced_subset
-from fairbench.scores.crossings import crossing, crossing_groups
-from fairbench.scores.quality import Columns, Reference
+from fairbench.scores.parts.crossings import crossing, crossing_groups
+from fairbench.scores.parts.evidence import Columns, Reference
 
 __all__ = [
     "balanced_rows",

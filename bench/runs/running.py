@@ -20,10 +20,10 @@ from fairbench.core.record import SCHEMA, PerImage, Record
 from fairbench.instruments.measuring import Instruments, Measurements, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Known, evaluate_images
+from fairbench.runs.face_reading import FaceInstruments, load_face_instruments
 from fairbench.runs.generation import generate, help_to_prepare, training_data
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import Plan, plan_keys, plan_run
-from fairbench.scores.faces import FaceInstruments, load_face_instruments
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (

@@ -8,15 +8,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.score import Score
+from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import count_groups, discrepancy_interval, noise_floor_for
-from fairbench.scores.crossings import Reading, crossing
-from fairbench.scores.plain import share_score
+from fairbench.scores.parts.crossings import Reading, crossing
+from fairbench.scores.parts.evidence import Evidence
+from fairbench.scores.parts.family import Found, ScoreFamily
+from fairbench.scores.parts.plain import share_score
 
-__all__ = ["audit_scores"]
+__all__ = ["FAMILY"]
+
+SPECS = (
+    ScoreSpec(
+        "judge_agreement_*",
+        "share of valid images read as --labels says.",
+        "neither",
+        unit="share",
+        summary=True,
+        needs="--labels with levels",
+        display="judge_agreement_<attribute>",
+    ),
+    ScoreSpec(
+        "fairness_discrepancy_given",
+        "the ranked discrepancy of the labels given by --labels, which no judge touches. Lower is "
+        "fairer.",
+        "lower",
+        summary=True,
+        needs="--labels with every attribute of the task",
+    ),
+)
 
 
-def audit_scores(
+def _audit(
     reading: Reading, given: Mapping[str, NDArray[np.int64]], seed: int
 ) -> tuple[list[Score], dict[str, Any]]:
     """Agreement with given labels, and the ranked question answered by them.
@@ -68,3 +90,12 @@ def audit_scores(
 def _errors(truth: NDArray[np.int64], read: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """(K, K) counts, rows are the given labels, columns what the judge read."""
     return count_groups(truth * size + read, size**2).reshape(size, size)
+
+
+def compute(evidence: Evidence) -> Found:
+    """What given labels say, where there are any."""
+    scores, facts = _audit(evidence.first, evidence.given, evidence.seed)
+    return Found(tuple(scores), facts={"audit": facts} if facts else {})
+
+
+FAMILY = ScoreFamily("audit", 90, SPECS, compute)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.keys import run_key
-from fairbench.core.progress import Progress
-from fairbench.core.score import Score
+from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, memorisation
 from fairbench.metrics.jackknife import jackknife_variance, split, student
-from fairbench.scores.crossings import Reading
-from fairbench.scores.group_tables import validity_by_requested
-from fairbench.scores.plain import NORMAL, auc_score, mean_score, share_score
-from fairbench.scores.quality import diversity_score
+from fairbench.scores.parts.crossings import Reading
+from fairbench.scores.parts.diversity import diversity_score
+from fairbench.scores.parts.evidence import Evidence, FaceEvidence
+from fairbench.scores.parts.family import Found, ScoreFamily
+from fairbench.scores.parts.group_tables import validity_by_requested
+from fairbench.scores.parts.plain import NORMAL, auc_score, mean_score, share_score
+from fairbench.scores.parts.shares import or_none
 
 if TYPE_CHECKING:
-    from fairbench.instruments.faces import FaceDetector, Faces, Identities, IdentityEncoder
+    from fairbench.instruments.faces import Faces, Identities
 
-__all__ = ["FaceInstruments", "face_scores", "load_face_instruments"]
+__all__ = ["FALSE_MATCHES", "FAMILY", "LEAST", "SCORES", "SUBSAMPLE", "UNKNOWN", "score_faces"]
 
 SCORES = 2
 """Raised whenever the same faces give other scores."""
@@ -41,109 +41,142 @@ LEAST = 10
 UNKNOWN = "nobody says which images the generator was trained on"
 
 
-@dataclass(frozen=True)
-class FaceInstruments:
-    """What looks at faces.
+NEEDS = "--faces"
+IDENTITY = "--faces and an identity network"
+TRAINED = f"{IDENTITY}, known training images"
+SPECS = (
+    ScoreSpec(
+        "face_validity",
+        "with --faces: share of images with a face. Higher is better.",
+        "higher",
+        unit="share",
+        needs=NEEDS,
+    ),
+    ScoreSpec(
+        "face_multiple",
+        "with --faces: share of images with several faces.",
+        "neither",
+        unit="share",
+        needs=NEEDS,
+    ),
+    ScoreSpec(
+        "face_confidence",
+        "with --faces: how sure the detector is of the surest face, 0 without one.",
+        "neither",
+        unit="share",
+        needs=NEEDS,
+    ),
+    ScoreSpec(
+        "face_area",
+        "with --faces: share of the image that the surest face fills, 0 without one.",
+        "neither",
+        unit="share",
+        needs=NEEDS,
+    ),
+    ScoreSpec(
+        "identity_vendi",
+        "effective number of different faces, in units of as many real ones. Higher is better.",
+        "higher",
+        needs=IDENTITY,
+    ),
+    ScoreSpec(
+        "identity_cosine",
+        "mean cosine of two generated faces less that of real ones. Lower is better.",
+        "lower",
+        needs=IDENTITY,
+    ),
+    ScoreSpec(
+        "identity_duplicates",
+        "share of faces that repeat another generated one. Lower is better.",
+        "lower",
+        unit="share",
+        needs=IDENTITY,
+    ),
+    ScoreSpec(
+        "identity_vendi_worst_group",
+        "effective number of different faces of the least varied group. Higher is better.",
+        "higher",
+        summary=True,
+        needs=IDENTITY,
+    ),
+    ScoreSpec(
+        "identity_memorisation",
+        "chance that a generated face lies nearer to the training images than a real face that "
+        "wasn't trained on does. 0.5 without copies, lower is better.",
+        "lower",
+        unit="probability",
+        needs=TRAINED,
+    ),
+    ScoreSpec(
+        "identity_memorisation_ratio",
+        "mean cosine to the nearest training face over that of real faces. Lower is better.",
+        "lower",
+        needs=TRAINED,
+    ),
+    ScoreSpec(
+        "identity_memorisation_worst_group",
+        "that chance of the group in which it is largest. Lower is better.",
+        "lower",
+        unit="probability",
+        summary=True,
+        needs=TRAINED,
+    ),
+    ScoreSpec(
+        "identity_copies",
+        "share of generated faces nearer to a training face than all but 1 in 1,000 real faces "
+        "are. Lower is better.",
+        "lower",
+        unit="share",
+        needs=TRAINED,
+    ),
+)
 
-    Attributes:
-        detector: Finds them.
-        identity: Tells them apart; None if its weights are nowhere.
-        missing: Why there is none; empty otherwise.
-    """
 
-    detector: FaceDetector
-    identity: IdentityEncoder | None
-    missing: str
-
-    def hashes(self) -> dict[str, str]:
-        """Instrument -> sha256 of its weights."""
-        hashes = {"face_detector": self.detector.weights_sha256}
-        if self.identity is not None:
-            hashes["face_identity"] = self.identity.weights_sha256
-        return hashes
-
-    def readings(self) -> dict[str, str]:
-        """Instrument -> hash of what else its scores depend on."""
-        used = [self.detector, self.identity]
-        ways = [(one.preprocessing, one.dtype) for one in used if one is not None]
-        return {"faces": run_key({"reading": (SCORES, SUBSAMPLE, FALSE_MATCHES, ways)})}
+def compute(evidence: Evidence) -> Found:
+    """Scores and facts of faces, where the face stage was asked for."""
+    if evidence.faces is None:
+        return Found()
+    scores, facts = score_faces(evidence.faces, evidence.first, evidence.sensitive, evidence.real)
+    missing = facts.pop("not_measured", {})
+    return Found(tuple(scores), {}, {"faces": facts}, missing)
 
 
-def load_face_instruments(device: str, *, allow_download: bool = False) -> FaceInstruments:
-    """The detector, which comes with facenet-pytorch, and the identity network if it is there.
-
-    Raises:
-        AssetError: If the detector is missing, or a weight file is damaged.
-    """
-    from fairbench.core.errors import AssetError
-    from fairbench.instruments.faces import load_detector, load_identity_encoder
-    from fairbench.instruments.weights import find_weights
-
-    detector = load_detector(device)
-    try:
-        find_weights("facenet-vggface2", allow_download=allow_download)
-    except AssetError as error:
-        return FaceInstruments(detector, None, str(error))
-    return FaceInstruments(detector, load_identity_encoder(device=device), "")
-
-
-def face_scores(
-    images: NDArray[np.uint8],
+def score_faces(
+    found: FaceEvidence,
     reading: Reading,
-    real: NDArray[np.uint8],
-    real_groups: NDArray[np.int64],
     sensitive: Sequence[str],
-    instruments: FaceInstruments,
-    cache: Path,
-    progress: Progress,
-    training: NDArray[np.uint8] | None = None,
+    real_groups: NDArray[np.int64],
 ) -> tuple[list[Score], dict[str, Any]]:
     """Faces found, and how varied they are next to as many real ones of the same group.
 
     Absolute variety isn't shown: identity networks tell some groups apart worse than others.
 
     Args:
-        images: (N, H, W, 3) uint8, generated; 2,000 of them, evenly spread, are looked at.
-        reading: The same images as the primary judge reads them.
-        real: (M, H, W, 3) uint8, balanced real images, each of another person.
-        real_groups: (M,) cell of each in the crossing of the sensitive attributes.
+        found: What the detector and the identity network said.
+        reading: All N generated images as the primary judge reads them.
         sensitive: Attributes whose crossing makes the groups.
-        instruments: Detector and identity network.
-        cache: Folder of cached arrays.
-        progress: ``progress(what, done, total)``.
-        training: (T, H, W, 3) uint8, all images that the generator was trained on, to look for
-            copies of; none of them is among `real`. None if nobody knows them.
+        real_groups: (R,) cell of each real image in that crossing.
 
     Returns:
         Scores, and facts: other thresholds, images on which the detector broke off, rows by
         group, what isn't measured and why.
     """
-    from fairbench.instruments.faces import detect_faces, identities
-
-    chosen = np.linspace(0, len(images) - 1, min(SUBSAMPLE, len(images))).astype(int)
-    looked = images[chosen]
-    faces = detect_faces(looked, instruments.detector, cache, progress)
-    scores, facts = _detection(faces)
+    scores, facts = _detection(found.faces)
     groups = reading.groups(sensitive)
-    facts["by_requested_group"] = validity_by_requested(reading, faces.valid(), chosen) or []
-    unknown = {} if training is not None else {"identity_memorisation": UNKNOWN}
-    if instruments.identity is None:
-        facts["not_measured"] = {"identity": instruments.missing, **unknown}
+    by_group = validity_by_requested(reading, found.faces.valid(), found.looked)
+    facts["by_requested_group"] = by_group or []
+    unknown = {"identity_memorisation": found.no_training} if found.no_training else {}
+    if found.identities is None or found.known is None:
+        facts["not_measured"] = {"identity": found.no_identity, **unknown}
         return scores, facts
-    seen = identities(looked, faces, instruments.identity, cache, progress)
-    compared = np.linspace(0, len(real) - 1, min(SUBSAMPLE, len(real))).astype(int)
-    real, real_groups = real[compared], real_groups[compared]
-    real_faces = detect_faces(real, instruments.detector, cache, progress)
-    known = identities(real, real_faces, instruments.identity, cache, progress)
-    mine = reading.index(sensitive)[chosen][seen.index]
-    theirs = real_groups[known.index]
+    seen, known = found.identities, found.known
+    mine = reading.index(sensitive)[found.looked][seen.index]
+    theirs = real_groups[found.compared][known.index]
     more, missing = _variety(seen, mine, known, theirs, groups)
     missing |= unknown
-    if training is not None and min(len(seen), len(known)) >= LEAST:
-        found = detect_faces(training, instruments.detector, cache, progress)
-        trained = identities(training, found, instruments.identity, cache, progress)
+    if found.trained is not None and min(len(seen), len(known)) >= LEAST:
         sides = (seen.vectors, mine), (known.vectors, theirs)
-        copied, facts["memorisation"], gaps = _memorisation(*sides, trained.vectors, groups)
+        copied, facts["memorisation"], gaps = _memorisation(*sides, found.trained.vectors, groups)
         more += copied
         missing |= gaps
     if missing:
@@ -286,9 +319,9 @@ def _memorisation(
             "group": group,
             "n": one.num_generated,
             "n_real": one.num_held_out,
-            "auc": _or_none(one.auc),
-            "copies": _or_none(one.copies),
-            "real_copies": _or_none(one.held_out_copies),
+            "auc": or_none(one.auc),
+            "copies": or_none(one.copies),
+            "real_copies": or_none(one.held_out_copies),
         }
         for group, one in zip(groups, found.by_group, strict=True)
     ]
@@ -313,10 +346,6 @@ def _memorisation(
     return scores, facts, {}
 
 
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _jackknife(
     x: NDArray[np.float32], statistic: Callable[[NDArray[np.float32]], float]
 ) -> tuple[float, float]:
@@ -325,3 +354,13 @@ def _jackknife(
     parts = split(len(x), blocks, np.random.default_rng(0))
     left = np.array([statistic(np.delete(x, part, axis=0)) for part in parts])
     return statistic(x), student(0.95, blocks - 1) * float(np.sqrt(jackknife_variance(left)))
+
+
+FAMILY = ScoreFamily("faces", 120, SPECS, compute, needs_valid=False)
+
+
+def __getattr__(name: str) -> Any:
+    """Names that moved to ``fairbench.runs.face_reading``, for callers that still ask here."""
+    if name in ("FaceInstruments", "face_scores", "load_face_instruments"):
+        return getattr(importlib.import_module("fairbench.runs.face_reading"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

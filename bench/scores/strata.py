@@ -15,10 +15,12 @@ from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.task import Control
 from fairbench.metrics import by_group_table, discrepancy_interval, noise_floor_for
 from fairbench.metrics.fairness import whole_size
-from fairbench.scores.crossings import Reading, crossings
-from fairbench.scores.group_tables import share_rows
+from fairbench.scores.parts.crossings import Reading, crossings
+from fairbench.scores.parts.evidence import Evidence
+from fairbench.scores.parts.family import Found, ScoreFamily
+from fairbench.scores.parts.group_tables import share_rows
 
-__all__ = ["check_controls", "strata_tables"]
+__all__ = ["FAMILY", "check_controls", "strata_tables"]
 
 
 def check_controls(
@@ -123,3 +125,14 @@ def _representation(
         {"min_over_max": float(low), "difference": float(gap)}
         for low, gap in zip(ratio, difference, strict=True)
     ]
+
+
+def compute(evidence: Evidence) -> Found:
+    """Tables within each level of the control variables; no scores."""
+    if not evidence.controls:
+        return Found()
+    tables, facts = strata_tables(evidence.first, evidence.sensitive, evidence.controls)
+    return Found(tables=tables, facts={"control": facts})
+
+
+FAMILY = ScoreFamily("strata", 110, (), compute)

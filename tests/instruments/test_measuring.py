@@ -11,7 +11,7 @@ from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.instruments import base
 from fairbench.instruments.measuring import load_instruments, measure
 from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
-from fairbench.scores.quality import Columns
+from fairbench.scores.parts.evidence import Columns
 
 SENSITIVE = ("gender", "race")
 

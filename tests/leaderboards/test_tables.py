@@ -161,7 +161,7 @@ def test_no_rows_make_empty_tables():
 
 def test_a_bar_in_a_name_does_not_split_a_cell(make_record):
     run = make_record(
-        scores=(Score("judge_confidence|tennis", 0.5, None, None, 9, "higher"),),
+        scores=(Score("judge_confidence_a|tennis", 0.5, None, None, 9, "higher"),),
     )
     lines = to_markdown(rows([run], warn=refuse)).splitlines()
-    assert "judge_confidence\\|tennis" in lines[4]
+    assert "judge_confidence_a\\|tennis" in lines[4]

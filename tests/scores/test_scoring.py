@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import re
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from fairbench.metrics import (
     subgroup_coverage,
     subgroup_lattice,
 )
-from fairbench.scores.crossings import Reading, Sample, crossing, crossings, target_of
-from fairbench.scores.fairness import _effective_groups, _information, _joint_excess
-from fairbench.scores.quality import Columns, Reference
-from fairbench.scores.scoring import METRICS, score_all
+from fairbench.scores.catalogue import spec_of, specs
+from fairbench.scores.intersections import effective_groups, joint_excess
+from fairbench.scores.parts.crossings import Reading, Sample, crossing, crossings, target_of
+from fairbench.scores.parts.evidence import Columns, Reference
+from fairbench.scores.parts.shares import information
+from fairbench.scores.scoring import score_all
 from fairbench.scores.strata import check_controls
 
 LEVELS = {"role": ("cook", "judge"), "gender": ("f", "m"), "race": ("a", "b")}
@@ -91,6 +94,16 @@ def reference(prompts=1, each=60, natural=None):
     return Reference({"enc": features(labels, 2)}, labels, index, natural)
 
 
+def agree_with_their_specs(scores):
+    """Every score has one most specific spec, which tells its direction and its unit."""
+    for score in scores:
+        matching = [spec for spec in specs() if fnmatchcase(score.name, spec.pattern)]
+        best = max((spec.specificity for spec in matching), default=None)
+        (spec,) = (one for one in matching if one.specificity == best)
+        assert spec is spec_of(score.name)
+        assert (spec.better, spec.unit) == (score.better, score.unit), score.name
+
+
 def scored(a_sample, a_task=None, a_reference=None, **more):
     a_task = a_task or task()
     a_reference = a_reference or reference(len(a_task.prompts))
@@ -100,6 +113,7 @@ def scored(a_sample, a_task=None, a_reference=None, **more):
     )
     names = [score.name for score in scores]
     assert len(set(names)) == len(names)
+    agree_with_their_specs(scores)
     return {score.name: score for score in scores}, tables, facts
 
 
@@ -134,27 +148,6 @@ def test_every_number_says_n_and_source_and_nearly_every_one_how_sure_it_is():
     ]:
         assert f"fairness_discrepancy_{suffix}" in scores
     assert tables.keys() == {"gender", "race", "gender/race", "role"}
-
-
-def test_every_score_is_listed_with_its_meaning():
-    gender, race = mixed()
-    made, _, _ = scored(
-        sample(
-            gender, race, prompts=np.arange(400) % 2, role=np.arange(400) % 2, requested=gender
-        ),
-        task(per_prompt=True),
-        given={"gender": gender},
-    )
-    patterns = [pattern for names in METRICS for pattern in map(listed, names.split(", "))]
-    for name in made:
-        assert any(re.fullmatch(pattern, name) for pattern in patterns), name
-
-
-def listed(name):
-    """A name in the list of metrics as a regular expression."""
-    name = re.sub(r"\[(\w+)\]", r"(?:\1)?", name.replace("*", ".*"))
-    choices = re.sub(r"<([\w|]*\|[\w|]*)>", r"(?:\1)", name)
-    return re.sub(r"<\w+>", r"\\w+", choices)
 
 
 def test_the_ranked_score_is_corrected_and_of_the_worse_judge():
@@ -266,7 +259,7 @@ def test_no_valid_image_leaves_quality_only():
     assert fair == ["fairness_discrepancy_penalised"]  # it needs none, and it is far from fair
     assert scores["fairness_discrepancy_penalised"].value > 1
     assert tables == {}
-    assert "none of 100 images" in facts["not_measured"]["fairness_discrepancy_corrected"]
+    assert facts["not_measured"]["fairness_discrepancy_corrected"] == "no valid image among 100"
 
 
 def test_invalid_images_count_against_a_method():
@@ -481,10 +474,8 @@ def test_columns_of_public_encoders_are_plain_words():
         "cmmd_clip_balanced",
         "clip_score_clip",
     }
-    patterns = [pattern for listing in METRICS for pattern in map(listed, listing.split(", "))]
-    for name in names:
-        assert re.fullmatch(r"\w+", name)
-        assert any(re.fullmatch(pattern, name) for pattern in patterns), name
+    agree_with_their_specs(scores)
+    assert all(re.fullmatch(r"\w+", name) for name in names)
     assert "fid_infinity_balanced" in facts["not_measured"]
 
 
@@ -552,11 +543,11 @@ def test_same_arrays_same_scores_and_the_seed_moves_only_intervals():
 def test_numbers_from_counts_agree_with_the_metrics():
     gender, race = mixed()
     counts = np.bincount(gender * 2 + race, minlength=4).reshape(2, 2)
-    assert _information(counts) == pytest.approx(mutual_information(counts).corrected)
-    assert _effective_groups(counts) == pytest.approx(subgroup_coverage(counts).effective_groups)
+    assert information(counts) == pytest.approx(mutual_information(counts).corrected)
+    assert effective_groups(counts) == pytest.approx(subgroup_coverage(counts).effective_groups)
     labels = np.stack([gender, race], axis=1)
     lattice = subgroup_lattice(labels, {name: LEVELS[name] for name in SENSITIVE})
-    assert _joint_excess(counts, np.full(4, 0.25)) == pytest.approx(lattice.joint_excess)
+    assert joint_excess(counts, np.full(4, 0.25)) == pytest.approx(lattice.joint_excess)
 
 
 def test_fair_over_all_and_unfair_within_every_stratum():

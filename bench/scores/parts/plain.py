@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.score import Score
-from fairbench.metrics import GroupEffects, clustered_share_intervals, wilson_interval
-from fairbench.scores.crossings import WORTH_BATCHES
+from fairbench.core.score import Better, Score
+from fairbench.metrics import (
+    GroupEffects,
+    KernelDistance,
+    clustered_share_intervals,
+    wilson_interval,
+)
+from fairbench.scores.parts.crossings import WORTH_BATCHES, Reading
 
-__all__ = ["NORMAL", "Better", "auc_score", "mean_score", "share_score"]
-
-Better = Literal["lower", "higher", "neither"]
+__all__ = [
+    "NORMAL",
+    "auc_score",
+    "distance_score",
+    "kernel_score",
+    "mean_score",
+    "share_of_valid",
+    "share_score",
+]
 
 NORMAL = 1.96
 
@@ -98,3 +109,31 @@ def mean_score(
         unit=unit,
         source=source,
     )
+
+
+def distance_score(name: str, ends: tuple[float, float, float], n: int, source: str) -> Score:
+    """A distance with the ends of its interval, (value, low, high); lower is better."""
+    value, low, high = ends
+    return Score(
+        name=name,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        better="lower",
+        interval="jackknife, 20 blocks",
+        source=source,
+    )
+
+
+def kernel_score(name: str, found: KernelDistance, n: int, source: str) -> Score:
+    """A kernel distance; lower is better."""
+    return distance_score(name, (found.value, found.low, found.high), n, source)
+
+
+def share_of_valid(
+    reading: Reading, name: str, hits: NDArray[np.bool_], better: Better, source: str
+) -> Score:
+    """Share of the valid images for which something holds, (n,)."""
+    effects = reading.effects(hits.astype(np.int64), 2)
+    return share_score(name, int(hits.sum()), reading.n, better, source, effects=effects)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from fairbench.metrics.counting import count_groups
 
 __all__ = [
     "GIVEN_BATCHES",
+    "NO_CHECK",
+    "NO_VALID",
     "WORTH_BATCHES",
     "Reading",
     "Sample",
@@ -28,6 +30,11 @@ __all__ = [
     "target_of",
 ]
 
+
+NO_VALID = "no valid image"
+"""How every reason begins that is due to images that aren't valid."""
+
+NO_CHECK = "this data set has no validity check"
 
 GIVEN_BATCHES = "given what each batch of dependent images drew"
 WORTH_BATCHES = "as of independent images worth the batches"
@@ -104,8 +111,16 @@ class Reading:
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
-        """(N,) whether each image is a proper one."""
+        """(N,) whether each image is valid; without a validity check every image is."""
+        if not self.checked:
+            return np.ones(len(self.sample.prompt_index), dtype=bool)
         return self.sample.measured.valid
+
+    @cached_property
+    def checked(self) -> bool:
+        """Whether anything says which images are valid."""
+        found = cast("NDArray[np.bool_] | None", self.sample.measured.valid)
+        return found is not None
 
     @cached_property
     def n(self) -> int:

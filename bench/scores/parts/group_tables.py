@@ -16,7 +16,7 @@ from fairbench.metrics import (
     correct_shares,
     wilson_interval,
 )
-from fairbench.scores.crossings import GIVEN_BATCHES, WORTH_BATCHES, Reading, crossings
+from fairbench.scores.parts.crossings import GIVEN_BATCHES, WORTH_BATCHES, Reading, crossings
 
 __all__ = ["group_tables", "hit_matrix", "share_rows", "validity_by_requested"]
 
@@ -206,7 +206,7 @@ def validity_by_requested(
 ) -> list[Row] | None:
     """Validity of the images of each requested group; None if no group was asked for.
 
-    It can't be split by measured group: an image that is no proper one has none.
+    It can't be split by measured group: an image that isn't valid has none.
 
     Args:
         reading: The sample.

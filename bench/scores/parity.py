@@ -1,0 +1,116 @@
+"""Quality of the groups of the sensitive crossing side by side, of valid images."""
+
+from __future__ import annotations
+
+from fairbench.core.score import Score, ScoreSpec
+from fairbench.metrics import GroupQuality, Parity
+from fairbench.scores.parts.columns import distance_specs
+from fairbench.scores.parts.evidence import GROUP_N, Evidence
+from fairbench.scores.parts.family import Found, ScoreFamily
+
+__all__ = ["FAMILY"]
+
+NEEDS = "enough valid and real images of each group"
+WORST = "of each joint cell against real images of it: the worst. Lower is better."
+GAP = "of each joint cell against real images of it: largest less smallest. Lower is better."
+SPECS = (
+    *(
+        spec
+        for kind, what in (("frechet", "Fréchet distance"), ("kernel", "kernel distance"))
+        for made in (
+            ScoreSpec(
+                "worst_group",
+                f"{what} {WORST}",
+                "lower",
+                summary=True,
+                main=5 if kind == "kernel" else None,
+                needs=NEEDS,
+            ),
+            ScoreSpec("group_gap", f"{what} {GAP}", "lower", needs=NEEDS),
+        )
+        for spec in distance_specs(kind, made)
+    ),
+    ScoreSpec(
+        "recall_*_worst_group",
+        "recall of each joint cell against real images of it: the worst. Higher is better.",
+        "higher",
+        summary=True,
+        needs=NEEDS,
+        display="recall_<encoder>_worst_group",
+    ),
+    ScoreSpec(
+        "recall_*_group_gap",
+        f"recall {GAP}",
+        "lower",
+        summary=True,
+        needs=NEEDS,
+        display="recall_<encoder>_group_gap",
+    ),
+)
+
+
+def compute(evidence: Evidence) -> Found:
+    """The worst group and the gap by each encoder."""
+    scores: list[Score] = []
+    missing: dict[str, str] = {}
+    if evidence.first.n < 2:
+        missing["*_worst_group"] = f"{evidence.first.n} valid image"
+    for encoder, quality in evidence.group_quality.items():
+        columns = evidence.encoders[encoder]
+        source = f"encoder {encoder}, {' × '.join(evidence.sensitive)}, valid images"
+        for name, parity in (
+            (columns.kernel, quality.kernel),
+            (columns.frechet, quality.frechet),
+            (f"recall_{columns.encoder}", quality.recall),
+        ):
+            if parity.worst is None:
+                missing[f"{name}_worst_group"] = _named(parity.reason, evidence.groups)
+            scores += _worst(name, parity, quality, source, evidence.groups)
+    return Found(tuple(scores), not_measured=missing)
+
+
+def _worst(
+    name: str, parity: Parity, quality: GroupQuality, source: str, groups: list[str]
+) -> list[Score]:
+    if parity.worst is None or parity.gap is None:
+        return []
+    at = parity.by_cell.index(parity.worst)
+    cell = quality.cells[at]
+    low, high = None, None
+    if cell.kernel is not None and cell.kernel.value == parity.worst:
+        low, high = cell.kernel.low, cell.kernel.high
+    n = cell.n_generated if low is not None else GROUP_N
+    interval = "jackknife, of the group that came out worst" if low is not None else ""
+    if low is None:
+        source += f", {GROUP_N} of each group and as many real ones, mean of draws"
+    return [
+        Score(
+            name=f"{name}_worst_group",
+            value=parity.worst,
+            low=low,
+            high=high,
+            n=n,
+            better=parity.better,
+            interval=interval,
+            source=f"{source}: {groups[at]}",
+        ),
+        Score(
+            name=f"{name}_group_gap",
+            value=parity.gap,
+            low=None,
+            high=None,
+            n=n,
+            better="lower",
+            source=f"{source}: largest less smallest",
+        ),
+    ]
+
+
+def _named(reason: str, groups: list[str]) -> str:
+    """A reason with the names of groups instead of "cell 3"."""
+    for cell in reversed(range(len(groups))):
+        reason = reason.replace(f"cell {cell} ", f"{groups[cell]} ")
+    return reason
+
+
+FAMILY = ScoreFamily("parity", 50, SPECS, compute)

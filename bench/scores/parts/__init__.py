@@ -1,0 +1,1 @@
+"""What score families share: readings, the evidence, tables of groups, plain scores."""

@@ -1,0 +1,54 @@
+"""How varied rows are next to as many real ones."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.score import Score
+from fairbench.metrics import vendi_score
+from fairbench.metrics.jackknife import jackknife_variance, student
+
+__all__ = ["DIVERSITY_BLOCKS", "diversity_score", "equally_many"]
+
+DIVERSITY_BLOCKS = 20
+
+
+def equally_many(
+    x: NDArray[np.float32], y: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """As many rows of either, drawn without replacement, in their order."""
+    n = min(len(x), len(y))
+    mine, real = (side[np.sort(rng.choice(len(side), n, replace=False))] for side in (x, y))
+    return mine, real
+
+
+def diversity_score(
+    name: str, x: NDArray[np.float32], y: NDArray[np.float32], source: str, *, seed: int
+) -> Score:
+    """Effective number of different rows of x, in units of as many rows of y.
+
+    Args:
+        name: Of the score.
+        x: (N, D) generated embeddings, N >= 4.
+        y: (M, D) real ones, M >= 4.
+        source: What they are.
+        seed: Of the draw and of the jackknife's blocks, 20 or as many as n allows.
+    """
+    rng = np.random.default_rng(seed)
+    mine, real = equally_many(x, y, rng)
+    value, unit, n = vendi_score(mine), vendi_score(real), len(mine)
+    parts = np.array_split(rng.permutation(n), min(DIVERSITY_BLOCKS, n // 2))
+    left = np.array([vendi_score(np.delete(mine, part, axis=0)) for part in parts])
+    quantile = round(student(0.95, len(parts) - 1), 3)
+    half = quantile * float(np.sqrt(jackknife_variance(left)))
+    return Score(
+        name=name,
+        value=value / unit,
+        low=max(0.0, value - half) / unit,
+        high=(value + half) / unit,
+        n=n,
+        better="higher",
+        interval=f"jackknife, {len(parts)} blocks",
+        source=source,
+    )

@@ -1,0 +1,145 @@
+"""What the formats share: blocks of rows, names of scores in order, and cells as text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fairbench.core.keys import canonical
+from fairbench.leaderboards.aggregate import Cell, Row
+from fairbench.scores.catalogue import spec_of
+
+__all__ = [
+    "ARROWS",
+    "COSTS",
+    "EMPTY",
+    "IDENTITY",
+    "MISSING",
+    "Column",
+    "blocks",
+    "digits_of",
+    "exact",
+    "floor_of",
+    "is_main",
+    "method_of",
+    "score_column",
+    "score_names",
+    "significant",
+]
+
+ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
+MISSING = "–"
+EMPTY = "No complete records.\n"
+
+
+def blocks(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """The tables, with their titles."""
+    for names, block in itertools.groupby(rows, key=lambda row: row.block):
+        yield " · ".join(filter(None, names)), list(block)
+
+
+CellText = Callable[[Row], str]
+IDENTITY: dict[str, CellText] = {
+    "dataset": lambda row: row.dataset,
+    "task": lambda row: row.task,
+    "backbone": lambda row: row.backbone,
+    "rank": lambda row: row.rank,
+    "method": lambda row: row.method,
+    "label": lambda row: row.label,
+    "role": lambda row: row.role,
+    "supervision": lambda row: "+".join(row.supervision) or "none",
+    "comparable": lambda row: row.comparable,
+    "flags": lambda row: "+".join(row.flags),
+    "seeds": lambda row: str(len(row.seeds)),
+    "n": lambda row: str(row.n),
+}
+COSTS: dict[str, CellText] = {
+    "seconds_per_image": lambda row: exact(row.seconds_per_image),
+    "network_calls_per_image": lambda row: exact(row.network_calls_per_image),
+    "extra_parameters": lambda row: str(row.extra_parameters),
+    "parameters": lambda row: canonical(row.config.get("parameters", {})),
+    "keys": lambda row: " ".join(row.keys),
+}
+
+
+def score_names(rows: Iterable[Row]) -> list[str]:
+    """Names of all scores: main columns in their order, then the others by name."""
+    names = {name for row in rows for name in row.scores}
+    return sorted(names, key=lambda name: (not is_main(name), _place(name), name))
+
+
+def is_main(name: str) -> bool:
+    """Whether the readable tables show a score; one that nobody knows isn't."""
+    spec = spec_of(name)
+    return spec is not None and spec.main is not None
+
+
+def _place(name: str) -> int:
+    spec = spec_of(name)
+    return 0 if spec is None or spec.main is None else spec.main
+
+
+def floor_of(row: Row, name: str) -> float | None:
+    """A score's noise floor, if the row has one."""
+    cell = row.scores.get(name)
+    return None if cell is None else cell.floor
+
+
+def exact(value: float | None) -> str:
+    """A number at full precision; empty for None."""
+    return "" if value is None else repr(value)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a readable table: its header, and the text of a row's cell."""
+
+    header: str
+    text: CellText
+    is_number: bool = True
+    is_whole: bool = False  # on a terminal, other columns give way to this one
+
+
+def score_column(name: str, block: Sequence[Row]) -> Column:
+    """A score with its interval, scaled as its spec says."""
+    first = next(row.scores[name] for row in block if name in row.scores)
+    spec = spec_of(name)
+    scale = 1.0 if spec is None else spec.scale
+    unit = f" ({first.unit})" if first.unit else ""
+    times = f" ×{scale:g}" if scale != 1 else ""
+    return Column(
+        f"{name}{times}{unit}{ARROWS[first.better]}",
+        lambda row: _with_interval(row.scores.get(name), scale),
+    )
+
+
+def method_of(row: Row) -> str:
+    """Method, and what tells the row from others of it."""
+    return f"{row.method} ({row.label})" if row.label else row.method
+
+
+def _with_interval(cell: Cell | None, scale: float) -> str:
+    """Such as ``"0.412 [0.390, 0.430] ≤ floor 0.450"``."""
+    if cell is None:
+        return MISSING
+    value = cell.value * scale
+    digits = digits_of(value)
+    text = f"{value:.{digits}f}"
+    if cell.low is not None and cell.high is not None:
+        text += f" [{cell.low * scale:.{digits}f}, {cell.high * scale:.{digits}f}]"
+    if cell.floor is not None and cell.at_floor:
+        text += f" ≤ floor {cell.floor * scale:.{digits}f}"
+    return text
+
+
+def digits_of(value: float) -> int:
+    """Decimals that a number is shown with."""
+    return 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return MISSING
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
