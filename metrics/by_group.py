@@ -138,7 +138,7 @@ def by_group_table(
         ContractError: If labels, target or values don't fit, a control attribute is unknown or no
             attribute is left to compare.
 
-    Source: metric card C7, C8; the interface follows fairlearn 0.15.
+    Source: ``docs/metrics.md``, "Representation"; the interface follows fairlearn 0.15.
     """
     import pandas as pd
 

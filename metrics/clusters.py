@@ -112,7 +112,7 @@ def design_effect(counts: ArrayLike) -> float:
     Raises:
         ContractError: If there are fewer than 2 batches or a batch is empty.
 
-    Source: Kish 1965, Survey Sampling; metric card B5.
+    Source: Kish 1965, Survey Sampling; ``docs/metrics.md``, "Batches that depend on each other".
     """
     table = _check_clusters(counts)
     n = table.sum()
@@ -151,8 +151,8 @@ def group_design_effects(
     Raises:
         ContractError: If the lengths differ, or a label or batch is not as above.
 
-    Source: Kish 1965, Survey Sampling; Korn and Graubard 1998, Survey Methodology 24, 193, for
-        the use of Student's quantile; metric card B5.
+    Source: Kish 1965, Survey Sampling; Korn and Graubard 1998, Survey Methodology 24, 193, for the
+        use of Student's quantile; ``docs/metrics.md``, "Batches that depend on each other".
     """
     found, where = np.asarray(labels), np.asarray(clusters)
     cluster_counts(found, where, num_groups)  # its checks
@@ -203,7 +203,8 @@ def clustered_share_intervals(
     Simulated coverage at 95 %, 400 trials a cell: 92…96 % for 2 and 4 groups, 10…30 batches of 32
     and 64 images that correlate by .1 and .2, where Wilson's plain interval covers 41…68 %.
 
-    Source: Korn and Graubard 1998, Survey Methodology 24, 193; metric card B5.
+    Source: Korn and Graubard 1998, Survey Methodology 24, 193; ``docs/metrics.md``, "Batches that
+        depend on each other".
     """
     numbers = np.asarray(counts, dtype=np.float64)
     if numbers.shape != effects.by_group.shape:
@@ -281,7 +282,8 @@ def clustered_discrepancy(
     Raises:
         ContractError: If lengths differ, a label is out of range or there is a single batch.
 
-    Source: Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; metric card B5.
+    Source: Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; ``docs/metrics.md``,
+        "Batches that depend on each other".
     """
     from scipy.special import stdtrit  # importing metrics should stay cheap
 

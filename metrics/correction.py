@@ -127,12 +127,12 @@ def correct_shares(
         ContractError: If shapes disagree, a row or all counts are 0, a classifier of 2 groups is
             no better than chance, or the design effect is negative.
 
-    Source: Teo et al. 2023 (CLEAM) for the binary point; metric card B4. Deviations: their
-        interval takes the confusion as exact and calls resamples of one pool independent
-        batches; here variances use Agresti and Coull's shrunk rates, since 50 right answers out
-        of 50 don't make a rate of 1 certain. The card re-solves each resample within the
-        simplex; measured so, the interval of a share of 1 covers it in 1 % of trials, since
-        bounded errors all point inwards.
+    Source: Teo et al. 2023 (CLEAM) for the binary point; ``docs/metrics.md``, "Classifier error".
+        Deviations: their interval takes the confusion as exact and calls resamples of one pool
+        independent batches; here variances use Agresti and Coull's shrunk rates, since 50 right
+        answers out of 50 don't make a rate of 1 certain. Re-solving each resample within the
+        simplex was tried: the interval of a share of 1 covers it in 1 % of trials, since bounded
+        errors all point inwards.
     """
     table = check_confusion(confusion_counts)
     numbers = check_counts(counts, len(table))
@@ -193,7 +193,7 @@ def corrected_discrepancy(
         ContractError: As `correct_shares`, or if the targets don't fit the counts or the design
             effect is negative.
 
-    Source: metric card B4, B5, B7.
+    Source: ``docs/metrics.md``, "Classifier error".
     """
     table = check_confusion(confusion_counts)
     z = normal_quantile(level)
@@ -229,7 +229,7 @@ def worse_of_judges(scores: Sequence[CorrectedDiscrepancy]) -> CorrectedDiscrepa
     Raises:
         ContractError: If there are none.
 
-    Source: metric card E4.1.
+    Source: ``docs/metrics.md``, "Judges".
     """
     if not scores:
         raise ContractError("need the score of one classifier or more; seen none")
@@ -255,7 +255,8 @@ def corrected_noise_floor(
     Raises:
         ContractError: If shapes disagree or the confusion can't be inverted.
 
-    Source: metric card B4, B5; errors are taken as normal, with the delta method's covariance.
+    Source: ``docs/metrics.md``, "Classifier error"; errors are taken as normal, with the delta
+        method's covariance.
     """
     sizes = np.atleast_1d(np.asarray(n_per_prompt))
     if sizes.ndim != 1 or sizes.size == 0:

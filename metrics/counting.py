@@ -142,7 +142,7 @@ def share_intervals(counts: ArrayLike, *, level: float = 0.95) -> tuple[Array, A
     Raises:
         ContractError: If there are no images, or a count isn't a whole number.
 
-    Source: metric card B5.
+    Source: ``docs/metrics.md``, "Shares and targets".
     """
     numbers = np.asarray(counts, dtype=np.float64)
     normal_quantile(level)  # its check

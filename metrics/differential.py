@@ -95,7 +95,7 @@ def differential_fairness(
     Raises:
         ContractError: If the table isn't of that shape, holds no images or alpha is negative.
 
-    Source: Foulds et al. 2020, arXiv 1807.08362; metric card C3.
+    Source: Foulds et al. 2020, arXiv 1807.08362; ``docs/metrics.md``, "Intersections".
     """
     table = check_table(counts)
     if table.ndim != 2 or min(table.shape) < 2:
@@ -147,7 +147,7 @@ def representation_epsilon(
     Raises:
         ContractError: If a target is 0, there are no images or the two K differ.
 
-    Source: metric card C3, after Foulds et al. 2020, arXiv 1807.08362.
+    Source: ``docs/metrics.md``, "Intersections", after Foulds et al. 2020, arXiv 1807.08362.
     """
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)

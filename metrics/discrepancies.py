@@ -112,9 +112,9 @@ def discrepancy_family(shares: ArrayLike, target: ArrayLike) -> DiscrepancyFamil
     Raises:
         ContractError: If either isn't a vector of shares or the two K differ.
 
-    Source: metric card B1; papers in `fairbench.metrics.rosetta.ROSETTA`. Deviation: the
-        extensions of `pairwise`, `delta` and `entropy_gap` to other targets are this project's,
-        chosen so that each is 0 only at p = t.
+    Source: ``docs/metrics.md``, "Discrepancies"; papers in `fairbench.metrics.rosetta.ROSETTA`.
+        Deviation: the extensions of `pairwise`, `delta` and `entropy_gap` to other targets are
+        this project's, chosen so that each is 0 only at p = t.
     """
     wanted = check_target(target)
     found = check_shares(shares, "shares")
@@ -157,7 +157,7 @@ def family_intervals(
     Raises:
         ContractError: If there are no images or the two K differ.
 
-    Source: metric card B5.
+    Source: ``docs/metrics.md``, "Discrepancies".
     """
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)
@@ -201,7 +201,7 @@ def family_noise_floors(target: ArrayLike, n: int) -> dict[str, float]:
     Raises:
         ContractError: If the target isn't a vector of shares or n isn't positive.
 
-    Source: metric card B5.
+    Source: ``docs/metrics.md``, "Floors".
     """
     wanted = check_target(target)
     check_size(n)

@@ -114,7 +114,8 @@ def mean_pairwise_cosine(embeddings: ArrayLike) -> float:
         ContractError: If there are fewer than two rows, a row is all zeros, or a value isn't
             finite.
 
-    Source: metric card D2. The sum over pairs is (‖Σ eᵢ‖² − N), which needs no N × N matrix.
+    Source: ``docs/metrics.md``, "Neighbours and diversity". The sum over pairs is (‖Σ eᵢ‖² − N),
+        which needs no N × N matrix.
     """
     rows = _unit(embeddings, "embeddings", 2)
     n = len(rows)
@@ -137,7 +138,7 @@ def duplicate_rate(embeddings: ArrayLike, threshold: float) -> float:
         ContractError: If there are fewer than two rows, a row is all zeros, a value isn't finite,
             or the threshold is out of range.
 
-    Source: metric card D2.
+    Source: ``docs/metrics.md``, "Neighbours and diversity".
     """
     if not -1 <= threshold < 1:
         raise ContractError(f"threshold must lie in [-1, 1); seen {threshold}")
@@ -181,7 +182,7 @@ def memorisation(
     Source: Meehan et al. 2020, arXiv 2004.05675 (the AUC is their three-sample statistic before
         standardising; groups are their cells); DeLong et al. 1988, doi 10.2307/2531595, for its
         error, with a 0 and a 1 added to the values so that the error of an AUC of 1 isn't 0;
-        metric card D2.
+        ``docs/metrics.md``, "Copies".
     """
     near, seen, fresh = (
         _unit(values, name, 1)

@@ -165,9 +165,9 @@ def discrepancy_interval(
     Raises:
         ContractError: If there are no images or the two K differ.
 
-    Source: metric card B5. Deviation: resamples are drawn from shares shrunk towards uniform by
-        z² / (2 (K - 1)) images a group, after Agresti and Coull 1998; drawn from the plain shares
-        the interval of a total collapse has no width at all.
+    Source: ``docs/metrics.md``, "Discrepancies". Deviation: resamples are drawn from shares shrunk
+        towards uniform by z² / (2 (K - 1)) images a group, after Agresti and Coull 1998; drawn
+        from the plain shares the interval of a total collapse has no width at all.
     """
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)
@@ -213,9 +213,9 @@ def soft_discrepancy_interval(
     Raises:
         ContractError: If N < 2, rows aren't probabilities or the two K differ.
 
-    Source: arXiv 2402.18206 and metric card B3, B5. The mean of N rows is taken as normal with
-        their covariance / N instead of being resampled, which costs N times less and agrees from
-        about 100 images on.
+    Source: arXiv 2402.18206 and ``docs/metrics.md``, "Shares and targets". The mean of N rows is
+        taken as normal with their covariance / N instead of being resampled, which costs N times
+        less and agrees from about 100 images on.
     """
     normal_quantile(level)  # its check
     wanted = check_target(target)
@@ -255,7 +255,7 @@ def unbiased_squared_discrepancy(counts: ArrayLike, target: ArrayLike) -> float:
     Raises:
         ContractError: If there are fewer than 2 images or the two K differ.
 
-    Source: metric card B5.
+    Source: ``docs/metrics.md``, "Discrepancies".
     """
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)
@@ -278,7 +278,7 @@ def worst_distance(target: ArrayLike) -> float:
     Raises:
         ContractError: If the target isn't a vector of shares.
 
-    Source: metric card B1.
+    Source: ``docs/metrics.md``, "Discrepancies".
     """
     wanted = check_target(target)
     return float(np.sqrt(1 - 2 * wanted.min() + (wanted**2).sum()))
@@ -311,8 +311,8 @@ def mean_discrepancy_interval(
     Raises:
         ContractError: If a prompt has no images or the shapes disagree.
 
-    Source: metric card B5, B7; the split into A and C is this project's. Resamples are shrunk as
-        in `discrepancy_interval`.
+    Source: ``docs/metrics.md``, "Prompts"; the split into A and C is this project's. Resamples are
+        shrunk as in `discrepancy_interval`.
     """
     wanted, numbers = check_prompts(counts, targets)
     if len(numbers) == 1:

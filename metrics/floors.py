@@ -38,7 +38,7 @@ def noise_floor(n: int, num_groups: int) -> float:
     Raises:
         ContractError: If n or K is too small.
 
-    Source: metric card B5.
+    Source: ``docs/metrics.md``, "Floors".
     """
     from scipy.special import chdtri  # 0.2 s, and importing metrics should stay cheap
 
@@ -64,8 +64,8 @@ def noise_floor_for(target: ArrayLike, n: int) -> float:
     Raises:
         ContractError: If the target isn't a vector of shares or n isn't positive.
 
-    Source: metric card B5; n D² tends to a chi-square mixture weighted by the eigenvalues of
-        diag(t) - t tᵀ.
+    Source: ``docs/metrics.md``, "Floors"; n D² tends to a chi-square mixture weighted by the
+        eigenvalues of diag(t) - t tᵀ.
     """
     wanted = check_target(target)
     check_size(n)
@@ -92,7 +92,7 @@ def mean_noise_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:
     Raises:
         ContractError: If a prompt has no images or the shapes disagree.
 
-    Source: metric card B5, B7.
+    Source: ``docs/metrics.md``, "Floors".
     """
     sizes = np.atleast_1d(np.asarray(n_per_prompt))
     if sizes.ndim != 1 or sizes.size == 0:

@@ -313,7 +313,8 @@ def frechet_interval(
     Raises:
         ContractError: As `frechet_distance`, or if the blocks don't fit N.
 
-    Source: Busing et al. 1999, doi 10.1023/A:1008800423698 (delete-m jackknife); metric card A4.
+    Source: Busing et al. 1999, doi 10.1023/A:1008800423698 (delete-m jackknife);
+        ``docs/metrics.md``, "Distances to real images".
     """
     generated, reference = check_features(x, "generated features"), _moments_of(y)
     check_count(blocks, "blocks", least=2)
@@ -346,8 +347,8 @@ def frechet_infinity(x: ArrayLike, y: ArrayLike | FrechetMoments, *, seed: int) 
         ContractError: As `frechet_distance`; if N is below 5000; or if R² is below 0.9, when
             noise hides the bias and the intercept would be a guess.
 
-    Source: Chong & Forsyth 2020, arXiv 1911.07023; metric card A4. Deviation: random subsets of
-        given images, not a quasi-random generator's; seeded.
+    Source: Chong & Forsyth 2020, arXiv 1911.07023; ``docs/metrics.md``, "Distances to real
+        images". Deviation: random subsets of given images, not a quasi-random generator's; seeded.
     """
     generated, reference = check_features(x, "generated features"), _moments_of(y)
     n = len(generated)

@@ -98,8 +98,9 @@ def mutual_information(table: ArrayLike, *, seed: int = 0) -> MutualInformation:
     Raises:
         ContractError: If the table isn't two-dimensional or holds no images.
 
-    Source: Miller 1955 for the correction (R - 1)(C - 1) / (2n); metric card C4. R and C are the
-        levels that occur: a level without images can't add to the bias.
+    Source: Miller 1955 for the correction (R - 1)(C - 1) / (2n); ``docs/metrics.md``,
+        "Intersections". R and C are the levels that occur: a level without images can't add to the
+        bias.
     """
     counts = _two_dimensional(table)
     plug_in = _information(counts)
@@ -169,7 +170,7 @@ def total_correlation(table: ArrayLike) -> TotalCorrelation:
     Raises:
         ContractError: If there are fewer than two axes or no images.
 
-    Source: Watanabe 1960, doi 10.1147/rd.41.0066; metric card C4.
+    Source: Watanabe 1960, doi 10.1147/rd.41.0066; ``docs/metrics.md``, "Intersections".
     """
     counts = check_table(table, "table")
     n = int(counts.sum())

@@ -205,7 +205,7 @@ def subgroup_lattice(
     Raises:
         ContractError: If labels or target don't fit the levels.
 
-    Source: metric card C1.
+    Source: ``docs/metrics.md``, "Intersections".
     """
     counts = joint_counts(labels, levels)
     wanted = joint_target(target, counts.shape)
@@ -244,7 +244,7 @@ def representation_ratios(
     Raises:
         ContractError: If a target is 0, there are no images or the two K differ.
 
-    Source: metric card C2, C9; the four-fifths rule is 29 CFR 1607.4 D.
+    Source: ``docs/metrics.md``, "Intersections"; the four-fifths rule is 29 CFR 1607.4 D.
     """
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)
@@ -293,8 +293,8 @@ def subgroup_coverage(counts: ArrayLike, *, at: Sequence[int] = (1, 10)) -> Subg
     Raises:
         ContractError: If there are no images or an m is below 1.
 
-    Source: metric card C5; 3/n is the rule of three, Hanley and Lippman-Hand 1983, doi
-        10.1001/jama.1983.03330370053031.
+    Source: ``docs/metrics.md``, "Intersections"; 3/n is the rule of three, Hanley and Lippman-Hand
+        1983, doi 10.1001/jama.1983.03330370053031.
     """
     numbers = np.asarray(counts)
     flat = check_counts(numbers.ravel(), numbers.size)

@@ -83,9 +83,9 @@ def prompt_discrepancies(
     Raises:
         ContractError: If a prompt has fewer than 2 images or the shapes disagree.
 
-    Source: metric card B7. The worst prompt's interval spans the largest lower and the largest
-        upper end over prompts at level 1 - (1 - level) / P, the step of Holm's procedure that
-        the most extreme prompt has to pass.
+    Source: ``docs/metrics.md``, "Prompts". The worst prompt's interval spans the largest lower and
+        the largest upper end over prompts at level 1 - (1 - level) / P, the step of Holm's
+        procedure that the most extreme prompt has to pass.
     """
     normal_quantile(level)  # its check
     wanted, numbers = check_prompts(counts, targets)

@@ -158,7 +158,8 @@ def balanced_subset(
             range. Drawing with replacement would repeat images, and repeats lower the effective
             N, which raises every Fréchet distance.
 
-    Source: Choi et al. 2020, arXiv 1910.12008 (balanced reference statistics); metric card A2.
+    Source: Choi et al. 2020, arXiv 1910.12008 (balanced reference statistics);
+        ``docs/metrics.md``, "References".
     """
     found = check_cells(cells, num_cells, "cells")
     counts = np.bincount(found, minlength=num_cells)
@@ -196,7 +197,7 @@ def reference_weights(cells: ArrayLike, shares: ArrayLike) -> ReferenceWeights:
             for it, and dropping the cell would hide what the generator makes. Or if an argument
             is out of range.
 
-    Source: metric card A2.
+    Source: ``docs/metrics.md``, "References".
     """
     wanted = check_numbers(shares, "shares").astype(np.float64)
     if wanted.ndim != 1 or wanted.size == 0:
@@ -256,9 +257,9 @@ def group_quality(
     Raises:
         ContractError: If features or cells are unusable, or a number is out of range.
 
-    Source: metric card C6; for equal quality of groups as a goal see arXiv 2602.08660.
-        Generated images' cells are a classifier's guess unless they were asked for, and its
-        errors leak into every row.
+    Source: ``docs/metrics.md``, "References"; for equal quality of groups as a goal see arXiv
+        2602.08660. Generated images' cells are a classifier's guess unless they were asked for,
+        and its errors leak into every row.
     """
     x, y = check_pair(generated, reference)
     mine = check_cells(generated_cells, num_cells, "generated_cells")

@@ -126,7 +126,8 @@ def goodness_of_fit(counts: ArrayLike, target: ArrayLike, *, seed: int = 0) -> G
     Raises:
         ContractError: If there are no images or the two K differ.
 
-    Source: metric card B5. Groups with target 0 leave the test, and an image in one ends it.
+    Source: ``docs/metrics.md``, "Quotas". Groups with target 0 leave the test, and an image in one
+        ends it.
     """
     wanted = check_target(target)
     numbers = check_counts(counts, wanted.size)
@@ -200,9 +201,9 @@ def detect_quota(
         ContractError: If a prompt has no images, the shapes disagree or the threshold isn't in
             (0, 1).
 
-    Source: metric card B5. Deviation: where chi-square puts the tail below 5 % it is taken from
-        100,000 simulated samples instead. Chi-square gives an exact hit probability 0, though
-        with one prompt, two groups and 1000 images every 40th fair sample is one.
+    Source: ``docs/metrics.md``, "Quotas". Deviation: where chi-square puts the tail below 5 % it
+        is taken from 100,000 simulated samples instead. Chi-square gives an exact hit probability
+        0, though with one prompt, two groups and 1000 images every 40th fair sample is one.
     """
     from scipy.special import chdtr  # importing metrics should stay cheap
 
@@ -239,7 +240,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     Raises:
         ContractError: If the lengths differ or a label isn't 0 or 1.
 
-    Source: McNemar 1947, doi 10.1007/BF02295996; metric card E2.
+    Source: McNemar 1947, doi 10.1007/BF02295996; ``docs/metrics.md``, "Quotas".
     """
     from scipy.special import bdtr  # importing metrics should stay cheap
 
@@ -282,7 +283,7 @@ def paired_difference(
         ContractError: If lengths differ, labels or prompts are out of range or a prompt has no
             images.
 
-    Source: metric card E2.
+    Source: ``docs/metrics.md``, "Quotas".
     """
     normal_quantile(level)  # its check
     left, right = _same_images(first, second)

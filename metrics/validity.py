@@ -75,7 +75,7 @@ def validity_rate(num_valid: int, num_images: int, *, level: float = 0.95) -> Va
     Raises:
         ContractError: If a count is out of range.
 
-    Source: metric card B8.
+    Source: ``docs/metrics.md``, "Invalid images".
     """
     low, high = wilson_interval(num_valid, num_images, level=level)
     return Validity(num_valid / num_images, low, high)
@@ -107,7 +107,7 @@ def penalised_discrepancy(
     Raises:
         ContractError: If there are no images, the two K differ or a count is negative.
 
-    Source: metric card B8.
+    Source: ``docs/metrics.md``, "Invalid images".
     """
     wanted = check_target(target)
     numbers = _check_invalid(counts, num_invalid, wanted.size)
@@ -132,8 +132,9 @@ def worst_case_bounds(counts: ArrayLike, num_invalid: int, target: ArrayLike) ->
     Raises:
         ContractError: If there are no images, the two K differ or a count is negative.
 
-    Source: metric card B8. Deviation: the lower bound spreads the images over the groups that
-        lack some, in fractions of images; putting them all into one group is no lower bound.
+    Source: ``docs/metrics.md``, "Invalid images". Deviation: the lower bound spreads the images
+        over the groups that lack some, in fractions of images; putting them all into one group is
+        no lower bound.
     """
     wanted = check_target(target)
     numbers = _check_invalid(counts, num_invalid, wanted.size)
@@ -164,7 +165,8 @@ def check_calibration(probs: ArrayLike, labels: ArrayLike, *, tolerance: float =
     Raises:
         ContractError: If shapes disagree or the classifier is further off than the tolerance.
 
-    Source: metric card B2.2, B3; Guo et al. 2017, arXiv 1706.04599, with a single bin.
+    Source: ``docs/metrics.md``, "Shares and targets"; Guo et al. 2017, arXiv 1706.04599, with a
+        single bin.
     """
     if not 0 < tolerance < 1:
         raise ContractError(f"tolerance must lie between 0 and 1; seen {tolerance}")
