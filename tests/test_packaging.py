@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from fairbench.core.method import Method
+from fairbench.core.parameters import parameters_of
+
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "fairbench-diffusion"
 FOLDERS = {
@@ -177,15 +180,26 @@ def test_ci_runs_the_readme_command():
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec sh tests/run.sh")
 
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+def example(page, word):
+    """The one example of a page that holds a word."""
+    parts = (ROOT / page).read_text().split("```python\n")[1:]
+    (found,) = (text for part in parts if word in (text := part.split("```")[0]))
+    return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_examples_in_the_docs_run(page, tmp_path, monkeypatch):
-    """Each example of a page in order, each in a fresh module; files go to one folder."""
-    monkeypatch.chdir(tmp_path)
-    parts = page.read_text(encoding="utf-8").split("\n```python\n")[1:]
-    for example in (part.split("\n```")[0] for part in parts):
-        module = types.ModuleType("example")
-        monkeypatch.setitem(sys.modules, "example", module)
-        exec(compile(example, page.name, "exec"), module.__dict__)
+def test_the_example_of_the_readme_works():
+    names = {}
+    exec(compile(example("README.md", "corrected_discrepancy"), "README.md", "exec"), names)
+    assert callable(names["subgroup_lattice"])
+
+
+def test_the_example_of_contributing_is_a_method():
+    module = sys.modules["example"] = types.ModuleType("example")
+    try:
+        text = example("CONTRIBUTING.md", "METHOD = ")
+        exec(compile(text, "CONTRIBUTING.md", "exec"), module.__dict__)
+        method = module.METHOD(strength=0.5)
+        assert isinstance(method, Method)
+        assert parameters_of(module.METHOD)[0].name == "strength"
+    finally:
+        del sys.modules["example"]
