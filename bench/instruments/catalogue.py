@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from types import MappingProxyType
 from typing import cast
 
@@ -20,7 +19,6 @@ REGISTRY: Registry[tuple[InstrumentSpec, ...]] = Registry(
 """Finds the files and entry points; each defines one or more instruments of one kind."""
 
 
-@cache
 def _scan() -> tuple[Mapping[str, InstrumentSpec], Mapping[str, str]]:
     """Instrument -> its spec, and file or entry point -> why it can't be used."""
     entries, broken = REGISTRY.entries()

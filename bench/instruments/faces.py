@@ -402,9 +402,8 @@ def load_identity_encoder(
         raise unknown_name("identity encoder", name, IDENTITY_ENCODERS)
     path = find_weights(name, allow_download=allow_download)
     digest = verify_weights(name, path)
-    return IdentityEncoder(
-        name, path, digest, device=device, dtype=dtype, batch_size=batch_size or BATCH
-    )
+    rows = BATCH if batch_size is None else batch_size
+    return IdentityEncoder(name, path, digest, device=device, dtype=dtype, batch_size=rows)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ def test_images_are_read_once_and_hashed_once(tmp_path, monkeypatch):
         read(images[:3], encoder, tmp_path, listed=listed)
 
 
+def test_the_list_of_some_images_is_that_of_those_images():
+    images, rows = noise(4, 2, 8), np.array([3, 0, 3])
+    assert ImageList.of(images).take(rows) == ImageList.of(images[rows])
+
+
 def test_many_images_are_read_in_whole_batches(tmp_path):
     sizes, told = [], []
 
