@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fairbench.leaderboards.aggregate import RANKED_BY, Cell, Row
+from fairbench.scores.catalogue import spec_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,7 +98,7 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
             unplaced.append(f"– {name}: not measurable")
             continue
         if quality.value > far > 0:
-            unplaced.append(f"↑ {name}: {1000 * quality.value:.0f}")
+            unplaced.append(f"↑ {name}: {_scale() * quality.value:.0f}")
             continue
         placed.append(name)
         _point(axes, len(placed), row, fair, quality)
@@ -114,12 +115,20 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
     names = [name for row in block for name in row.scores if fnmatchcase(name, QUALITY)]
     axes.set_title(" · ".join(filter(None, block[0].block)), fontsize=9, loc="left")
     axes.set_xlabel(f"{RANKED_BY} (lower is fairer)", fontsize=8)
-    axes.set_ylabel(f"{names[0] if names else QUALITY} ×1000 (lower is better)", fontsize=8)
+    axes.set_ylabel(
+        f"{names[0] if names else QUALITY} ×{_scale():g} (lower is better)", fontsize=8
+    )
     axes.tick_params(labelsize=7)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # an unbiased estimate may be negative
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _scale() -> float:
+    """What the quality axis is multiplied by."""
+    spec = spec_of(QUALITY)
+    return 1.0 if spec is None else spec.scale
 
 
 def _quality(row: Row) -> Cell | None:
@@ -130,9 +139,9 @@ def _point(axes: Any, number: int, row: Row, fair: Cell, quality: Cell) -> None:
     marker, filled, colour = _STYLES.get(row.role, _STYLES["method"])
     axes.errorbar(
         fair.value,
-        1000 * quality.value,
+        _scale() * quality.value,
         xerr=_bars(fair, 1),
-        yerr=_bars(quality, 1000),
+        yerr=_bars(quality, _scale()),
         fmt=marker,
         markersize=6,
         color=colour,
@@ -142,7 +151,7 @@ def _point(axes: Any, number: int, row: Row, fair: Cell, quality: Cell) -> None:
     )
     axes.annotate(
         str(number),
-        (fair.value, 1000 * quality.value),
+        (fair.value, _scale() * quality.value),
         xytext=(4, 4),
         textcoords="offset points",
         fontsize=7,

@@ -54,7 +54,7 @@ class ScoreSpec:
         better: Which direction is better.
         unit: Such as ``"share"``, ``"nats"``; empty for a distance.
         scale: What readers see it multiplied by, such as 1000 for a distance of the order of .001.
-        summary: Whether the table of one run shows it.
+        summary: Whether the table of one run shows it; a record holds all.
         main: Place among the columns of the readable leaderboards, from 0; None: not there.
         compact: Whether the leaderboard for a terminal of 80 columns shows its value too.
         needs: What must be there to measure it, in words; empty for nothing but images.

@@ -120,3 +120,12 @@ def test_narrower_terminals_cut_nothing_either(made):
 def test_a_run_without_a_valid_image_still_has_a_table(make_record):
     record = make_record(groups={}, scores=())
     assert any("cost" in line for line in shown(record))
+
+
+def test_a_score_that_nobody_knows_is_shown_as_it_is(make_record):
+    old = Score("quality_of_old", 0.00123, None, None, 9, "higher")
+    known = Score("vendi_cartoonfaces", 0.5, None, None, 9, "higher")
+    lines = shown(make_record(groups={}, scores=(old, known)))
+    assert row(lines, "quality of old")[1:] == ["0.001"]
+    assert not any("vendi" in line for line in lines)
+    assert any("1 more scores are in the record" in line for line in lines)

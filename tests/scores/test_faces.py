@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,11 @@ from fairbench.datasets.cartoonfaces import DEFAULT_BIAS, load_split, training_s
 from fairbench.instruments import faces
 from fairbench.instruments.faces import Faces, Identities
 from fairbench.instruments.measuring import Measurements
-from fairbench.runs.face_reading import FaceInstruments, face_scores
+from fairbench.runs.face_reading import FaceInstruments, face_scores, read_faces
 from fairbench.scores.catalogue import spec_of
+from fairbench.scores.faces import FAMILY
 from fairbench.scores.parts.crossings import Reading, Sample
+from fairbench.scores.parts.evidence import Evidence, Reference
 
 LEVELS = {"gender": ("f", "m")}
 RNG = np.random.default_rng(0)
@@ -160,6 +163,29 @@ def test_the_shipped_backbones_say_what_they_were_trained_on(tmp_path):
         np.testing.assert_array_equal(trained.images, split.images)
     elsewhere = replace(CARTOONFACES.backbones[0], folder=tmp_path)
     assert CARTOONFACES.trained_on(elsewhere) is None
+
+
+def test_the_family_scores_what_was_read_without_a_network():
+    groups, made, real, training = np.arange(200) % 2, pictures(200), pictures(400), pictures(100)
+    probabilities = {"gender": np.eye(2, dtype=np.float32)[groups]}
+    measured = Measurements({}, {"one": probabilities}, np.ones(200, dtype=bool))
+    sample = Sample(measured, np.zeros(200, np.int64), None, np.arange(200))
+    task = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.5, 0.5))
+    reading = Reading(sample, "one", LEVELS, task)
+    instruments, cells = FaceInstruments(Detector(), Network(), ""), np.arange(400) % 2
+    reference = Reference({}, {"gender": cells}, np.zeros(400, np.int64), None)
+    found = read_faces(made, real, training, instruments, None, None)
+    evidence = Evidence((reading,), ("gender",), {}, {}, reference, faces=found)
+    expected, facts = face_scores(
+        made, reading, real, cells, ("gender",), instruments, None, None, training
+    )
+    family = FAMILY.compute(evidence)
+    assert list(family.scores) == expected
+    assert family.facts == {"faces": facts}
+    assert FAMILY.compute(dataclasses.replace(evidence, faces=None)).scores == ()
+    unknown = read_faces(made, real, None, instruments, None, None)
+    missing = FAMILY.compute(dataclasses.replace(evidence, faces=unknown)).not_measured
+    assert missing.keys() == {"identity_memorisation"}
 
 
 def test_another_way_of_scoring_faces_is_another_question(monkeypatch):

@@ -602,6 +602,74 @@ def test_controls_are_checked():
     ]
 
 
+def with_instruments(a_sample, judges=("one", "two"), checked=True):
+    measured = a_sample.measured
+    probabilities = {name: measured.probabilities[name] for name in judges}
+    valid = measured.valid if checked else None
+    changed = dataclasses.replace(measured, probabilities=probabilities, valid=valid)
+    return dataclasses.replace(a_sample, measured=changed)
+
+
+def test_a_single_judge_is_named_and_disagrees_with_nobody():
+    both, _, _ = scored(sample(*mixed()))
+    alone = with_instruments(sample(*mixed()), judges=["one"])
+    scores, _, facts = scored(alone, confusions={"one": CONFUSIONS["one"]})
+    assert both["fairness_discrepancy_corrected"].source.startswith("the worse of 2 judges (")
+    ranked = scores["fairness_discrepancy_corrected"]
+    assert ranked.source == "judge one, classifier error corrected, valid images"
+    assert ranked.value == both["fairness_discrepancy_corrected"].value
+    assert {*both} - {*scores} == {"judge_disagreement_gender", "judge_disagreement_race"}
+    assert facts["fairness"]["corrected"]["fairness_discrepancy_corrected"].keys() == {"one"}
+
+
+def test_without_a_validity_check_every_image_counts():
+    gender, race = mixed()
+    given = {"requested": gender}
+    checked, tables, facts = scored(sample(gender, race, **given))
+    scores, same_tables, other_facts = scored(
+        with_instruments(sample(gender, race, **given), checked=False)
+    )
+    assert {*checked} - {*scores} == {"validity", "fairness_discrepancy_penalised"}
+    assert scores == {name: checked[name] for name in scores}
+    assert same_tables == tables
+    assert {*facts} - {*other_facts} == {"validity_by_requested"}
+    for name in ("validity", "fairness_discrepancy_penalised"):
+        assert other_facts["not_measured"][name] == "this data set has no validity check"
+
+
+BALANCED = {
+    *("frechet_enc_balanced", "kernel_enc_balanced", "vendi_enc"),
+    *("precision_enc", "recall_enc", "density_enc", "coverage_enc"),
+}
+
+
+def test_balanced_columns_rest_on_balanced_rows_alone():
+    a_sample, whole = sample(*mixed()), reference()
+    rows = np.arange(0, 240, 2)
+    half = dataclasses.replace(
+        whole,
+        features={"enc": whole.features["enc"][rows]},
+        labels={name: values[rows] for name, values in whole.labels.items()},
+        prompt_index=whole.prompt_index[rows],
+    )
+    plain_scores, _, _ = scored(a_sample, a_reference=whole)
+    only, _, _ = scored(a_sample, a_reference=half)
+    part, _, _ = scored(a_sample, a_reference=dataclasses.replace(whole, balanced=rows))
+    for name, score in part.items():
+        assert score == (only if name in BALANCED else plain_scores)[name]
+    assert part["kernel_enc_balanced"] != plain_scores["kernel_enc_balanced"]
+
+
+def test_a_reference_that_cannot_be_balanced_leaves_those_columns_out():
+    reason = "no real image of m/b"
+    plain_scores, _, _ = scored(sample(*mixed()))
+    lacking = dataclasses.replace(reference(), unbalanced=reason)
+    scores, _, facts = scored(sample(*mixed()), a_reference=lacking)
+    assert {*plain_scores} - {*scores} == BALANCED
+    named = {name for name, why in facts["not_measured"].items() if why == reason}
+    assert named == {*BALANCED, "frechet_enc_infinity_balanced"}
+
+
 def test_crossings_and_targets():
     assert crossings(("a", "b")) == [("a",), ("b",), ("a", "b")]
     asked = task(attributes=("gender",), target=(0.3, 0.7))

@@ -9,6 +9,7 @@ from fairbench.core.score import ScoreSpec
 __all__ = ["BALANCED", "distance_specs"]
 
 BALANCED = "real images of each group"
+_INCEPTION = "with --encoder inception@clean or inception@tf, as in its paper: "
 _STEMS = (("frechet_*", "frechet_<encoder>"), ("fid*", "fid[_tf]"))
 _KERNELS = (("kernel_*", "kernel_<encoder>"), ("kid*", "kid[_tf]"))
 
@@ -29,6 +30,7 @@ def distance_specs(kind: str, spec: ScoreSpec) -> tuple[ScoreSpec, ...]:
             spec,
             pattern=f"{stem}_{spec.pattern}",
             display=f"{shown}_{spec.pattern}",
+            meaning=spec.meaning if stem.endswith("_*") else f"{_INCEPTION}{spec.meaning}",
             scale=1000.0 if kernel else 1.0,
             main=spec.main if stem.endswith("_*") else None,
             compact=spec.compact and stem.endswith("_*"),

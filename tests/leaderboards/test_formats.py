@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from fairbench.leaderboards import rows, to_csv, to_json, to_markdown, to_table
+from fairbench.leaderboards.formats import formats
+
+
+def test_each_format_is_found_by_its_file():
+    found = formats()
+    assert list(found) == ["csv", "json", "markdown", "table"]
+    assert [found[name].write for name in found] == [to_csv, to_json, to_markdown, to_table]
+    assert {suffix for one in found.values() for suffix in one.suffixes} == {
+        ".csv",
+        ".json",
+        ".md",
+    }
+
+
+def test_a_score_that_nobody_knows_is_in_the_csv_alone(make_record):
+    from fairbench.core.score import Score
+
+    table = rows(
+        [make_record(scores=(Score("of_old", 0.5, None, None, 9, "higher"),))], warn=print
+    )
+    assert "of_old" in to_csv(table)
+    assert "of_old" in to_json(table)
+    assert "of_old" not in to_markdown(table)
