@@ -102,6 +102,7 @@ class FairGen(MethodBase):
         name="fairgen",
         title="cross-attention adapters a category, gated by a distribution indicator",
         arxiv="2412.18810",
+        ranked=True,
         family="fine-tuning",
         prompts="needed",
         extra_parameters="rank-1 factors in every cross-attention, for each category",
@@ -124,6 +125,9 @@ class FairGen(MethodBase):
             "cosine with the adapters of the attributes before. The released one has no gradient; "
             "the paper's form isn't public.",
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"iterations": 2, "batch": 4, "learning_rate": 0.05}
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
