@@ -135,8 +135,6 @@ class FairGenDistilled(MethodBase):
                 f"fairgen_distilled is for backbones without prompts; {backbone.name} takes some: "
                 "use fairgen, which needs neither labels nor a classifier"
             )
-        if backbone.unet is None:
-            raise InputError(f"fairgen_distilled: {backbone.name} has no network to adapt")
         from fairbench.methods.parts import distillation as _distilled
 
         return _distilled.prepare(self, task, backbone, data, preparation)

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from fairbench.backbones.base import load_backbone, weights_sha256
 from fairbench.core.errors import AssetError, InputError
-from fairbench.diffusion.backbone import Backbone, Edit, fixed_batches
+from fairbench.diffusion.backbone import (
+    Backbone,
+    Bottleneck,
+    Capability,
+    CrossAttention,
+    Edit,
+    Trainable,
+    cross_attention_linears,
+    fixed_batches,
+)
 from fairbench.diffusion.schedule import PredictionType, Schedule
 
 __all__ = ["DiffusersBackbone", "load_backbone", "load_pipeline", "weights_sha256"]
@@ -143,6 +152,17 @@ class DiffusersBackbone(Backbone):
         else:
             output = self._unet(x_t, t, encoder_hidden_states=context.to(dtype)).sample
         return cast("Tensor", output).float()
+
+    def capability(self, kind: type[Capability]) -> Capability | None:
+        """Training always; the rest where the U-Net has a middle block or cross-attention."""
+        found: Any = None
+        if kind is Trainable:
+            found = Trainable(self._unet, self.with_unet)
+        elif kind is Bottleneck and getattr(self._unet, "mid_block", None) is not None:
+            found = Bottleneck(self.edit_bottleneck)
+        elif kind is CrossAttention and (layers := cross_attention_linears(self._unet)):
+            found = CrossAttention(self._unet, layers)
+        return cast("Capability | None", found)
 
     @contextmanager
     def edit_bottleneck(self, edit: Edit) -> Iterator[None]:
