@@ -270,12 +270,23 @@ def network_calls_are_counted(trial: Trial) -> None:
     )
 
 
+def additions_are_said(trial: Trial) -> None:
+    """The card says in words what is added to the backbone, where something is."""
+    count = trial.sampler().extra_parameters
+    said = trial.method.configured_card().extra_parameters
+    _expect(
+        (count > 0) == (said != "none"),
+        f"{count} parameters are added, and the card's extra_parameters says {said!r}",
+    )
+
+
 SAMPLING_CHECKS: Mapping[str, Callable[[Trial], None]] = MappingProxyType(
     {
         "one image a request, whatever batch it is made in": one_image_a_request,
         "a seed gives the same images, another seed others": a_seed_repeats,
         "global random state is neither used nor changed": global_randomness_is_untouched,
         "network calls are those that were made": network_calls_are_counted,
+        "the card says what is added to the backbone": additions_are_said,
     }
 )
 
