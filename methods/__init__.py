@@ -1,37 +1,50 @@
-"""The methods: one public file each, found by name; nothing here imports torch."""
+"""The methods: one public file or entry point each, found by name; imports no torch."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import fairbench.methods
 from fairbench.core.errors import InputError, unknown_name
-from fairbench.core.method import Method
+from fairbench.core.method import Method, MethodCard
 from fairbench.core.parameters import check_parameters, kinds_of, parsed
+from fairbench.core.registry import Registry
 
-__all__ = ["get_method", "make_method", "method_names"]
+__all__ = ["METHODS", "get_method", "known_methods", "make_method", "method_names"]
+
+
+METHODS: Registry[type[Method]] = Registry("method", "fairbench.methods", "METHOD")
 
 
 def method_names() -> list[str]:
-    """Names of all methods: the public files of ``fairbench.methods``."""
-    found = pkgutil.iter_modules(fairbench.methods.__path__)
-    return sorted(module.name for module in found if not module.ispkg)
+    """Names of all methods, files here and entry points of other packages; imports none."""
+    return sorted({*METHODS.files(), *METHODS.foreign()})
 
 
 def get_method(name: str) -> type[Method]:
     """A method's class by name.
 
     Raises:
-        InputError: If there is none of that name.
+        InputError: If there is none of that name, or another package's is broken.
     """
-    if name not in method_names():
-        raise unknown_name("method", name, method_names())
-    module = importlib.import_module(f"fairbench.methods.{name}")
-    return typing.cast("type[Method]", module.METHOD)
+    method = METHODS.load(name)
+    if method is None or not isinstance(getattr(method, "card", None), MethodCard):
+        raise InputError(
+            f"method {name!r}: expected METHOD, a class with a MethodCard; seen {method!r}"
+        )
+    return method
+
+
+def known_methods() -> tuple[Mapping[str, type[Method]], Mapping[str, str]]:
+    """Name -> class, and name -> why it can't be loaded, which stops no listing."""
+    found: dict[str, type[Method]] = {}
+    broken: dict[str, str] = {}
+    for name in method_names():
+        try:
+            found[name] = get_method(name)
+        except InputError as error:
+            broken[name] = str(error)
+    return found, broken
 
 
 def make_method(name: str, given: Sequence[str]) -> tuple[Method, str | None]:

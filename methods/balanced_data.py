@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.task import Task
@@ -28,6 +30,9 @@ class BalancedData(FineTuned):
         uses_target=False,
         trains=True,
         training_set="balanced",
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"steps": 2, "batch": 4, "learning_rate": 0.05}
     )
 
     def prepare(

@@ -62,6 +62,9 @@ class DebiasedLossWeighting(FineTuned):
             "balance with the weighted error the weighting shifts.",
         ),
     )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"steps": 2, "batch": 4, "learning_rate": 0.05}
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             **{

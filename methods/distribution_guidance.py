@@ -78,6 +78,7 @@ class DistributionGuidance(BottleneckGuided):
         name="distribution_guidance",
         title="batches steered to the wanted shares through the U-Net's bottleneck",
         arxiv="2402.18206",
+        ranked=True,
         family="sampling",
         extra_parameters="a linear head a timestep",
         supervision=CLASSIFIED,
@@ -105,6 +106,9 @@ class DistributionGuidance(BottleneckGuided):
             "Several attributes are steered by their joint cells; the release sums two marginal "
             "losses with one common target (joint=false sums, each with its own).",
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"classifier_steps": 2, "trajectories": 12, "skip_first": 0, "batch": 4}
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {

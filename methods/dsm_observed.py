@@ -42,6 +42,9 @@ class AllObserved(FineTuned):
         training_set="biased",
         deviations=(FINE_TUNED,),
     )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"steps": 2, "batch": 4, "learning_rate": 0.05}
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
             "natural": MappingProxyType({"mixture": "natural"}),

@@ -32,6 +32,9 @@ class ReferenceOnly(FineTuned):
         trains=True,
         deviations=(FINE_TUNED,),
     )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"steps": 2, "batch": 4, "learning_rate": 0.05}
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"from_scratch": FROM_SCRATCH}
     )

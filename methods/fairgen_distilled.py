@@ -77,6 +77,7 @@ class FairGenDistilled(MethodBase):
         name="fairgen_distilled",
         title="adaptation of FairGen to models without prompts: distilled classifier guidance",
         arxiv="2412.18810",
+        ranked=True,
         family="fine-tuning",
         prompts="none",
         extra_parameters="rank-1 factors, for each category",
@@ -92,6 +93,9 @@ class FairGenDistilled(MethodBase):
             "They are trained on noised reference images, not on the model's own trajectories: "
             "the classifier knows no others.",
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"iterations": 2, "batch": 4, "learning_rate": 0.05, "classifier_iterations": 2}
     )
     training_precision: ClassVar[str] = "auto"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -131,8 +135,6 @@ class FairGenDistilled(MethodBase):
                 f"fairgen_distilled is for backbones without prompts; {backbone.name} takes some: "
                 "use fairgen, which needs neither labels nor a classifier"
             )
-        if backbone.unet is None:
-            raise InputError(f"fairgen_distilled: {backbone.name} has no network to adapt")
         from fairbench.methods.parts import distillation as _distilled
 
         return _distilled.prepare(self, task, backbone, data, preparation)

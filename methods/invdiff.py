@@ -93,6 +93,7 @@ class InvDiff(FineTuned):
         name="invdiff",
         title="a small guiding network trained for equal risk over inferred groups",
         arxiv="2412.08480",
+        ranked=True,
         family="fine-tuning",
         role="method",
         uses_target=False,
@@ -122,6 +123,9 @@ class InvDiff(FineTuned):
             "Timesteps are spread evenly over a batch, so that the variance of the groups' risks "
             "is less that of their timesteps.",
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"steps": 2, "batch": 4, "learning_rate": 0.05, "risk_draws": 1}
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {

@@ -46,6 +46,16 @@ class ImportanceReweighting(Reweighted):
             "The ratio network is chosen by its cross-entropy on held-out images.",
         ),
     )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "steps": 2,
+            "batch": 4,
+            "learning_rate": 0.05,
+            "ratio_steps": 2,
+            "ratio_batch": 4,
+            "ratio_width": 8,
+        }
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"from_scratch": RATIO_FROM_SCRATCH}
     )

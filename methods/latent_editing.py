@@ -5,8 +5,10 @@ Source: baseline of Parihar et al. 2024, arXiv 2402.18206.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
@@ -54,6 +56,9 @@ class LatentEditing(BottleneckGuided):
             "expected shares are the target if every edit succeeds. The length was chosen with "
             "the method's own classifier on both cartoonfaces backbones.",
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"classifier_steps": 2, "trajectories": 12, "skip_first": 0}
     )
 
     def __post_init__(self) -> None:

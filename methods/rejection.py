@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.task import Task
@@ -44,6 +46,9 @@ class Rejection(Classified):
             "the backbone's own for every image that was rejected; those made ahead and not "
             "needed aren't counted"
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"classifier_steps": 2, "max_attempts": 1}
     )
 
     def prepare(

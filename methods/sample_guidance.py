@@ -5,8 +5,10 @@ Source: baseline of Parihar et al. 2024, arXiv 2402.18206.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.task import Task
@@ -59,6 +61,9 @@ class SampleGuidance(BottleneckGuided):
             "Scale 60 with steps at most 0.9 times as long as h, chosen with the method's own "
             "classifier on both cartoonfaces backbones; the paper's scale is 15, without a bound.",
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"classifier_steps": 2, "trajectories": 12, "skip_first": 0}
     )
 
     def prepare(

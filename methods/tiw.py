@@ -53,6 +53,7 @@ class TimeDependentReweighting(Reweighted):
         name="tiw",
         title="density ratio of reference to biased images at every noise level",
         arxiv="2403.01189",
+        ranked=True,
         family="training",
         supervision=frozenset({"reference-set"}),
         reference_images=800,
@@ -80,6 +81,16 @@ class TimeDependentReweighting(Reweighted):
             "ratios are of latents, given the neutral prompt of the image or the empty one, "
             "whichever the network sees.",
         ),
+    )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "steps": 2,
+            "batch": 4,
+            "learning_rate": 0.05,
+            "ratio_steps": 2,
+            "ratio_batch": 4,
+            "ratio_width": 8,
+        }
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {

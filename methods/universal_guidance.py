@@ -6,8 +6,10 @@ Source: baseline of Parihar et al. 2024, arXiv 2402.18206, after Bansal et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.task import Task
@@ -57,6 +59,7 @@ class UniversalGuidance(Classified):
             "optimisation of arXiv 2302.07121.",
         ),
     )
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({"classifier_steps": 2, "scale": 1.0})
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

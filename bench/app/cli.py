@@ -333,6 +333,33 @@ def list_(
         _console().print(table)
 
 
+@app.command("check-method")
+def check_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="See: fairbench list methods.")],
+    debug: Debug = False,
+) -> None:
+    """Check a method's contract on tiny backbones, in under a minute."""
+    with _guarded(debug):
+        from fairbench.methods import get_method
+
+        get_method(name)  # before torch is even imported
+        from fairbench.methods.parts.contract import check_method as outcomes
+
+        failed = False
+        for outcome in outcomes(name):
+            if outcome.problem is None:
+                print(f"ok    {outcome.what}", flush=True)
+            else:
+                failed = True
+                print(f"FAIL  {outcome.what}: {_one_line_of(outcome.problem)}", flush=True)
+        if failed:
+            raise typer.Exit(2)
+
+
+def _one_line_of(text: str) -> str:
+    return " ".join(text.split())
+
+
 @app.command()
 def doctor(
     verify: Annotated[
@@ -547,11 +574,13 @@ def _preset_row(method: type[Method], values: Mapping[str, Any]) -> dict[str, An
 def _listing(kind: Kind) -> list[dict[str, Any]]:
     if kind is Kind.METHODS:
         from fairbench.core.parameters import parameters_of
-        from fairbench.methods import get_method, method_names
+        from fairbench.methods import known_methods
 
+        found, broken = known_methods()
+        for reason in broken.values():
+            _warn(reason)
         rows = []
-        for name in method_names():
-            method = get_method(name)
+        for method in found.values():
             card = dataclasses.asdict(method.card) | {
                 "supervision": sorted(method.card.supervision),
                 "deviations": list(method.card.deviations),

@@ -1,4 +1,4 @@
-"""Pretrained generators behind one small interface.
+"""Pipelines of diffusers behind the one small interface; the code that families share.
 
 A method written against :class:`Backbone` runs unchanged on Stable Diffusion 1.x/2.x, on an
 unconditional DDPM and on a Gaussian mixture whose exact denoiser is a formula.
@@ -7,7 +7,6 @@ unconditional DDPM and on a Gaussian mixture whose exact denoiser is a formula.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fairbench.backbones.base import load_backbone, weights_sha256
 from fairbench.core.errors import AssetError, InputError
-from fairbench.diffusion.backbone import Backbone, Edit, fixed_batches
+from fairbench.diffusion.backbone import (
+    Backbone,
+    Bottleneck,
+    Capability,
+    CrossAttention,
+    Edit,
+    Trainable,
+    cross_attention_linears,
+    fixed_batches,
+)
 from fairbench.diffusion.schedule import PredictionType, Schedule
 
-__all__ = ["DiffusersBackbone", "load_backbone", "weights_sha256"]
+__all__ = ["DiffusersBackbone", "load_backbone", "load_pipeline", "weights_sha256"]
 
 
 class DiffusersBackbone(Backbone):
@@ -144,6 +153,17 @@ class DiffusersBackbone(Backbone):
             output = self._unet(x_t, t, encoder_hidden_states=context.to(dtype)).sample
         return cast("Tensor", output).float()
 
+    def capability(self, kind: type[Capability]) -> Capability | None:
+        """Training always; the rest where the U-Net has a middle block or cross-attention."""
+        found: Any = None
+        if kind is Trainable:
+            found = Trainable(self._unet, self.with_unet)
+        elif kind is Bottleneck and getattr(self._unet, "mid_block", None) is not None:
+            found = Bottleneck(self.edit_bottleneck)
+        elif kind is CrossAttention and (layers := cross_attention_linears(self._unet)):
+            found = CrossAttention(self._unet, layers)
+        return cast("Capability | None", found)
+
     @contextmanager
     def edit_bottleneck(self, edit: Edit) -> Iterator[None]:
         """Hook on the output of the U-Net's middle block, the h-space of Kwon et al. 2022.
@@ -169,36 +189,20 @@ class DiffusersBackbone(Backbone):
                 handle.remove()
 
 
-def weights_sha256(folder: Path) -> str:
-    """Hash of a pipeline folder: names and contents of its weight and configuration files."""
-    total = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".json", ".txt") and path.parent != folder:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return total.hexdigest()
-
-
-def load_backbone(
-    name: str, folder: Path, *, device: torch.device, dtype: torch.dtype, network_batch: int = 64
+def load_pipeline(
+    name: str,
+    folder: Path,
+    *,
+    sha256: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    network_batch: int,
 ) -> DiffusersBackbone:
-    """Load a pipeline saved in diffusers' folder format; nothing is downloaded.
+    """Load a pipeline folder with a U-Net and a discrete noise schedule.
 
-    Args:
-        name: What to call it.
-        folder: Holds ``model_index.json`` and safetensors.
-        device: Where its networks are to run.
-        dtype: Format of its weights.
-        network_batch: Fixed number of rows of every network call.
     Raises:
-        AssetError: If the folder is missing or isn't a pipeline that fairbench can drive.
+        AssetError: If it can't be loaded.
     """
-    if not (folder / "model_index.json").is_file():
-        raise AssetError(
-            f"backbone {name!r}: expected a diffusers pipeline folder with model_index.json at "
-            f"{folder}, found none; give --backbone a folder made by save_pretrained"
-        )
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -214,15 +218,15 @@ def load_backbone(
     except Exception as error:  # a foreign or damaged folder makes diffusers raise almost anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {reason}") from error
-    if not hasattr(pipeline, "unet") or not hasattr(pipeline.scheduler, "alphas_cumprod"):
+    if not hasattr(pipeline.scheduler, "alphas_cumprod"):
         raise InputError(
-            f"backbone {name!r} is a {type(pipeline).__name__}; fairbench drives pipelines with a "
-            "U-Net and a discrete noise schedule, such as Stable Diffusion 1.x/2.x or DDPM"
+            f"backbone {name!r} at {folder} has the scheduler {type(pipeline.scheduler).__name__};"
+            " expected one with a discrete noise schedule (alphas_cumprod), such as DDIMScheduler"
         )
     return DiffusersBackbone(
         name,
         pipeline,
-        sha256=weights_sha256(folder),
+        sha256=sha256,
         device=device,
         dtype=dtype,
         network_batch=network_batch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError
-from fairbench.diffusion.backbone import Backbone, Edit
+from fairbench.diffusion.backbone import Backbone, Bottleneck, Capability, Edit
 from fairbench.diffusion.schedule import Schedule
 
 
@@ -107,6 +107,11 @@ class GaussianMixture(Backbone):
         clean = torch.einsum("bk,bkd->bd", logits.exp(), means + shrink[:, :, None] * away)
         noise = (flat - alpha * clean) / sigma
         return noise.reshape(x_t.shape).to(x_t.dtype)
+
+    def capability(self, kind: type[Capability]) -> Capability | None:
+        """A bottleneck alone: there is no network to train."""
+        found: Any = Bottleneck(self.edit_bottleneck) if kind is Bottleneck else None
+        return cast("Capability | None", found)
 
     @contextmanager
     def edit_bottleneck(self, edit: Edit) -> Iterator[None]:

@@ -132,7 +132,7 @@ class MethodCard:
         supervision: Everything beyond the frozen backbone that it learns from.
         reference_images: Size of the reference set it reads, 0 for none.
         role: Whether the row is a method, a control, an ablation or an oracle.
-        ranked: Whether the row takes part in the fairness ranking.
+        ranked: Whether the row takes part in the fairness ranking; a card has to say so.
         batch_coupled: Whether images of one batch depend on each other.
         uses_target: Whether the wanted shares change its images.
         trains: Whether it learns something before it samples.
@@ -153,7 +153,7 @@ class MethodCard:
     supervision: frozenset[Supervision] = frozenset()
     reference_images: int = 0
     role: Literal["method", "control", "ablation", "oracle"] = "method"
-    ranked: bool = True
+    ranked: bool = False
     batch_coupled: bool = False
     uses_target: bool = True
     trains: bool = False
@@ -269,12 +269,17 @@ class Method(Protocol):
 
 
 class MethodBase:
-    """What most methods have in common; :class:`Method` says what the attributes mean."""
+    """What most methods have in common; :class:`Method` says what most attributes mean.
+
+    Attributes:
+        quick: Parameters with which the method takes a second on a tiny backbone, for the contract
+            test and ``check-method``.
+    """
 
     card: ClassVar[MethodCard]
     version: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
-
+    quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     training_precision: ClassVar[str] = "float32"
 
     def __post_init__(self) -> None:

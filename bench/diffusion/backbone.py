@@ -3,18 +3,71 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairbench.core.errors import ContractError
+from fairbench.core.errors import ContractError, InputError
 from fairbench.diffusion.schedule import Prediction, Schedule, columns
 
 Edit = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A network that can be copied, trained and put in the place of the backbone's own.
+
+    Attributes:
+        network: The denoising network; its parameters are frozen.
+        replaced: The same backbone with another network of that kind.
+    """
+
+    what: ClassVar[str] = "network to train or adapt"
+
+    network: nn.Module
+    replaced: Callable[[nn.Module], Backbone]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Format of the network's weights."""
+        return next(self.network.parameters()).dtype
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """A place in the middle of the network that can be read and edited.
+
+    Attributes:
+        edit: Opens a context in which the bottleneck h is ``edit(h, t)``, (B, c, h', w') both.
+    """
+
+    what: ClassVar[str] = "bottleneck, such as the middle block of a U-Net"
+
+    edit: Callable[[Edit], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """Linear maps by which the network reads prompts, and to which adapters can be added.
+
+    Attributes:
+        network: The network that has them.
+        layers: Name -> linear map.
+    """
+
+    what: ClassVar[str] = "cross-attention to adapt"
+
+    network: nn.Module
+    layers: Mapping[str, nn.Linear]
+
+
+Capability = TypeVar("Capability", Trainable, Bottleneck, CrossAttention)
 
 
 class Backbone(ABC):
@@ -81,6 +134,10 @@ class Backbone(ABC):
         """
 
     @abstractmethod
+    def capability(self, kind: type[Capability]) -> Capability | None:
+        """What else the backbone can do, beside predicting; None if it can't do that."""
+
+    @abstractmethod
     def edit_bottleneck(self, edit: Edit) -> AbstractContextManager[None]:
         """Within the context the bottleneck h becomes ``edit(h, t)``, (B, c, h', w') both."""
 
@@ -129,3 +186,29 @@ def fixed_batches(rows: Tensor, width: int) -> Iterator[tuple[Tensor, int]]:
     """
     for chunk in torch.split(rows, width):
         yield filled(chunk, width - len(chunk)), len(chunk)
+
+
+def required(backbone: Backbone, kind: type[Capability], method: str) -> Capability:
+    """What a method needs of a backbone.
+
+    Raises:
+        InputError: If the backbone doesn't have it, naming all three.
+    """
+    found = backbone.capability(kind)
+    if found is None:
+        raise InputError(
+            f"{method}: {backbone.name} has no {kind.what}; choose another --backbone"
+        )
+    return found
+
+
+def cross_attention_linears(network: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear map inside a cross-attention (``attn2``): to_q, to_k, to_v and to_out.
+
+    Matched by type, so that a subclass of Linear counts too.
+    """
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and "attn2" in name.split(".")
+    }

@@ -15,23 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError
+from fairbench.diffusion import backbone
 
 __all__ = ["AdapterBank", "attention_linears", "cross_attention_linears", "time_linears"]
 
 
 def cross_attention_linears(unet: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear map inside a cross-attention (``attn2``): to_q, to_k, to_v and to_out.
-
-    Matched by type, so that a subclass of Linear counts too.
+    """Every linear map inside a cross-attention.
 
     Raises:
         ContractError: If there is none, as in an unconditional U-Net.
     """
-    found = {
-        name: module
-        for name, module in unet.named_modules()
-        if isinstance(module, nn.Linear) and "attn2" in name.split(".")
-    }
+    found = backbone.cross_attention_linears(unet)
     if not found:
         raise ContractError(
             "expected a U-Net with cross-attention (attn2) to adapt, found no such layer; "

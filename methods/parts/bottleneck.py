@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fairbench.core.errors import ContractError, InputError
+from fairbench.core.errors import ContractError
 from fairbench.core.method import Preparation, Request, SamplingConfig, TrainingData
 from fairbench.core.task import Task
-from fairbench.diffusion.backbone import Backbone, Edit
+from fairbench.diffusion.backbone import Backbone, Bottleneck, Edit, Trainable, required
 from fairbench.diffusion.denoisers import conditioned, edited
 from fairbench.diffusion.sampling import DDIMSampler, ddim
 from fairbench.methods.parts.classifier import AttributeClassifier
@@ -533,19 +533,6 @@ def guided_times(
     return times[method.skip_first : max(len(times) - method.skip_last, 0)]
 
 
-def require_bottleneck(method: BottleneckGuided, backbone: Backbone) -> None:
-    """Say so if a backbone has no bottleneck.
-
-    Raises:
-        InputError: If its U-Net has no middle block.
-    """
-    if backbone.unet is not None and getattr(backbone.unet, "mid_block", None) is None:
-        raise InputError(
-            f"{method.card.name} needs a U-Net with a middle block; that of {backbone.name} has "
-            "none"
-        )
-
-
 def learn_heads(
     method: BottleneckGuided,
     task: Task,
@@ -571,7 +558,8 @@ def learn_heads(
     Raises:
         InputError: If the backbone has no bottleneck.
     """
-    require_bottleneck(method, backbone)
+    required(backbone, Bottleneck, method.card.name)
+    trainable = backbone.capability(Trainable)
     config = preparation.sampling
     branches = branches_of(method, backbone, config.guidance)
     times = backbone.schedule.timesteps(config.steps, config.spacing)
@@ -579,7 +567,7 @@ def learn_heads(
         "what": "bottleneck heads",
         "version": VERSION,
         "backbone": backbone.weights_sha256,
-        "dtype": None if backbone.unet is None else str(next(backbone.unet.parameters()).dtype),
+        "dtype": None if trainable is None else str(trainable.dtype),
         "rows": backbone.network_batch,
         "data": images_sha256(data.reference),
         "classifier": module_sha256(classifier),

@@ -16,7 +16,7 @@ from torch.nn import functional
 from fairbench.core.errors import ContractError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
 from fairbench.core.task import Task
-from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.backbone import Backbone, Trainable, required
 from fairbench.diffusion.denoisers import Denoiser, within
 from fairbench.diffusion.sampling import Stream
 from fairbench.diffusion.schedule import Prediction, Schedule
@@ -335,9 +335,10 @@ def prepare(
     preparation: Preparation,
 ) -> Sampler:
     """Train or load the classifiers of the task's attributes and, to distil, their adapters."""
-    reference, unet = data.reference, backbone.unet
-    if reference is None or reference.labels is None or unet is None:
-        raise ContractError("fairgen_distilled expects a labelled reference set and a U-Net")
+    unet = required(backbone, Trainable, method.card.name).network
+    reference = data.reference
+    if reference is None or reference.labels is None:
+        raise ContractError("fairgen_distilled expects a labelled reference set")
     images = NoisedImages(backbone, [reference], data.subjects)
     shared = {
         "method": "fairgen_distilled",
@@ -399,9 +400,7 @@ def _distil(
     preparation: Preparation,
 ) -> tuple[AdapterBank, dict[str, Any]]:
     """The trained adapters of one attribute, and facts of their training."""
-    unet = backbone.unet
-    if unet is None:
-        raise ContractError(f"{backbone.name} has no network to adapt")
+    unet = required(backbone, Trainable, method.card.name).network
     bank = AdapterBank(
         unet,
         [f"{attribute}={level}" for level in levels],

@@ -23,7 +23,7 @@ from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
 from fairbench.core.prompts import Phrase, spoken
 from fairbench.core.task import Prompt, Task, phrases_of
-from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.backbone import Backbone, CrossAttention, Trainable, required
 from fairbench.diffusion.denoisers import Denoiser, conditioned, guided, within
 from fairbench.diffusion.sampling import Stream, ddim
 from fairbench.diffusion.training import CHECKPOINT_SECONDS
@@ -147,11 +147,10 @@ class AdapterTraining:
         references: Sequence[AdapterTraining] = (),
         said: Mapping[str, Mapping[str, Phrase]] = MappingProxyType({}),
     ) -> None:
-        if backbone.unet is None:
-            raise ContractError(f"{backbone.name} has no network to adapt")
+        adaptable = required(backbone, CrossAttention, method.card.name)
         self.method, self.backbone, self.seed = method, backbone, seed
         self.references = tuple(references) if method.orthogonality else ()
-        self.dtype = str(next(backbone.unet.parameters()).dtype)
+        self.dtype = str(next(adaptable.network.parameters()).dtype)
         self.attribute, self.levels = attribute, tuple(levels)
         self.rollout = SamplingConfig(
             sampling.steps, method.rollout_guidance, 0.0, sampling.spacing
@@ -161,8 +160,9 @@ class AdapterTraining:
             for level in levels
         ]
         self.bank = AdapterBank(
-            backbone.unet,
+            adaptable.network,
             [f"{attribute}={level}" for level in levels],
+            adaptable.layers,
             rank=method.rank,
             seed=initial_seed(seed, attribute),
         )
@@ -471,10 +471,9 @@ def joined(
     layers: Mapping[str, nn.Linear] | None = None,
 ) -> AdapterBank:
     """One bank with the categories of several, in order; `layers` as for each of them."""
-    if backbone.unet is None:
-        raise ContractError(f"{backbone.name} has no network to adapt")
+    network = required(backbone, Trainable, "adapters").network
     categories = [category for bank in banks for category in bank.categories]
-    whole = AdapterBank(backbone.unet, categories, layers, rank=rank)
+    whole = AdapterBank(network, categories, layers, rank=rank)
     whole.load_state_dict(
         {
             name: torch.cat([bank.state_dict()[name] for bank in banks])

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairbench.core.errors import InputError
 from fairbench.core.method import ImageSet, Preparation
 from fairbench.core.task import Prompt
-from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.backbone import Backbone, Trainable, required
 from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.schedule import Prediction
 from fairbench.diffusion.training import Draws, seeded_modules, train_or_load
@@ -181,13 +180,12 @@ def finetune(
     Raises:
         InputError: If the backbone has no network to train.
     """
-    if backbone.unet is None:
-        raise InputError(f"{what}: {backbone.name} has no network to train")
+    trainable = required(backbone, Trainable, str(content["method"]))
     weights = loss_weights(method, backbone)
-    unet = copy.deepcopy(backbone.unet).float().requires_grad_(True)
+    unet = copy.deepcopy(trainable.network).float().requires_grad_(True)
     if method.start == "scratch":
         _initialise(unet, preparation.seed)
-    student = backbone.with_unet(unet)
+    student = trainable.replaced(unet)
     facts = train_or_load(
         unet,
         str(content["method"]),
@@ -204,7 +202,7 @@ def finetune(
         what=what,
     )
     unet.requires_grad_(False)
-    unet.to(next(backbone.unet.parameters()).dtype)
+    unet.to(trainable.dtype)
     return student, {**facts, "weights": weight_summary(weights)}
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fairbench.core.errors import ContractError, InputError
+from fairbench.core.errors import ContractError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
 from fairbench.core.task import Task
-from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.backbone import Backbone, Trainable, required
 from fairbench.diffusion.denoisers import Denoiser, conditioned
 from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.schedule import Prediction
@@ -205,8 +205,7 @@ def prepare(
     Raises:
         InputError: If the backbone has no network.
     """
-    if backbone.unet is None:
-        raise InputError(f"invdiff: {backbone.name} has no network to build a module like")
+    trainable = required(backbone, Trainable, method.card.name)
     if data.training is None:
         raise ContractError("invdiff expects training images, seen none")
     weights = loss_weights(method, backbone)  # refused before images are grouped
@@ -219,11 +218,11 @@ def prepare(
     }
     grouping = group_images(method, task, backbone, images, data, content, preparation)
     if method.module == "copy":
-        network = copied_module(backbone.unet)
+        network = copied_module(trainable.network)
     else:
-        network = narrow_module(backbone.unet, method.width, preparation.seed)
+        network = narrow_module(trainable.network, method.width, preparation.seed)
     network = network.to(backbone.device)
-    module = backbone.with_unet(network)
+    module = trainable.replaced(network)
     facts = train_or_load(
         network,
         method.card.name,
@@ -242,8 +241,8 @@ def prepare(
         what="training the invdiff module",
     )
     network.requires_grad_(False)
-    network.to(next(backbone.unet.parameters()).dtype)
-    base = sum(p.numel() for p in backbone.unet.parameters())
+    network.to(trainable.dtype)
+    base = sum(p.numel() for p in trainable.network.parameters())
     whole = {
         "training_seconds": grouping.seconds + facts["seconds"],
         "training": facts,

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import ImageSet, Preparation
-from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.backbone import Backbone, Trainable, required
 from fairbench.diffusion.sampling import Stream
 from fairbench.diffusion.schedule import Schedule
 from fairbench.diffusion.training import Draws, seeded_modules, train_or_load
@@ -427,8 +427,7 @@ def fit_ratio(
     Raises:
         InputError: If the backbone has no network to train afterwards, or a set is too small.
     """
-    if backbone.unet is None:
-        raise InputError(f"{method.card.name}: {backbone.name} has no network to train")
+    required(backbone, Trainable, method.card.name)
     seed, device = preparation.seed, backbone.device
     channels, width = backbone.latent_shape[0], method.ratio_width
     ratio: Ratio

@@ -2,30 +2,24 @@ from __future__ import annotations
 
 import copy
 import functools
-import zlib
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DConditionModel
 from diffusers.utils import logging
-from torch import nn
 
 from fairbench.backbones.diffusers_pipelines import DiffusersBackbone
 from fairbench.backbones.mixture import GaussianMixture
+from fairbench.backbones.small import pixel_network, text_network
 from fairbench.core.method import (
-    ImageSet,
     Preparation,
     Request,
     SamplingConfig,
-    TrainingData,
 )
 from fairbench.core.task import Prompt, Task
 from fairbench.methods.parts.adapters import AdapterBank
+from fairbench.methods.parts.contract import LEVELS, SUBJECTS, small_data
 
-ROLES = ("person", "tennis player", "santa")
-LEVELS = {"gender": ("female", "male"), "race": ("asian", "black", "white")}
 logging.set_verbosity_error()
 SD_UNETS = {
     "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -37,34 +31,11 @@ SD_UNETS = {
 }
 
 
-class StubTokenizer:
-    """A word is its checksum; no vocabulary file is needed."""
-
-    model_max_length = 8
-
-    def __call__(self, texts, **options):
-        rows = [[1 + zlib.crc32(word.encode()) % 97 for word in text.split()] for text in texts]
-        length = self.model_max_length
-        return SimpleNamespace(input_ids=torch.tensor([(r + [0] * length)[:length] for r in rows]))
-
-
-class StubTextEncoder(nn.Module):
-    """Every token knows its sentence, as in a transformer."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.table = nn.Embedding(98, width)
-
-    def forward(self, ids):
-        states = self.table(ids)
-        return (states + states.mean(1, keepdim=True),)
-
-
 def build_backbone(prediction_type="epsilon", network_batch=4, sha256="tiny", seed=0):
     """A random text-to-image backbone in pixel space, 4 x 4, 12 adaptable layers."""
     return DiffusersBackbone(
         "tiny",
-        copy.deepcopy(build_pipeline(prediction_type, seed)),
+        copy.deepcopy(text_network(prediction_type, seed)),
         sha256=sha256,
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -72,60 +43,11 @@ def build_backbone(prediction_type="epsilon", network_batch=4, sha256="tiny", se
     )
 
 
-@functools.cache
-def build_pipeline(prediction_type, seed):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=4,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(16,),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D",),
-            mid_block_type=None,
-            up_block_types=("CrossAttnUpBlock2D",),
-            cross_attention_dim=12,
-            attention_head_dim=4,
-            norm_num_groups=8,
-        )
-        return SimpleNamespace(
-            unet=unet,
-            text_encoder=StubTextEncoder(12),
-            tokenizer=StubTokenizer(),
-            scheduler=DDIMScheduler(
-                num_train_timesteps=1000,
-                prediction_type=prediction_type,
-                clip_sample=True,
-                clip_sample_range=1.0,
-            ),
-        )
-
-
-@functools.cache
-def build_unconditional_pipeline(prediction_type, seed):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = UNet2DModel(
-            sample_size=4,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            attention_head_dim=4,
-            norm_num_groups=4,
-        )
-    scheduler = build_pipeline(prediction_type, seed).scheduler
-    return SimpleNamespace(unet=unet, scheduler=scheduler)
-
-
 def build_unconditional(prediction_type="v_prediction", network_batch=4, sha256="pixels", seed=0):
     """A random unconditional backbone, 4 x 4, whose middle block is 16 channels of 2 x 2."""
     return DiffusersBackbone(
         "pixels",
-        copy.deepcopy(build_unconditional_pipeline(prediction_type, seed)),
+        copy.deepcopy(pixel_network(prediction_type, seed)),
         sha256=sha256,
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -156,7 +78,7 @@ def make_text_unet():
     """A random text-to-image backbone, 4 x 4, with a middle block of 16 channels of 2 x 2."""
 
     def make(prediction_type="epsilon", seed=0):
-        pipeline = copy.copy(build_pipeline(prediction_type, seed))
+        pipeline = copy.copy(text_network(prediction_type, seed))
         pipeline.unet = copy.deepcopy(build_text_unet(prediction_type, seed))
         return DiffusersBackbone(
             "tiny-text",
@@ -230,34 +152,15 @@ def make_task():
         groups = 1
         for names in levels.values():
             groups *= len(names)
-        roles = tuple(Prompt(role, template="a photo of {}") for role in ROLES[:prompts])
+        roles = tuple(Prompt(role, template="a photo of {}") for role in SUBJECTS[:prompts])
         return Task("tiny", levels, roles, target or (1 / groups,) * groups, prompts > 1)
 
     return make
 
 
-def build_images(n, seed, male_share):
-    """Random 4 x 4 images, men brighter than women."""
-    rng = np.random.default_rng(seed)
-    labels = {
-        "gender": (rng.random(n) < male_share).astype(np.uint8),
-        "race": rng.integers(3, size=n).astype(np.uint8),
-    }
-    bright = np.where(labels["gender"], 180, 70)[:, None, None, None]
-    images = (bright + rng.normal(0, 25, (n, 4, 4, 3))).clip(0, 255).astype(np.uint8)
-    return ImageSet(images, rng.integers(len(ROLES), size=n), labels)
-
-
 @pytest.fixture
 def data():
-    subjects = tuple(Prompt(role, template="a photo of {}") for role in ROLES)
-    return TrainingData(
-        neutral_prompts=subjects,
-        subjects=subjects,
-        training=build_images(48, 0, 0.9),
-        reference=build_images(24, 1, 0.5),
-        attributes=LEVELS,
-    )
+    return small_data()
 
 
 @pytest.fixture

@@ -254,12 +254,8 @@ class Bare:
 @pytest.fixture
 def probe(monkeypatch):
     known = {"probe": Probe, "bare": Bare}
-    monkeypatch.setattr(registry, "method_names", lambda: sorted(known))
-    monkeypatch.setattr(
-        registry.importlib,
-        "import_module",
-        lambda name: SimpleNamespace(METHOD=known[name.rpartition(".")[2]]),
-    )
+    scanner = SimpleNamespace(files=lambda: sorted(known), foreign=dict, load=known.get)
+    monkeypatch.setattr(registry, "METHODS", scanner)
 
 
 def test_every_method_file_is_a_method():
