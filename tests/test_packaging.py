@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from fairbench.core.method import Method
-from fairbench.core.parameters import parameters_of
-
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = "fairbench-diffusion"
 FOLDERS = {

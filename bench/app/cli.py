@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fairbench.core.method import Method
     from fairbench.core.progress import Reporter
     from fairbench.core.record import Record
+    from fairbench.leaderboards.formats import Format
     from fairbench.runs.running import Outcome
 
 __all__ = ["app", "main"]
@@ -62,15 +63,8 @@ class Kind(StrEnum):
     BACKBONES = "backbones"
     METRICS = "metrics"
     INSTRUMENTS = "instruments"
-
-
-class Format(StrEnum):
-    """How ``fairbench leaderboard`` prints."""
-
-    TABLE = "table"
-    CSV = "csv"
-    MARKDOWN = "markdown"
-    JSON = "json"
+    FAMILIES = "families"
+    FORMATS = "formats"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -248,8 +242,9 @@ def leaderboard(
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     format_: Annotated[
-        str, typer.Option("--format", metavar="|".join(Format), help="How to print.")
-    ] = Format.TABLE.value,
+        str | None,
+        typer.Option("--format", help="table, csv, markdown, json; else by --output's suffix."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw fairness against quality to this PNG, too.")
@@ -258,7 +253,14 @@ def leaderboard(
 ) -> None:
     """Turn records into one table."""
     with _guarded(debug):
-        layout = _choice(Format, "--format", format_)
+        from fairbench.leaderboards.formats import formats
+
+        known = formats()
+        if format_ is not None and format_ not in known:
+            raise unknown_name("--format", format_, known)
+        layout = known["table"] if format_ is None else known[format_]
+        if format_ is None and output is not None:
+            layout = _format_of(output, list(known.values()))
         from fairbench import leaderboards
         from fairbench.storage.records import read_records
 
@@ -277,23 +279,28 @@ def leaderboard(
             )
         if plot is not None:
             _write_file(plot, leaderboards.to_plot(rows), "--plot")
-        if layout is Format.TABLE:
+        text = layout.write(rows)
+        if not isinstance(text, str):  # what is only for a terminal
             if output is not None:
-                raise InputError("--output needs --format csv, markdown or json")
+                others = ", ".join(name for name, one in known.items() if one.suffixes)
+                raise InputError(f"--output needs --format {others}")
             console = _console()
-            console.print(leaderboards.to_table(rows))
+            console.print(text)
             console.print("all columns: --format markdown, csv or json", highlight=False)
             return
-        writers = {
-            Format.CSV: leaderboards.to_csv,
-            Format.MARKDOWN: leaderboards.to_markdown,
-            Format.JSON: leaderboards.to_json,
-        }
-        text = writers[layout](rows)
         if output is None:
             sys.stdout.write(text)
             return
         _write_file(output, text.encode(), "--output")
+
+
+def _format_of(output: Path, known: Sequence[Format]) -> Format:
+    """The format whose files end as the output does."""
+    for one in known:
+        if output.suffix.lower() in one.suffixes:
+            return one
+    endings = ", ".join(suffix for one in known for suffix in one.suffixes)
+    raise InputError(f"--output {output} ends in none of {endings}; give --format")
 
 
 def _write_file(path: Path, content: bytes, option: str) -> None:
@@ -609,13 +616,35 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
             }
             for name, spec in sorted(specs.items())
         ]
+    if kind is Kind.FAMILIES:
+        from fairbench.backbones.base import FAMILIES
+
+        families, faults = FAMILIES.entries()
+        for reason in faults.values():
+            _warn(reason)
+        return [
+            {
+                "name": family.name,
+                "title": family.title,
+                "pipelines": ", ".join(family.pipelines),
+                "prompts": "yes" if family.conditional else "no",
+            }
+            for family in families.values()
+        ]
+    if kind is Kind.FORMATS:
+        from fairbench.leaderboards.formats import formats
+
+        return [
+            {"name": one.name, "files": ", ".join(one.suffixes) or "none, for a terminal"}
+            for one in formats().values()
+        ]
     from fairbench.datasets.base import DATASETS
 
-    found, broken = DATASETS.entries()
-    for reason in broken.values():
+    datasets, faults = DATASETS.entries()
+    for reason in faults.values():
         _warn(reason)
     rows = []
-    for dataset in found.values():
+    for dataset in datasets.values():
         if kind is Kind.DATASETS:
             levels = {name: list(values) for name, values in dataset.attributes.items()}
             rows.append({"name": dataset.name, "title": dataset.card.title, "attributes": levels})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -211,13 +210,13 @@ def plan_keys(plan: Plan, instruments: Instruments, looking: FaceInstruments | N
 
 
 def folder_spec(folder: Path) -> BackboneSpec:
-    """A pipeline folder as a backbone, with its family's default settings."""
-    index = folder / "model_index.json"
-    try:
-        conditional = "text_encoder" in json.loads(index.read_text())
-    except ValueError:
-        raise InputError(
-            f"{index} isn't JSON; give --backbone a folder made by save_pretrained"
-        ) from None
-    sampling = SamplingConfig(steps=25, guidance=7.5 if conditional else 1.0)
-    return BackboneSpec(folder.name, folder, conditional, sampling, f"pipeline at {folder}")
+    """A pipeline folder as a backbone, with its family's default settings.
+
+    Raises:
+        AssetError: If no family reads such a folder.
+    """
+    from fairbench.backbones.base import find_family
+
+    family = find_family(folder)
+    title = f"{family.title}, at {folder}"
+    return BackboneSpec(folder.name, folder, family.conditional, family.sampling, title)

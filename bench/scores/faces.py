@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -357,10 +356,3 @@ def _jackknife(
 
 
 FAMILY = ScoreFamily("faces", 120, SPECS, compute, needs_valid=False)
-
-
-def __getattr__(name: str) -> Any:
-    """Names that moved to ``fairbench.runs.face_reading``, for callers that still ask here."""
-    if name in ("FaceInstruments", "face_scores", "load_face_instruments"):
-        return getattr(importlib.import_module("fairbench.runs.face_reading"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
