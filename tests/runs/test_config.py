@@ -147,12 +147,14 @@ def test_backbones_are_found_by_name_or_folder(tmp_path):
     refused(lambda: DATASET.backbone("cartoonfaces-ds"), "did you mean cartoonfaces-sd")
     refused(lambda: find_backbone(DATASET, str(tmp_path)), "unknown backbone")
     index = tmp_path / "model_index.json"
-    index.write_text('{"unet": ["diffusers", "UNet2DModel"]}')
+    index.write_text('{"_class_name": "DDPMPipeline"}')
     found = find_backbone(DATASET, str(tmp_path))
     assert (found.folder, found.conditional, found.sampling.guidance) == (tmp_path, False, 1.0)
-    index.write_text('{"text_encoder": []}')
+    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
     assert find_backbone(DATASET, str(tmp_path)).conditional
     assert find_backbone(DATASET, str(tmp_path)).sampling.guidance == 7.5
+    index.write_text('{"_class_name": "FluxPipeline"}')
+    refused(lambda: find_backbone(DATASET, str(tmp_path)), "is a FluxPipeline", "DDPMPipeline")
 
 
 def test_unknown_data_sets_are_named():

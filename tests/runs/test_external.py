@@ -175,7 +175,7 @@ def test_faces_are_found_and_identities_say_what_is_missing(images, monkeypatch)
     notes = []
     few = cartoonfaces.load_split("evaluation").take(np.arange(20))
     monkeypatch.setattr(
-        "fairbench.runs.running.real_images", lambda task: (few, np.zeros(20, int))
+        "fairbench.runs.evaluation.real_images", lambda *asked: (few, np.zeros(20, int))
     )
     record = measured(images, faces=True, reporter=Reporter(note=notes.append))
     found = record.score("face_validity")
