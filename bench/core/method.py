@@ -206,7 +206,7 @@ Deposit = Callable[[str, "NDArray[Any]"], None]
 
 
 def _dropped(name: str, values: NDArray[Any]) -> None:
-    """Nobody wants to know."""
+    """No audit is kept."""
 
 
 @dataclass(frozen=True)

@@ -303,7 +303,7 @@ def test_the_backbone_stays_as_it_is(kind, preset, make_case, make_task, make_pr
     assert digest(backbone.unet) == before
     assert all(p.grad is None for p in backbone.unet.parameters())
     assert sampler.backbone.unet is backbone.unet
-    assert sampler.module.backbone.unet.conv_out.weight.abs().max() > 0
+    assert sampler.module.unet.conv_out.weight.abs().max() > 0
     share = sampler.extra_parameters / sum(p.numel() for p in backbone.unet.parameters())
     assert sampler.facts["module_share"] == pytest.approx(share)
     assert sampler.facts["training"]["trained_parameters"] == sampler.extra_parameters
@@ -330,8 +330,8 @@ def test_a_trained_module_is_loaded_as_it_was(
 
     first, told = prepared()
     second, again = prepared(r_sample=0.5)
-    assert digest(first.module.backbone.unet) == digest(second.module.backbone.unet)
-    assert first.module.backbone.unet.conv_out.weight.any()
+    assert digest(first.module.unet) == digest(second.module.unet)
+    assert first.module.unet.conv_out.weight.any()
     assert {what for what, _, _ in told} == {
         "measuring denoising risks",
         "training the invdiff module",
