@@ -136,7 +136,7 @@ def _weights(*, verify: bool) -> Iterator[Finding]:
 
 
 def _verified() -> Iterator[Finding]:
-    from fairbench.backbones.diffusers_pipelines import weights_sha256
+    from fairbench.backbones.base import weights_sha256
     from fairbench.instruments.measuring import load_instruments
 
     for dataset in _datasets():

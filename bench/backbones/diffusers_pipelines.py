@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairbench.backbones.base import load_backbone, weights_sha256
 from fairbench.core.errors import AssetError, InputError
 from fairbench.diffusion.backbone import (
     Backbone,
@@ -31,7 +30,7 @@ from fairbench.diffusion.backbone import (
 )
 from fairbench.diffusion.schedule import PredictionType, Schedule
 
-__all__ = ["DiffusersBackbone", "load_backbone", "load_pipeline", "weights_sha256"]
+__all__ = ["DiffusersBackbone", "load_pipeline"]
 
 
 class DiffusersBackbone(Backbone):

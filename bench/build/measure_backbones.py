@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fairbench.backbones.diffusers_pipelines import load_backbone
+from fairbench.backbones.base import load_backbone
 from fairbench.core.method import Request
 from fairbench.core.prompts import Phrase
 from fairbench.core.specs import BackboneSpec

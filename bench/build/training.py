@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fairbench.backbones.diffusers_pipelines import weights_sha256
+from fairbench.backbones.base import weights_sha256
 from fairbench.datasets.cartoonfaces import TRAINING_IMAGES, TRAINING_SEED, training_split
 
 SEED = TRAINING_SEED

@@ -32,7 +32,7 @@ from fairbench.inputs.resizing import to_square
 from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.plan import Plan
 from fairbench.runs.reference import whole
-from fairbench.storage.cache import load_arrays, remove, save_arrays
+from fairbench.storage.cache import array_headers, load_arrays, remove, save_arrays
 
 if TYPE_CHECKING:
     from fairbench.diffusion.backbone import Backbone
@@ -141,7 +141,8 @@ def help_to_prepare(plan: Plan, key: str, cache: Path, report: Reporter) -> None
         cache: Cache folder.
         report: Told about progress.
     """
-    stored = None if plan.config.force else load_arrays(cache / "images" / key / WHOLE)
+    # Names alone: nothing is unpacked to look at them.
+    stored = None if plan.config.force else array_headers(cache / "images" / key / WHOLE)
     if stored is None or not stored.keys() >= STORED:
         with _method_cache(cache, forced=plan.config.force) as method_cache:
             _prepared(plan, _backbone(plan), method_cache, report)
@@ -192,7 +193,7 @@ def _method_cache(cache: Path, *, forced: bool) -> Iterator[Path]:
 
 
 def _backbone(plan: Plan) -> Backbone:
-    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.backbones.base import load_backbone
 
     return load_backbone(
         plan.backbone.name, plan.backbone.folder, device=plan.device, dtype=plan.dtype

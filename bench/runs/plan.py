@@ -193,7 +193,7 @@ def plan_keys(plan: Plan, instruments: Instruments, looking: FaceInstruments | N
     Raises:
         AssetError: If the backbone's weights aren't those that it was shipped with.
     """
-    from fairbench.backbones.diffusers_pipelines import weights_sha256
+    from fairbench.backbones.base import weights_sha256
 
     sha256 = weights_sha256(plan.backbone.folder)
     if plan.backbone.expected_sha256() not in (None, sha256):

@@ -5,7 +5,7 @@ import torch
 
 from fairbench.backbones.base import FAMILIES, find_family, load_backbone
 from fairbench.core.errors import AssetError
-from fairbench.datasets.base import CARTOONFACES
+from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 
 
 def test_each_file_is_one_family_and_no_pipeline_has_two():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DiffusionPipeline, StableDiffusionPipeline
 
-from fairbench.backbones.diffusers_pipelines import load_backbone, weights_sha256
+from fairbench.backbones.base import load_backbone, weights_sha256
 from fairbench.build import measure_backbones
 from fairbench.build.training import TrainingRun
 from fairbench.core.task import Prompt

@@ -22,7 +22,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from fairbench.backbones.diffusers_pipelines import load_backbone
+from fairbench.backbones.base import load_backbone
 from fairbench.backbones.mixture import GaussianMixture
 from fairbench.build.train_sd import tokenizer
 from fairbench.core.errors import AssetError, ContractError

@@ -351,7 +351,7 @@ def test_shares_stay_those_of_the_training_data(tmp_path):
     Its images pass the quality gate, without which this says nothing; after the short training
     above no model of either weighting does.
     """
-    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.backbones.base import load_backbone
     from fairbench.core.method import Preparation
     from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
     from fairbench.instruments.measuring import load_instruments

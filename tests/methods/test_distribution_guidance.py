@@ -733,7 +733,7 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
 
     With the card's cap on a step, 0.3, though not with its batches of 100: a network call has 64.
     """
-    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.backbones.base import load_backbone
     from fairbench.core.method import Preparation
     from fairbench.datasets.base import get_dataset
     from fairbench.instruments.measuring import load_instruments
@@ -773,7 +773,7 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
 @pytest.mark.slow
 def test_heads_of_noised_real_images_know_nothing_where_noise_is_all():
     """Why heads are learned from trajectories: the card's last clause of property 10."""
-    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.backbones.base import load_backbone
     from fairbench.datasets.base import get_dataset
     from fairbench.runs.generation import training_data
 

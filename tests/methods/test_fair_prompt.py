@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairbench.backbones.diffusers_pipelines import load_backbone
+from fairbench.backbones.base import load_backbone
 from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.methods.fair_prompt import FairPrompt, appended
 from fairbench.methods.vanilla import Vanilla

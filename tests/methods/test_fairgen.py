@@ -523,7 +523,7 @@ def test_prompt_pairs_of_a_group_name_all_its_levels(data):
 
 @pytest.mark.slow
 def test_fairgen_on_the_shipped_backbone(tmp_path):
-    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.backbones.base import load_backbone
     from fairbench.datasets.base import get_dataset
     from fairbench.instruments.measuring import load_instruments
     from fairbench.methods.vanilla import Vanilla

@@ -781,7 +781,7 @@ def test_inferred_groups_reach_most_of_what_true_ones_do(
 @pytest.mark.slow
 def test_risks_find_the_rarer_gender_of_a_shipped_backbone_and_those_as_released_do_not(tmp_path):
     """The card's property 10 on what is shipped, where groups aren't as plain as in the toy."""
-    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.backbones.base import load_backbone
     from fairbench.datasets.base import get_dataset
     from fairbench.runs.generation import training_data
 
@@ -814,7 +814,7 @@ def test_true_groups_move_the_shares_of_a_shipped_backbone_and_random_ones_do_no
 
     The guiding network is a copy, as in the card's toy: a narrow one moves this backbone little.
     """
-    from fairbench.backbones.diffusers_pipelines import load_backbone
+    from fairbench.backbones.base import load_backbone
     from fairbench.datasets.base import get_dataset
     from fairbench.instruments.measuring import load_instruments
     from fairbench.runs.generation import training_data

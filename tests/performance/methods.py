@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairbench.backbones.diffusers_pipelines import load_backbone
+from fairbench.backbones.base import load_backbone
 from fairbench.core.method import Preparation, Request, Sampler
 from fairbench.datasets.base import get_dataset
 from fairbench.methods import make_method

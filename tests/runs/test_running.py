@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fairbench import leaderboards
+from fairbench.backbones import base
 from fairbench.backbones import diffusers_pipelines as backbones
 from fairbench.core.errors import AssetError, InputError
 from fairbench.core.progress import Reporter
@@ -354,7 +355,7 @@ def test_a_method_learns_from_images_of_the_size_that_its_backbone_makes() -> No
 def test_changed_weights_of_a_shipped_backbone_are_refused(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backbones, "weights_sha256", lambda folder: "0" * 64)
+    monkeypatch.setattr(base, "weights_sha256", lambda folder: "0" * 64)
 
     with pytest.raises(AssetError, match="reinstall"):
         run(config())
