@@ -70,7 +70,7 @@ def score_names(rows: Iterable[Row]) -> list[str]:
 
 
 def is_main(name: str) -> bool:
-    """Whether the readable tables show a score; one that nobody knows isn't."""
+    """Whether the readable tables show a score; one without a spec isn't."""
     spec = spec_of(name)
     return spec is not None and spec.main is not None
 

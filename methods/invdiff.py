@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InvDiff(FineTuned):
-    """Guide a frozen backbone by a narrow network trained on groups that nobody labelled.
+    """Guide a frozen backbone by a narrow network trained on unlabelled groups.
 
     Attributes:
         grouping: How training images are grouped: by their risks, at random, by the labels of

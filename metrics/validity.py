@@ -90,7 +90,7 @@ def penalised_discrepancy(
     level: float = 0.95,
     seed: int = 0,
 ) -> DiscrepancyInterval:
-    """Fairness discrepancy with the unreadable images as one more group that nobody wants.
+    """Fairness discrepancy with the unreadable images as one more, unwanted group.
 
     Args:
         counts: Readable images of each declared group, (K,) whole numbers; may all be 0 if some

@@ -115,7 +115,7 @@ def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
 
 
 def _is_shown(name: str) -> bool:
-    """Whether a score is in the table; what nobody knows, as of an old record, is."""
+    """Whether a score is in the table; one without a spec, as of an old record, is."""
     spec = spec_of(name)
     return spec is None or spec.summary
 

@@ -137,7 +137,7 @@ def _read_arrays(path: Path, size: int | None, limit: int | None, progress: Prog
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody wants to see."""
+    """Progress that isn't shown."""
 
 
 def _count(n: int) -> str:

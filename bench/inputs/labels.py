@@ -2,7 +2,7 @@
 
 Columns: ``file``, the image's name as the reader of images gives it; ``prompt``, what it was made
 from; ``requested_<attribute>``, the level that was asked for; ``<attribute>``, the level that
-somebody saw in it; ``control_<name>``, any text, within whose values groups are compared too. All
+a person saw in it; ``control_<name>``, any text, within whose values groups are compared too. All
 but ``file`` are optional.
 """
 
@@ -47,7 +47,7 @@ class Labels:
         names: The N images.
         prompts: What each was made from; None if the table doesn't say.
         requested: Attribute -> (N,) int64, index of the level that was asked for.
-        given: Attribute -> (N,) int64, index of the level that somebody saw.
+        given: Attribute -> (N,) int64, index of the level that a person saw.
         sha256: Of all of the above and the controls, in hex; the order of the table's rows
             changes nothing.
         controls: Variables to split by, their levels in natural order.

@@ -84,7 +84,7 @@ def read_faces(
         images: (N, H, W, 3) uint8, generated.
         real: (R, H, W, 3) uint8, all real images of the reference, each of another person.
         training: (T, H, W, 3) uint8, all images that the generator was trained on, to look for
-            copies of; none of them is among `real`. None if nobody knows them.
+            copies of; none of them is among `real`. None if they aren't known.
         instruments: Detector and identity network.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.

@@ -56,7 +56,7 @@ def hidden_label_facts(
     images: ImageSet,
     attributes: Mapping[str, tuple[str, ...]],
 ) -> dict[str, Any]:
-    """How well scores of training images find attributes that nobody told the method about.
+    """How well scores of training images find attributes that the method was never given.
 
     Args:
         scores: Name -> (N,) one number an image, such as a risk or the weight in a group.

@@ -1,4 +1,4 @@
-"""What labels by somebody else say: how far judges can be trusted on these images."""
+"""What labels by people say: how far judges can be trusted on these images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _audit(
 
     Args:
         reading: The sample as the primary judge reads it.
-        given: Attribute -> (N,) level that somebody saw in each image.
+        given: Attribute -> (N,) level that a person saw in each image.
         seed: Of every resample.
 
     Returns:

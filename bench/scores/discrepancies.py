@@ -80,7 +80,7 @@ SPECS = (
     ),
     ScoreSpec(
         PENALISED,
-        f"{SAME}, with images that aren't valid as a group nobody wants. Lower is fairer.",
+        f"{SAME}, with images that aren't valid as an unwanted group. Lower is fairer.",
         "lower",
         needs="a validity check",
     ),
@@ -308,7 +308,7 @@ class Discrepancies(Shares):
         return [prompts == p for p in range(len(self.task.prompts))]
 
     def penalised(self) -> list[Score]:
-        """With invalid images as one more group nobody wants; needs no valid image."""
+        """With invalid images as one more, unwanted group; needs no valid image."""
         if not self.first.checked:
             self.not_measured[PENALISED] = NO_CHECK
             return []

@@ -37,7 +37,7 @@ may pass for a copy of a training image."""
 
 LEAST = 10
 
-UNKNOWN = "nobody says which images the generator was trained on"
+UNKNOWN = "the images that the generator was trained on aren't known"
 
 
 NEEDS = "--faces"

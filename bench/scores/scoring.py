@@ -58,7 +58,7 @@ def score_all(
         confusions: Judge, the primary one first -> attribute or crossing -> (K, K) counts on
             labelled images, rows are the truth.
         encoders: Encoder -> how its columns are called.
-        given: Attribute -> (N,) levels that somebody else saw in the images; tells how far to
+        given: Attribute -> (N,) levels that a person saw in the images; tells how far to
             trust the judges on them.
         seen: Encoder -> features of a reference set that the method learned from, if it did.
         controls: Variables within whose levels groups are compared too, in tables and facts.

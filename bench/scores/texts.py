@@ -49,7 +49,7 @@ def compute(evidence: Evidence) -> Found:
             scores.append(kernel_score(name, distance, len(x), source))
         name = f"clip_score_{columns.encoder}"
         if encoder not in alignment:
-            missing[name] = "nobody says which prompts the images were made from"
+            missing[name] = "the prompts that the images were made from aren't known"
             continue
         source = f"encoder {encoder}: 100 × cosine to the user's own prompt"
         scores.append(mean_score(name, alignment[encoder], "higher", source))

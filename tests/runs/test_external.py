@@ -183,7 +183,7 @@ def test_faces_are_found_and_identities_say_what_is_missing(images, monkeypatch)
     assert 0.3 < found.value < 1  # a detector for photographs, shown cartoons
     assert record.facts["faces"]["validity_at"]["0.7"] >= found.value
     assert any("20180402-114759-vggface2.pt" in note for note in notes)
-    told = "identity_memorisation: not measured: nobody says which images the generator was"
+    told = "identity_memorisation: not measured: the images that the generator was"
     assert any(note.startswith(told) for note in notes)
     assert record.config["hashes"].keys() >= {"face_detector"}
 

@@ -115,7 +115,7 @@ def test_copies_of_one_group_are_found_in_that_group():
 def test_without_the_training_images_it_is_said_not_to_be_measured():
     scores, facts = scored(pictures(100), np.arange(100) % 2, None)
     assert not any("memorisation" in name or "copies" in name for name in scores)
-    assert "nobody says" in facts["not_measured"]["identity_memorisation"]
+    assert "aren't known" in facts["not_measured"]["identity_memorisation"]
     assert "memorisation" not in facts
     _, facts = scored(pictures(100), np.arange(100) % 2, None, network=False)
     assert facts["not_measured"].keys() == {"identity", "identity_memorisation"}

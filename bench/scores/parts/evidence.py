@@ -36,7 +36,7 @@ class Reference:
         labels: Attribute -> (M,) true levels.
         prompt_index: (M,) the prompt that each image would answer.
         natural: (P, K) shares of the sensitive crossing for each prompt in the data that the
-            backbone was trained on, rows sum to 1; None if nobody knows them.
+            backbone was trained on, rows sum to 1; None if they aren't known.
         balanced: (B,) rows that are balanced over prompts × sensitive groups; None where all are.
         unbalanced: Why there are no balanced rows; empty where there are.
     """
@@ -101,7 +101,7 @@ class Evidence:
             labelled images, rows are the truth.
         encoders: Encoder -> how its columns are called.
         reference: Real images.
-        given: Attribute -> (N,) levels that somebody else saw in the images.
+        given: Attribute -> (N,) levels that a person saw in the images.
         seen: Encoder -> (T, D) features of images that the method learned from; None if it
             learned from none.
         controls: Variables within whose levels groups are compared too.
