@@ -130,7 +130,7 @@ def evaluate(
         "evaluated": name,
         "images": run_key({"sha256": list(listed.sha256)}),
         "num_images": len(read.images),
-        "resized_from": list(read.source_size),
+        "size": list(read.source_size),
         **measuring_config(asked, instruments, looking),
     }
     if known.labels is not None:
