@@ -527,7 +527,7 @@ def guided_times(
 ) -> list[int]:
     """The sampler's timesteps without the first and the last ones that are left alone.
 
-    None may be left: the images are then those of the backbone, as the card asks.
+    None may be left: the images are then those of the backbone.
     """
     times = backbone.schedule.timesteps(sampling.steps, sampling.spacing)
     return times[method.skip_first : max(len(times) - method.skip_last, 0)]

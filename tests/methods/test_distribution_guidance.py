@@ -1,4 +1,4 @@
-"""The checkable properties of the method's card, numbered as there."""
+"""What distribution guidance is bound to hold, from its formulas to whole batches."""
 
 from __future__ import annotations
 
@@ -772,7 +772,7 @@ def test_distribution_guidance_on_a_shipped_backbone(tmp_path):
 
 @pytest.mark.slow
 def test_heads_of_noised_real_images_know_nothing_where_noise_is_all():
-    """Why heads are learned from trajectories: the card's last clause of property 10."""
+    """Why heads are learned from trajectories and not from noised images."""
     from fairbench.backbones.base import load_backbone
     from fairbench.datasets.base import get_dataset
     from fairbench.runs.generation import training_data

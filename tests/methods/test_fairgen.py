@@ -1,4 +1,4 @@
-"""The checkable properties of the method's card, numbered as there."""
+"""What FairGen is bound to hold, from its formulas to its training on the shipped backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The properties of InvDiff's method card, by its numbers, and what a run rests on."""
+"""What InvDiff is bound to hold, from its formulas to its training, and what a run rests on."""
 
 from __future__ import annotations
 
@@ -780,7 +780,7 @@ def test_inferred_groups_reach_most_of_what_true_ones_do(
 
 @pytest.mark.slow
 def test_risks_find_the_rarer_gender_of_a_shipped_backbone_and_those_as_released_do_not(tmp_path):
-    """The card's property 10 on what is shipped, where groups aren't as plain as in the toy."""
+    """On what is shipped, where groups aren't as plain as in the toy."""
     from fairbench.backbones.base import load_backbone
     from fairbench.datasets.base import get_dataset
     from fairbench.runs.generation import training_data
@@ -810,9 +810,9 @@ def test_risks_find_the_rarer_gender_of_a_shipped_backbone_and_those_as_released
 
 @pytest.mark.slow
 def test_true_groups_move_the_shares_of_a_shipped_backbone_and_random_ones_do_not(tmp_path):
-    """The rest of the card's property 10, with thresholds of this backbone's own.
+    """Inferred and true groups on the shipped backbone, with thresholds of its own.
 
-    The guiding network is a copy, as in the card's toy: a narrow one moves this backbone little.
+    The guiding network is a copy, as in the toy: a narrow one moves this backbone little.
     """
     from fairbench.backbones.base import load_backbone
     from fairbench.datasets.base import get_dataset

@@ -59,7 +59,7 @@ CPU = torch.device("cpu")
 
 
 def toy_log_ratio(x, sigma):
-    """log w of the two-mode toy, float64, written as in the card."""
+    """log w of the two-mode toy, float64, written out."""
     a = 4 * x / (0.25 + sigma**2)
     return torch.log(0.5 + 0.5 * torch.exp(a)) - torch.log(0.9 + 0.1 * torch.exp(a))
 
