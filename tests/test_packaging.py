@@ -122,7 +122,9 @@ def test_data_judges_and_build_scripts_are_installed():
 def test_default_backbone_is_installed():
     from fairbench.datasets.base import DATASETS
 
-    for dataset in DATASETS.values():
+    found, broken = DATASETS.entries()
+    assert not broken
+    for dataset in found.values():
         spec = dataset.backbone(None)
         assert (spec.folder / "model_index.json").is_file()
         assert list((spec.folder / "unet").glob("*.safetensors"))

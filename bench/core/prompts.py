@@ -41,7 +41,12 @@ def describe(subject: str, phrases: Sequence[Phrase] = (), template: str = "{}")
         subject: A noun phrase without article, such as ``"tennis player"``.
         phrases: In the order of their attributes.
         template: What stands around the noun phrase, whose place is ``{}``.
+
+    Returns:
+        The sentence; empty without a subject and without phrases.
     """
     phrase = spoken(phrases, subject)
+    if not phrase:  # of a backbone that takes no prompt
+        return ""
     article = "an" if phrase[0].lower() in "aeiou" else "a"
     return template.replace("{}", f"{article} {phrase}")

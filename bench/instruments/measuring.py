@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import ContractError
 from fairbench.core.keys import run_key
+from fairbench.core.measurements import Measurements
 from fairbench.core.progress import Progress
 from fairbench.core.specs import InstrumentNames
 from fairbench.instruments.base import (
@@ -25,32 +26,7 @@ from fairbench.instruments.base import (
 from fairbench.instruments.catalogue import instrument_spec, load_instrument
 from fairbench.storage.readings import ImageList
 
-__all__ = ["Instruments", "Measurements", "load_instruments", "measure"]
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What the instruments said about N images.
-
-    Attributes:
-        features: Encoder -> (N, D) float32.
-        probabilities: Judge -> attribute -> (N, K) float32.
-        valid: (N,) bool, whether the image is a proper one; all True where nothing tells.
-        logits: Encoder -> (N, C) float32, of those that are classifiers too.
-        alignment: Encoder -> (N,) float32, 100 x the cosine of image and prompt, of those that
-            read texts too.
-        validity_checked: Whether a validity check says which images are proper ones.
-    """
-
-    features: Mapping[str, NDArray[np.float32]]
-    probabilities: Mapping[str, Mapping[str, NDArray[np.float32]]]
-    valid: NDArray[np.bool_]
-    logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    alignment: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    validity_checked: bool = True
-
-    def __len__(self) -> int:
-        return len(self.valid)
+__all__ = ["Instruments", "load_instruments", "measure"]
 
 
 @dataclass(frozen=True)

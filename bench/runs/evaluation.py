@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairbench.core.measurements import Measurements
 from fairbench.core.progress import Reporter
 from fairbench.core.record import PerImage
 from fairbench.core.score import Score
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset, ImageSource
-from fairbench.instruments.measuring import Instruments, Measurements, measure
+from fairbench.instruments.measuring import Instruments, measure
 from fairbench.runs.face_reading import FaceInstruments, read_faces
 from fairbench.runs.reference import (
     confusions_of,

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairbench.core.measurements import Measurements
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, PerImage, Record
-from fairbench.instruments.measuring import Instruments, Measurements, load_instruments
+from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Known, evaluate_images
 from fairbench.runs.face_reading import FaceInstruments, load_face_instruments

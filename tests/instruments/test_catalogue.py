@@ -13,6 +13,7 @@ import pytest
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.specs import InstrumentNames, InstrumentSpec
+from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.instruments.base import AlignsTexts
 from fairbench.instruments.catalogue import instrument_spec, instrument_specs, load_instrument
 from fairbench.instruments.measuring import Instruments, load_instruments, measure
@@ -70,12 +71,12 @@ def test_names_of_another_kind_are_not_known():
     with pytest.raises(InputError, match="unknown judge 'clip-vit-b-32'"):
         instrument_spec("clip-vit-b-32", "judge")
     with pytest.raises(InputError, match="unknown encoder 'cartoonfaces/primary'"):
-        load_instruments("cpu", ["cartoonfaces/primary"])
+        load_instruments("cpu", DATASET.instruments(), ["cartoonfaces/primary"])
 
 
 def test_the_documented_judge_measures_a_data_set_of_one_judge(shapes, tmp_path):
     names = InstrumentNames(("shapes/colours",))
-    instruments = load_instruments("cpu", names=names)
+    instruments = load_instruments("cpu", names)
     assert instruments.hashes().keys() == instruments.readings().keys() == {"judge_colours"}
     images = drawings(70, 40, 64)
     measured = measure(images, instruments, tmp_path, silent, ["a disc"] * 70)
@@ -103,7 +104,7 @@ def test_every_documented_block_runs(capsys):
 def test_a_data_set_may_use_a_public_encoder_once(monkeypatch, tmp_path):
     """Asked for beside, it isn't loaded twice."""
     names = InstrumentNames(OWN[:1], OWN[2:], "cartoonfaces/validity")
-    instruments = load_instruments("cpu", ["cartoonfaces/encoder"], names=names)
+    instruments = load_instruments("cpu", names, ["cartoonfaces/encoder"])
     assert [one.name for one in instruments.all_encoders] == ["cartoonfaces"]
     assert [*instruments.hashes()] == ["judge_primary", "encoder_cartoonfaces", "validity"]
 

@@ -330,7 +330,7 @@ def test_the_record_is_json_that_anybody_can_read(config: Callable[..., RunConfi
     outcome = run(config("fairgen", parameters=("iterations=1",)))
     document = json.loads(outcome.path.read_text())
 
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["config"]["parameters"]["iterations"] == 1
     assert document["card"]["supervision"] == ["prompts"]
     assert document["facts"]["hit_matrix"]["groups"] == ["female", "male"]

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fairbench.core.measurements import Measurements
 from fairbench.core.task import Prompt, Task
 from fairbench.datasets import cartoonfaces
 from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.datasets.cartoonfaces import DEFAULT_BIAS, load_split, training_split
 from fairbench.instruments import faces
 from fairbench.instruments.faces import Faces, Identities
-from fairbench.instruments.measuring import Measurements
 from fairbench.runs.face_reading import FaceInstruments, face_scores, read_faces
 from fairbench.scores.catalogue import spec_of
 from fairbench.scores.faces import FAMILY

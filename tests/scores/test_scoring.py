@@ -8,8 +8,8 @@ import pytest
 
 from fairbench.core.errors import InputError
 from fairbench.core.keys import plain
+from fairbench.core.measurements import Measurements
 from fairbench.core.task import Control, Prompt, Task
-from fairbench.instruments.measuring import Measurements
 from fairbench.metrics import (
     corrected_discrepancy,
     mutual_information,

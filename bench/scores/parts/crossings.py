@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fairbench.core.measurements import Measurements
 from fairbench.core.task import Task
-from fairbench.instruments.measuring import Measurements
 from fairbench.metrics.clusters import GroupEffects, group_design_effects
 from fairbench.metrics.counting import count_groups
 
@@ -112,15 +112,12 @@ class Reading:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """(N,) whether each image is valid; without a validity check every image is."""
-        if not self.checked:
-            return np.ones(len(self.sample.prompt_index), dtype=bool)
         return self.sample.measured.valid
 
     @cached_property
     def checked(self) -> bool:
         """Whether anything says which images are valid."""
-        found = cast("NDArray[np.bool_] | None", self.sample.measured.valid)
-        return found is not None
+        return self.sample.measured.validity_checked
 
     @cached_property
     def n(self) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fairbench.core.measurements import Measurements
 from fairbench.core.task import Prompt, Task
-from fairbench.instruments.measuring import Measurements
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.evidence import Columns, Evidence, Reference
 
