@@ -313,7 +313,7 @@ SLOW = ("run", "--method", "vanilla", *QUICK, "--batch-size", "20", "--device", 
 def record_in(folder: Path) -> dict[str, object]:
     """The only record of a folder, which holds no half-written file beside it."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".json", ".png"}
+    assert {path.suffix for path in files} <= {".json", ".npz", ".png"}
     (path,) = (path for path in files if path.suffix == ".json")
     return dict(json.loads(path.read_text()))
 

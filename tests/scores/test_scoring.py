@@ -605,8 +605,10 @@ def test_controls_are_checked():
 def with_instruments(a_sample, judges=("one", "two"), checked=True):
     measured = a_sample.measured
     probabilities = {name: measured.probabilities[name] for name in judges}
-    valid = measured.valid if checked else None
-    changed = dataclasses.replace(measured, probabilities=probabilities, valid=valid)
+    valid = measured.valid if checked else np.ones_like(measured.valid)
+    changed = dataclasses.replace(
+        measured, probabilities=probabilities, valid=valid, validity_checked=checked
+    )
     return dataclasses.replace(a_sample, measured=changed)
 
 
