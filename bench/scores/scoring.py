@@ -38,6 +38,7 @@ def score_all(
     seen: Mapping[str, NDArray[np.float32]] | None = None,
     controls: Sequence[Control] = (),
     faces: FaceEvidence | None = None,
+    copies: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> tuple[tuple[Score, ...], dict[str, Table], dict[str, Any]]:
     """Every score, every table of groups, and further facts of one run.
@@ -56,6 +57,7 @@ def score_all(
         seen: Encoder -> features of a reference set that the method learned from, if it did.
         controls: Variables within whose levels groups are compared too, in tables and facts.
         faces: What the face stage said, if it was asked for.
+        copies: Counts of equal images, as in `Evidence`.
         seed: Of every resample behind the intervals.
 
     Shares are taken of valid images. What can't be measured is left out, and the fact
@@ -71,6 +73,7 @@ def score_all(
         seen=seen,
         controls=controls,
         faces=faces,
+        copies=copies,
         seed=seed,
     )
     found = found_in(evidence, families())

@@ -106,6 +106,8 @@ class Evidence:
             learned from none.
         controls: Variables within whose levels groups are compared too.
         faces: What the face stage said; None if it wasn't asked for.
+        copies: Exact copies: ``images``, ``distinct`` ones among them, and how many are images of
+            each split of the data set, by its role; None if they weren't counted.
         seed: Of every resample and draw.
     """
 
@@ -118,6 +120,7 @@ class Evidence:
     seen: Mapping[str, Features] | None = None
     controls: Sequence[Control] = ()
     faces: FaceEvidence | None = None
+    copies: Mapping[str, int] | None = None
     seed: int = 0
 
     @property
