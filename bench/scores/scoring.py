@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.score import Score
 from fairbench.core.task import Control, Task
-from fairbench.scores.catalogue import broken_families, families
+from fairbench.scores.catalogue import broken_families, families, spec_of
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.evidence import Columns, Evidence, FaceEvidence, Reference
 from fairbench.scores.parts.family import Found, ScoreFamily, Table
@@ -22,7 +23,7 @@ from fairbench.scores.parts.family import Found, ScoreFamily, Table
 __all__ = ["METRIC_VERSION", "found_in", "score_all"]
 
 METRIC_VERSION = 2
-"""Raised whenever the same arrays give other scores."""
+"""Part of run keys; what becomes of the same arrays is said score by score, `Score.version`."""
 
 
 def score_all(
@@ -80,7 +81,13 @@ def score_all(
     facts = dict(found.facts)
     if missing := {**found.not_measured, **broken_families()}:
         facts["not_measured"] = missing
-    return found.scores, dict(found.tables), facts
+    return tuple(map(_stamped, found.scores)), dict(found.tables), facts
+
+
+def _stamped(score: Score) -> Score:
+    """The score with the version of what is known of it; families needn't say."""
+    spec = spec_of(score.name)
+    return score if spec is None else replace(score, version=spec.version)
 
 
 def found_in(evidence: Evidence, asked: Sequence[ScoreFamily]) -> Found:

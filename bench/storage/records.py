@@ -244,6 +244,9 @@ def _to_text(record: Record) -> str:
     """JSON with an indent."""
     data = plain(record, "record")
     del data["manifest"]  # the sidecar has it
+    for score in data["scores"]:
+        if score["version"] == _UNSAID:  # so that records from before there were others stay
+            del score["version"]
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -293,6 +296,7 @@ _RECORD_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "created": (str,),
     }
 )
+_UNSAID = 2  # version of a score that names none
 _SCORE_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
         "name": (str,),
@@ -306,6 +310,7 @@ _SCORE_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "unit": (str,),
         "source": (str,),
         "level": _NUMBER,
+        "version": (int,),
     }
 )
 
@@ -337,8 +342,14 @@ def _record(values: dict[str, Any]) -> Record:
     for name, rows in values["groups"].items():
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"the groups of {name!r} aren't a list of objects")
-    scores = [Score(**_checked(row, _SCORE_V1, "a score")) for row in values["scores"]]
+    scores = [Score(**_score(row)) for row in values["scores"]]
     return Record(**{**values, "scores": tuple(scores)})
+
+
+def _score(row: object) -> dict[str, Any]:
+    """A score's values; its version where it names none."""
+    data = {"version": _UNSAID, **row} if isinstance(row, dict) else row
+    return _checked(data, _SCORE_V1, "a score")
 
 
 def _checked(data: object, kinds: Mapping[str, tuple[type, ...]], what: str) -> dict[str, Any]:
