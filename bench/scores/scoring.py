@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fairbench.core.score import Score
 from fairbench.core.task import Control, Task
 from fairbench.scores.catalogue import broken_families, families, spec_of
+from fairbench.scores.parts.auditing import audited_confusions
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.evidence import Columns, Evidence, FaceEvidence, Reference
 from fairbench.scores.parts.family import Found, ScoreFamily, Table
@@ -53,8 +54,9 @@ def score_all(
         confusions: Judge, the primary one first -> attribute or crossing -> (K, K) counts on
             labelled images, rows are the truth.
         encoders: Encoder -> how its columns are called.
-        given: Attribute -> (N,) levels that a person saw in the images; tells how far to
-            trust the judges on them.
+        given: Attribute -> (N,) levels that a person saw in the images, -1 where nobody told.
+            With enough of every group the judges' errors are counted on these images, in place of
+            `confusions`; see `audited_confusions`.
         seen: Encoder -> features of a reference set that the method learned from, if it did.
         controls: Variables within whose levels groups are compared too, in tables and facts.
         faces: What the face stage said, if it was asked for.
@@ -64,10 +66,13 @@ def score_all(
     Shares are taken of valid images. What can't be measured is left out, and the fact
     ``not_measured`` says why: shares of nothing aren't 0.
     """
+    readings = tuple(Reading(sample, judge, attributes, task) for judge in confusions)
+    confusions, audited = audited_confusions(readings, given or {}, confusions)
     evidence = Evidence(
-        readings=tuple(Reading(sample, judge, attributes, task) for judge in confusions),
+        readings=readings,
         sensitive=tuple(sensitive),
         confusions=confusions,
+        audited=audited,
         encoders=encoders,
         reference=reference,
         given=given or {},

@@ -101,7 +101,9 @@ class Evidence:
             labelled images, rows are the truth.
         encoders: Encoder -> how its columns are called.
         reference: Real images.
-        given: Attribute -> (N,) levels that a person saw in the images.
+        given: Attribute -> (N,) levels that a person saw in the images, -1 where nobody told.
+        audited: Attribute or crossing -> valid images on which `confusions` were counted because
+            people had told what they show; empty where they are those of held-out real images.
         seen: Encoder -> (T, D) features of images that the method learned from; None if it
             learned from none.
         controls: Variables within whose levels groups are compared too.
@@ -117,6 +119,7 @@ class Evidence:
     encoders: Mapping[str, Columns]
     reference: Reference
     given: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    audited: Mapping[str, int] = field(default_factory=dict)
     seen: Mapping[str, Features] | None = None
     controls: Sequence[Control] = ()
     faces: FaceEvidence | None = None
