@@ -39,6 +39,7 @@ from fairbench.metrics.discrepancies import (
     discrepancy_family,
     family_intervals,
     family_noise_floors,
+    mean_family_intervals,
 )
 from fairbench.metrics.diversity import (
     GroupMemorisation,
@@ -208,6 +209,7 @@ __all__ = [
     "kernel_distance",
     "mcnemar",
     "mean_discrepancy_interval",
+    "mean_family_intervals",
     "mean_noise_floor",
     "mean_pairwise_cosine",
     "memorisation",

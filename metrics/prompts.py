@@ -71,9 +71,8 @@ def prompt_discrepancies(
             2 images or more.
         targets: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
         design_effect: Variance of the counts over that of independent images, above 0, from
-            `fairbench.metrics.clusters` for images that batches couple; it enters the intervals
-            of the worst prompt and of the pooled value, and both floors. `per_prompt_mean` and
-            the tests are those of independent images.
+            `fairbench.metrics.clusters` for images that batches couple; it enters all intervals
+            and floors. The tests are those of independent images.
         level: Confidence level in (0, 1).
         seed: Seed of all resamples.
 
@@ -111,7 +110,9 @@ def prompt_discrepancies(
     worth = [whole_size(row / design_effect) for row in numbers]
     return PromptDiscrepancies(
         per_prompt=tuple(found.value for found in each),
-        per_prompt_mean=mean_discrepancy_interval(numbers, wanted, level=level, seed=seed),
+        per_prompt_mean=mean_discrepancy_interval(
+            numbers, wanted, design_effect=design_effect, level=level, seed=seed
+        ),
         mean_floor=mean_noise_floor(worth, wanted),
         worst_prompt=worst,
         per_prompt_worst=DiscrepancyInterval(
