@@ -4,7 +4,7 @@ Sampling noise only ever pushes a distance up, a smallest ratio or an entropy do
 closer the truth is to an edge such as a fair generator. Resamples of what was measured can't show
 that, since they are never closer to the edge than the measurement is. So plausible truths are laid
 between the measurement, the edges and beyond, and each says by how much a measurement errs there;
-the interval allows for the worst of them, and never leaves what they can be.
+the interval allows for the worst of them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def _raked(shares: Array, margins: Sequence[Array], axes: set[int]) -> Array:
     for _ in range(_RAKINGS if len(axes) > 1 else 1):
         for axis in axes:
             others = tuple(set(range(shares.ndim)) - {axis})
-            shares = shares * margins[axis] / shares.sum(axis=others, keepdims=True)
+            held = shares.sum(axis=others, keepdims=True)
+            shares = shares * margins[axis] / np.where(held > 0, held, 1)
     return np.asarray(shares / shares.sum())
 
 
@@ -127,7 +128,7 @@ def _levelled(found: Array, target: Array, size: float) -> Array:
             if far < least:
                 best, least = truth, far
         if best is not None and least <= limit:
-            return best
+            return np.asarray(best)
     return found
 
 
@@ -160,7 +161,8 @@ def calibrated_interval(
         draws: Samples drawn from each plausible truth.
 
     Returns:
-        Lower and upper ends, (M,) each; they contain the measured numbers.
+        Lower and upper ends, (M,) each. They contain the measured numbers and lie within the range
+        of what plausible samples show, and so of what is possible.
 
     Source: Berger and Boos 1994, doi 10.1080/01621459.1994.10476836, for the supremum over a
         plausible set of nuisance parameters; ``docs/metrics.md``, "Intervals".
@@ -229,10 +231,19 @@ def calibrated_ends(
             # Whole counts make steps: "lower" and "higher" never cut one in half.
             above = np.fmax(above, np.quantile(sample, 1 - tail, axis=0, method="higher") - right)
             below = np.fmin(below, np.quantile(sample, tail, axis=0, method="lower") - right)
-        least, most = np.fmin(least, right), np.fmax(most, right)
+        # What samples show is possible, and reaches past every truth that is plausible.
+        least = np.fmin(least, np.fmin(sample.min(axis=0), right))
+        most = np.fmax(most, np.fmax(sample.max(axis=0), right))
     with np.errstate(invalid="ignore"):
-        low, high = np.fmax(value - above, least), np.fmin(value - below, most)
-    return np.fmin(low, value), np.fmax(high, value)
+        return np.fmax(value - above, least), np.fmin(value - below, most)
+
+
+def _distinct(edges: Sequence[Array]) -> list[Array]:
+    kept: list[Array] = []
+    for edge in edges:
+        if not any(np.allclose(edge, other, rtol=0, atol=1e-9) for other in kept):
+            kept.append(edge)
+    return kept
 
 
 def _plausible(
@@ -242,7 +253,7 @@ def _plausible(
     # Few images shrink so much that the centre itself may be far from what was measured.
     limit = max(limit, deviance(centre))
     found = [centre]
-    for edge in edges:
+    for edge in _distinct(edges):
 
         def at(far: float, edge: Array = edge) -> Array:
             moved = np.maximum(edge + far * (centre - edge), 0)
@@ -260,4 +271,3 @@ def _plausible(
         found += [at(near + part * (1 - near)) for part in _TOWARDS[:-1]]
         found += [at(1 + part * (far - 1)) for part in _BEYOND]
     return found
-
