@@ -19,6 +19,8 @@ from fairbench.metrics.correction import (
     correct_shares,
     corrected_discrepancy,
     corrected_noise_floor,
+    worse_interval,
+    worse_noise_floor,
     worse_of_judges,
 )
 from fairbench.metrics.counting import (
@@ -242,6 +244,8 @@ __all__ = [
     "validity_rate",
     "vendi_score",
     "wilson_interval",
+    "worse_interval",
+    "worse_noise_floor",
     "worse_of_judges",
     "worst_case_bounds",
     "worst_distance",

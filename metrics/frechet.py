@@ -9,7 +9,7 @@ columns the centred rows are such a factor already; that is the whole trick belo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,7 @@ _NEGATIVE_TOLERANCE = 1e-6
 _SQUARED_ROUNDING = 1e-15  # of an eigenvalue, in units of the largest: its root is lost below
 _INFINITY_SIZES = 15
 _INFINITY_DRAWS = 3
+_INFINITY_BLOCKS = 20
 _INFINITY_MINIMUM = 5000
 _INFINITY_FIT = 0.9
 _TRIANGULAR_MINIMUM = 256
@@ -68,8 +69,9 @@ class FrechetInfinity:
     Attributes:
         value: Intercept of the distance on 1 / N; lower is better. Not clipped: the fit may end
             slightly below 0.
-        standard_error: Of the intercept by ordinary least squares. Draws of the larger sizes
-            share most of their images, so it is too small as the error of another seed's images.
+        standard_error: Of the intercept, given the reference: by a jackknife of the whole
+            sample's distance, since every size is drawn from these same images, and by ordinary
+            least squares for the draws. The latter alone covers the limit in 55 % of trials.
         r_squared: Share of the variance that the line explains, in [0, 1].
         slope: Rise of the distance with 1 / N, the size of the small-sample bias.
         sizes: The N of each point, rising.
@@ -371,7 +373,11 @@ def frechet_infinity(x: ArrayLike, y: ArrayLike | FrechetMoments, *, seed: int) 
                 for _ in range(draws)
             ]
         )
-    return _extrapolate(sizes, distances)
+    found = _extrapolate(sizes, distances)
+    parts = split(n, _INFINITY_BLOCKS, rng)
+    left_out = np.array([reference.distance(rest) for rest in _without(generated, parts)])
+    error = float(np.sqrt(found.standard_error**2 + jackknife_variance(left_out)))
+    return replace(found, standard_error=error)
 
 
 def _extrapolate(sizes: NDArray[np.int64], distances: Array) -> FrechetInfinity:

@@ -16,9 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array, check_count, check_pair, chunks
+from fairbench.metrics.jackknife import jackknife_variance
 
 __all__ = ["NeighbourScores", "expected_coverage", "precision_recall_density_coverage"]
 
+_BLOCKS = 20
+_BLOCK_SEED = 20_243  # any constant: the same sets must always give the same errors
 _PAIR_VALUES = 4_000_000  # of differences held at once: 32 MB
 
 
@@ -35,6 +38,8 @@ class NeighbourScores:
         expected_coverage: What coverage is on average for equal distributions at these N and M.
         density_error: Standard error of density over generated rows, the balls held fixed.
         k: Neighbours of the radii.
+        recall_error, coverage_error: Standard errors over samples of generated rows, given the
+            reference, by a delete-one-block jackknife (20 blocks) that keeps the radii.
     """
 
     precision: float
@@ -44,6 +49,8 @@ class NeighbourScores:
     expected_coverage: float
     density_error: float
     k: int
+    recall_error: float = 0.0
+    coverage_error: float = 0.0
 
 
 def precision_recall_density_coverage(
@@ -76,28 +83,48 @@ def precision_recall_density_coverage(
     fake, real = check_pair(generated, reference, rows=k + 1)
     fakes, reals = _Screened.pair(fake, real)
     fake_radii, real_radii = _squared_radii(fakes, k), _squared_radii(reals, k)
-    precise, recalled = np.zeros(len(fake), dtype=bool), np.zeros(len(real), dtype=bool)
-    covered, balls = np.zeros(len(real), dtype=bool), np.zeros(len(fake))
+    precise, balls = np.zeros(len(fake), dtype=bool), np.zeros(len(fake))
+    # By block of generated rows: a row that only one block reaches is lost without it.
+    blocks = min(_BLOCKS, len(fake))
+    block = np.random.default_rng(_BLOCK_SEED).permutation(len(fake)) % blocks
+    recalled, covered = np.zeros((2, blocks, len(real)), dtype=bool)
     margins = fakes.margins(reals)
     for part in chunks(len(fake), len(real)):
         chosen = np.arange(part.start, part.stop)
         square, margin = fakes.squared_distances(part, reals), margins[part, None]
         near, touching = _compare((fakes, reals), chosen, square, margin, real_radii[None, :])
         precise[part] = touching.any(axis=1)
-        covered |= near.any(axis=0)
+        _add_by_block(covered, near, block[part])
         balls[part] = near.sum(axis=1)
         own = fake_radii[part][:, None]
         _, touching = _compare((fakes, reals), chosen, square, margin, own)
-        recalled |= touching.any(axis=0)
+        _add_by_block(recalled, touching, block[part])
     return NeighbourScores(
         precision=float(precise.mean()),
-        recall=float(recalled.mean()),
+        recall=float(recalled.any(axis=0).mean()),
         density=float(balls.mean()) / k,
-        coverage=float(covered.mean()),
+        coverage=float(covered.any(axis=0).mean()),
         expected_coverage=expected_coverage(len(fake), len(real), k=k),
         density_error=float(balls.std(ddof=1)) / (k * float(np.sqrt(len(fake)))),
         k=k,
+        recall_error=_block_error(recalled),
+        coverage_error=_block_error(covered),
     )
+
+
+def _add_by_block(
+    reached: NDArray[np.bool_], inside: NDArray[np.bool_], block: NDArray[np.int64]
+) -> None:
+    """Note which reference rows, (M,), each block of generated rows reaches, (b, M)."""
+    for index in np.unique(block):
+        reached[index] |= inside[block == index].any(axis=0)
+
+
+def _block_error(reached: NDArray[np.bool_]) -> float:
+    """Jackknife error of the share of columns that any block reaches, (blocks, M)."""
+    times = reached.sum(axis=0)
+    left_out = np.array([((times - one) > 0).mean() for one in reached.astype(np.int64)])
+    return float(np.sqrt(jackknife_variance(left_out)))
 
 
 def expected_coverage(num_generated: int, num_reference: int, *, k: int) -> float:

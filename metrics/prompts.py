@@ -20,7 +20,7 @@ from fairbench.metrics.fairness import (
     unbiased_squared_discrepancy,
     whole_size,
 )
-from fairbench.metrics.floors import mean_noise_floor, noise_floor_for
+from fairbench.metrics.floors import mean_noise_floor, noise_floor_for, worst_prompt_floor
 from fairbench.metrics.information import MutualInformation, mutual_information
 from fairbench.metrics.significance import goodness_of_fit, holm
 
@@ -37,6 +37,7 @@ class PromptDiscrepancies:
         mean_floor: What that mean stays below in 95 % of samples of a fair generator.
         worst_prompt: Index of the largest value.
         per_prompt_worst: The largest value; the interval holds for the largest true one.
+        worst_floor: What the largest value stays below in 95 % of samples of a fair generator.
         pooled: All images against the mean target, weighted by images.
         pooled_floor: Noise floor of `pooled`.
         prompt_dependence: Mutual information of prompt and group.
@@ -49,6 +50,7 @@ class PromptDiscrepancies:
     mean_floor: float
     worst_prompt: int
     per_prompt_worst: DiscrepancyInterval
+    worst_floor: float
     pooled: DiscrepancyInterval
     pooled_floor: float
     prompt_dependence: MutualInformation
@@ -121,6 +123,7 @@ def prompt_discrepancies(
             max(found.high for found in each),
             each[worst].method,
         ),
+        worst_floor=worst_prompt_floor(worth, wanted),
         pooled=pooled,
         pooled_floor=noise_floor_for(pooled_target, whole_size(sizes / design_effect)),
         prompt_dependence=mutual_information(numbers, seed=seed),

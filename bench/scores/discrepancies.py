@@ -23,6 +23,8 @@ from fairbench.metrics import (
     mean_soft_interval,
     prompt_discrepancies,
     soft_design_effect,
+    worse_interval,
+    worse_noise_floor,
     worse_of_judges,
     worst_case_bounds,
 )
@@ -58,15 +60,19 @@ SPECS = (
         summary=True,
         main=0,
         needs="a judge whose errors were counted",
+        version=3,
     ),
-    ScoreSpec(RAW, f"{SAME} as they are. Lower is fairer.", "lower", summary=True, main=1),
+    ScoreSpec(
+        RAW, f"{SAME} as they are. Lower is fairer.", "lower", summary=True, main=1, version=3
+    ),
     ScoreSpec(
         f"{RAW}_soft",
         "the same of the primary judge's mean probabilities. Lower is fairer.",
         "lower",
+        version=3,
     ),
     *(
-        ScoreSpec(f"{RAW}_{norm}", f"{SAME}: {meaning}. Lower is fairer.", "lower")
+        ScoreSpec(f"{RAW}_{norm}", f"{SAME}: {meaning}. Lower is fairer.", "lower", version=3)
         for norm, meaning in (
             ("l1", "sum of the absolute differences"),
             ("tv", "total variation, half the sum of the absolute differences"),
@@ -84,6 +90,7 @@ SPECS = (
         f"{SAME}, with images that aren't valid as an unwanted group. Lower is fairer.",
         "lower",
         needs="a validity check",
+        version=3,
     ),
     ScoreSpec(
         f"{RAW}_worst_prompt",
@@ -91,12 +98,14 @@ SPECS = (
         "lower",
         summary=True,
         needs=PROMPTS,
+        version=3,
     ),
     ScoreSpec(
         f"{RAW}_pooled",
         f"{SAME}, of all prompts together. Lower is fairer.",
         "lower",
         needs=PROMPTS,
+        version=3,
     ),
     ScoreSpec(
         "prompt_dependence",
@@ -104,6 +113,7 @@ SPECS = (
         "neither",
         unit="nats",
         needs=PROMPTS,
+        version=3,
     ),
     ScoreSpec(
         f"{RANKED}_*",
@@ -112,12 +122,14 @@ SPECS = (
         "lower",
         summary=True,
         display=f"{RANKED}_<attributes>",
+        version=3,
     ),
     ScoreSpec(
         f"{RAW}_*",
         f"{SAME}, of any sensitive attribute and crossing, all prompts together. Lower is fairer.",
         "lower",
         display=f"{RAW}_<attributes>",
+        version=3,
     ),
 )
 
@@ -201,31 +213,38 @@ class Discrepancies(Shares):
         if one.reason is not None:
             self.not_measured[name] = f"judge {worse}: {one.reason}"
             return []
-        # A fair generator's worse judge shows at least as much as each judge alone.
-        floor: float | None = max(score.floor for score in found.values())
+        low, high = worse_interval(list(found.values()))
+        sizes = rows_of(self.first, chosen, by_prompt).sum(axis=1)
+        floor: float | None = worse_noise_floor(
+            sizes,
+            [self.confusions[judge]["/".join(chosen)] for judge in found],
+            self.first.target(chosen),
+            design_effects=list(effects.values()),
+        )
         given = " and of coupled batches" if self.first.coupled else ""
         if effect is None:
             floor, given = None, self.given_batches()
         else:
-            sizes = rows_of(self.first, chosen, by_prompt).sum(axis=1)
             self.floors[name] = {
                 "n": [effective_size(int(n), effects[worse]) for n in sizes],
                 "target": self.first.target(chosen).tolist(),
                 "confusion": self.confusions[worse]["/".join(chosen)].tolist(),
             }
         over = f", mean over {len(self.task.prompts)} prompts" if by_prompt else ""
-        judged = f"judge {worse}"
+        judged, united = f"judge {worse}", ""
+        if (low, high) != (one.low, one.high):
+            united = ", united over judges that agree"
         if len(found) > 1:
             judged = f"the worse of {len(found)} judges ({worse})"
         return [
             Score(
                 name=name,
                 value=one.value,
-                low=one.low,
-                high=one.high,
+                low=low,
+                high=high,
                 n=self.first.n,
                 better="lower",
-                interval=f"{one.method}, with the error of the confusion{given}",
+                interval=f"{one.method}, with the error of the confusion{united}{given}",
                 floor=floor,
                 source=f"{judged}, classifier error corrected, valid images{over}",
             )
@@ -357,7 +376,7 @@ class Discrepancies(Shares):
             self.discrepancy(
                 f"{RAW}_worst_prompt",
                 found.per_prompt_worst,
-                None,
+                None if effect is None else found.worst_floor,
                 f", hard labels, valid images, {worst}",
                 given,
             ),

@@ -18,6 +18,7 @@ SPECS = (
         "higher",
         needs=f"{BALANCED}, {LEAST} images",
         display="vendi_<encoder>",
+        version=3,
     ),
 )
 

@@ -44,6 +44,7 @@ def compute(evidence: Evidence) -> Found:
             "neither",
             f"judge {first.judge}, valid images",
             unit="probability",
+            lowest=0.0,
             highest=1.0,
         )
         scores.append(sure)

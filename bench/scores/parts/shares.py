@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 from fairbench.core.score import RANKED, Better, Score
 from fairbench.metrics import (
     DiscrepancyInterval,
-    cluster_counts,
-    design_effect,
     differential_fairness,
 )
 from fairbench.metrics.fairness import table_interval
-from fairbench.metrics.jackknife import student
 from fairbench.scores.parts.crossings import GIVEN_BATCHES, WORTH_BATCHES, Reading
 from fairbench.scores.parts.evidence import Evidence
 
@@ -36,7 +33,6 @@ __all__ = [
 
 RAW = "fairness_discrepancy"
 SMOOTHING = 0.5
-NORMAL = 1.959964  # two-sided quantile at 95 %
 
 
 class Shares:
@@ -59,25 +55,17 @@ class Shares:
     def effect(self, reading: Reading, chosen: Sequence[str]) -> float | None:
         """Variance of the shares over that of independent images; None if it can't be seen.
 
-        At least 1, and stretched for what a few batches leave unsure: batches that happen to
-        balance each other are no proof that they always do.
+        As `fairbench.metrics.group_design_effects` finds it: below 1 where batches are steered to
+        the target, and stretched for the few batches that it rests on.
         """
         if not reading.coupled:
             return 1.0
         size, labels = len(reading.groups(chosen)), reading.index(chosen)[reading.valid]
-        effects, degrees = [], 0
-        # Within prompts: what differs between them isn't a batch's doing.
-        for prompt in np.unique(reading.prompts):
-            mine = reading.prompts == prompt
-            table = cluster_counts(labels[mine], reading.batches[mine], size)
-            if len(table) > 1:
-                effects.append(design_effect(table))
-                degrees += len(table) - 1
-        if not degrees:
+        found = reading.effects(labels, size)
+        if found is None:
             return None
-        seen = float(np.mean(effects))
-        self.details.setdefault("design_effect", {})["/".join(chosen)] = seen
-        return max(1.0, seen) * (student(0.95, degrees) / NORMAL) ** 2
+        self.details.setdefault("design_effect", {})["/".join(chosen)] = found.seen
+        return found.overall
 
     def discrepancy(
         self,
