@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array, check_count, check_pair, chunks
-from fairbench.metrics.jackknife import jackknife_variance
+from fairbench.metrics.jackknife import jackknife_variance, split
 
 __all__ = ["NeighbourScores", "expected_coverage", "precision_recall_density_coverage"]
 
@@ -38,6 +38,7 @@ class NeighbourScores:
         expected_coverage: What coverage is on average for equal distributions at these N and M.
         density_error: Standard error of density over generated rows, the balls held fixed.
         k: Neighbours of the radii.
+        precision_error: The same of precision.
         recall_error, coverage_error: Standard errors over samples of generated rows, given the
             reference, by a delete-one-block jackknife (20 blocks) that keeps the radii.
     """
@@ -49,12 +50,17 @@ class NeighbourScores:
     expected_coverage: float
     density_error: float
     k: int
+    precision_error: float = 0.0
     recall_error: float = 0.0
     coverage_error: float = 0.0
 
 
 def precision_recall_density_coverage(
-    generated: ArrayLike, reference: ArrayLike, *, k: int
+    generated: ArrayLike,
+    reference: ArrayLike,
+    *,
+    k: int,
+    clusters: NDArray[np.integer[Any]] | None = None,
 ) -> NeighbourScores:
     """Precision, recall, density and coverage from one pass over the distances.
 
@@ -66,6 +72,8 @@ def precision_recall_density_coverage(
         generated: Features of generated images, (N, D) floats, N > k.
         reference: Features of reference images, (M, D) floats, M > k.
         k: Neighbours of the radii, 1 or more; 3 and 5 are usual.
+        clusters: Batch of each generated row, (N,) integers, where batches make rows depend on
+            each other: the errors are then of whole ones. None: every row is independent.
 
     Returns:
         The four scores; higher is better. Memory grows with N, not N².
@@ -85,9 +93,12 @@ def precision_recall_density_coverage(
     fake_radii, real_radii = _squared_radii(fakes, k), _squared_radii(reals, k)
     precise, balls = np.zeros(len(fake), dtype=bool), np.zeros(len(fake))
     # By block of generated rows: a row that only one block reaches is lost without it.
-    blocks = min(_BLOCKS, len(fake))
-    block = np.random.default_rng(_BLOCK_SEED).permutation(len(fake)) % blocks
-    recalled, covered = np.zeros((2, blocks, len(real)), dtype=bool)
+    rng = np.random.default_rng(_BLOCK_SEED)
+    parts = split(len(fake), min(_BLOCKS, len(fake)), rng, clusters) if len(fake) > 3 else []
+    block = np.zeros(len(fake), dtype=np.int64)
+    for index, rows in enumerate(parts):
+        block[rows] = index
+    recalled, covered = np.zeros((2, max(1, len(parts)), len(real)), dtype=bool)
     margins = fakes.margins(reals)
     for part in chunks(len(fake), len(real)):
         chosen = np.arange(part.start, part.stop)
@@ -105,11 +116,23 @@ def precision_recall_density_coverage(
         density=float(balls.mean()) / k,
         coverage=float(covered.any(axis=0).mean()),
         expected_coverage=expected_coverage(len(fake), len(real), k=k),
-        density_error=float(balls.std(ddof=1)) / (k * float(np.sqrt(len(fake)))),
+        density_error=_mean_error(balls / k, block, clusters),
+        precision_error=_mean_error(precise, block, clusters),
         k=k,
         recall_error=_block_error(recalled),
         coverage_error=_block_error(covered),
     )
+
+
+def _mean_error(
+    values: NDArray[Any], block: NDArray[np.int64], clusters: NDArray[np.integer[Any]] | None
+) -> float:
+    """Standard error of the mean over rows, or over blocks of whole clusters."""
+    n = len(values)
+    if clusters is None:
+        return float(values.std(ddof=1)) / float(np.sqrt(n))
+    sums = np.bincount(block, weights=values - values.mean())
+    return float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))) / n
 
 
 def _add_by_block(

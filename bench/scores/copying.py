@@ -78,7 +78,7 @@ def compute(evidence: Evidence) -> Found:
                 found.auc,
                 found.auc_error,
                 reading.n,
-                "normal, DeLong, given the images learned from",
+                how,
                 told,
             ),
             copies_score(

@@ -47,18 +47,19 @@ def compute(evidence: Evidence) -> Found:
             continue
         x, y = evidence.balanced_features(encoder)
         try:
-            found = frechet_infinity(x, y, seed=evidence.seed)
+            found = frechet_infinity(x, y, clusters=evidence.first.all_batches, seed=evidence.seed)
         except ContractError as error:
             few = len(x) < INFINITY_N
             missing[name] = "not measurable at this n" if few else str(error)
             continue
         details[name] = {"r_squared": found.r_squared, "slope": found.slope}
-        half = student(0.95, 19) * found.standard_error
+        half = student(0.95, found.degrees) * found.standard_error
         source = f"encoder {encoder}, {len(y)} balanced real images, extrapolated to infinite n"
         # The fit may end slightly below 0, where no distance is.
         ends = (found.value, max(0.0, found.value - half), max(0.0, found.value + half))
         score = distance_score(name, ends, len(x), source)
-        how = f"fitted line and jackknife of 20 blocks, {GIVEN_REFERENCE}"
+        how = f"fitted line and jackknife of {found.degrees + 1} blocks, {GIVEN_REFERENCE}"
+        how += evidence.first.given_batches
         scores.append(replace(score, interval=how))
     return Found(tuple(scores), {}, {"quality": details}, missing)
 

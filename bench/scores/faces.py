@@ -309,11 +309,8 @@ def _memorisation(
     )
 
     told = f"{source}: chance of being nearer, 0.5 without copies"
-    scores = [
-        auc_score(
-            name, found.auc, found.auc_error, n, "normal, DeLong, given the training images", told
-        )
-    ]
+    how = "normal, DeLong, given the training images"
+    scores = [auc_score(name, found.auc, found.auc_error, n, how, told)]
     if found.ratio is not None and found.ratio_error is not None:
         half = NORMAL * found.ratio_error
         ratio = Score(

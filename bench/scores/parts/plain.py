@@ -18,7 +18,13 @@ from fairbench.metrics import (
     clustered_share_intervals,
     wilson_interval,
 )
-from fairbench.scores.parts.crossings import WORTH_BATCHES, Reading
+from fairbench.metrics.jackknife import student
+from fairbench.scores.parts.crossings import (
+    GIVEN_BATCHES,
+    WHOLE_BATCHES,
+    WORTH_BATCHES,
+    Reading,
+)
 from fairbench.scores.parts.diversity import GIVEN_REFERENCE
 
 __all__ = [
@@ -160,11 +166,33 @@ def mean_score(
     unit: str = "",
     lowest: float = -np.inf,
     highest: float = np.inf,
+    reading: Reading | None = None,
+    within: NDArray[np.bool_] | None = None,
 ) -> Score:
-    """The mean of one number an image, (N,), with the normal interval, cut to what is possible."""
+    """The mean of one number an image, (N,), with the normal interval, cut to what is possible.
+
+    With the reading whose images these are, all of them or those `within`, coupled batches count
+    as one observation each, and what differs between prompts isn't a batch's doing.
+    """
     numbers = values.astype(np.float64)
     n, mean = len(numbers), float(numbers.mean())
     half = float(NORMAL * numbers.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    how = "normal"
+    if reading is not None and reading.coupled:
+        chosen = np.ones(n, dtype=bool) if within is None else within
+        batches, prompts = reading.sample.batch_id[chosen], reading.sample.prompt_index[chosen]
+        squares, degrees = 0.0, 0
+        for prompt in np.unique(prompts):
+            mine = prompts == prompt
+            _, places = np.unique(batches[mine], return_inverse=True)
+            sums = np.bincount(places, weights=numbers[mine] - numbers[mine].mean())
+            if len(sums) > 1:
+                squares += float((sums**2).sum()) * len(sums) / (len(sums) - 1)
+                degrees += len(sums) - 1
+        how = f"normal, {GIVEN_BATCHES}"
+        if degrees:
+            half = student(0.95, degrees) * float(np.sqrt(squares)) / n
+            how = f"t, {WHOLE_BATCHES}"
     return Score(
         name=name,
         value=mean,
@@ -172,7 +200,7 @@ def mean_score(
         high=min(highest, mean + half),
         n=n,
         better=better,
-        interval="normal",
+        interval=how,
         unit=unit,
         source=source,
     )
