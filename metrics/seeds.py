@@ -356,26 +356,30 @@ def mean_number(
     lows: ArrayLike | None,
     highs: ArrayLike | None,
     *,
-    bounds: tuple[float, float] = (-np.inf, np.inf),
+    bounds: SeedsInterval = (-np.inf, np.inf),
     symmetric: bool,
+    logarithms: bool = False,
     level: float = 0.95,
 ) -> tuple[float, SeedsInterval | None]:
     """Mean of any number that runs measured, each run equally.
 
     Args:
         values: Of each run, (S,).
-        lows, highs: Ends of each run's own interval, (S,) each; None if runs have none.
+        lows: Lower ends of the runs' own intervals, (S,); None if runs have none.
+        highs: Their upper ends.
         bounds: What the number can be.
         symmetric: Whether a run's error is about as often of either sign. If so, errors of runs
             average out, and the ends are the mean ± the root of the sum of squares of the runs'
             half widths over S. If not (a smallest share over the largest is pushed down by
             chance, and stays so in a mean), the ends enclose all the runs' intervals.
+        logarithms: Whether Student's t is of the logarithms: for numbers above 0 whose spread
+            grows with them.
         level: Confidence level in (0, 1).
 
     Returns:
         The mean, and an interval wide enough for both those ends and Student's t over the runs,
-        the latter of the logarithms if the number can't be negative; cut to the bounds. None if
-        there is neither, or if the runs have no intervals and all agree.
+        cut to the bounds. None if there is neither, or if the runs have no intervals and all
+        agree.
     """
     found = np.asarray(values, dtype=np.float64)
     mean, count = float(found.mean()), len(found)
@@ -389,7 +393,7 @@ def mean_number(
         else:
             ends.append((float(bottom.min()), float(top.max())))
     if count > 1 and (ends or np.ptp(found) > 0):
-        ends.append(_student_interval(found, bounds, level))
+        ends.append(_student_interval(found, logarithms, level))
     if not ends:
         return mean, None
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
@@ -397,12 +401,10 @@ def mean_number(
     return mean, (min(max(low, bounds[0]), mean), max(min(high, bounds[1]), mean))
 
 
-def _student_interval(
-    values: Array, bounds: tuple[float, float], level: float
-) -> SeedsInterval:
+def _student_interval(values: Array, logarithms: bool, level: float) -> SeedsInterval:
     count, mean = len(values), float(values.mean())
     quantile = _student(level, count - 1) / np.sqrt(count)
-    if bounds[0] == 0 and values.min() > 0:
+    if logarithms and values.min() > 0:
         logs = np.log(values)
         # Centred on the mean: its logarithm lies above the mean logarithm.
         factor = float(np.exp(quantile * logs.std(ddof=1)))
@@ -411,9 +413,7 @@ def _student_interval(
     return mean - half, mean + half
 
 
-def _between_radius(
-    spread: Array, measure: Callable[[Array], Array], level: float
-) -> float:
+def _between_radius(spread: Array, measure: Callable[[Array], Array], level: float) -> float:
     """Bound of the mean over prompts of the sizes of the error between runs.
 
     Args:

@@ -28,6 +28,7 @@ from fairbench.metrics import (
     worst_case_bounds,
 )
 from fairbench.scores.parts.crossings import NO_CHECK, NO_VALID, crossings
+from fairbench.scores.parts.estimate import estimate_facts
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
 from fairbench.scores.parts.shares import (
@@ -438,7 +439,7 @@ def compute(evidence: Evidence) -> Found:
         scores = tuple(made.penalised())
         return Found(scores, not_measured={RANKED: reason, RAW: reason} | made.not_measured)
     scores = tuple(made.scores())
-    facts = {"fair": made.floors, "fairness": made.details}
+    facts = {"fair": made.floors, "fairness": made.details, "estimate": estimate_facts(made)}
     return Found(scores, {}, facts, made.not_measured)
 
 
