@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -106,8 +107,8 @@ class MeanShares:
             part included.
         judge: (R, P, K) draws of the confusion's part alone; zeros without one. It is the same in
             all runs, so it doesn't average out.
-        floor: 95 % quantile of the Euclidean distance of such a mean for a fair generator whose
-            runs differ by chance alone.
+        pooled: (P,) independent images that would make the mean as sure.
+        confusion: (K, K) counts of the judge's errors; None if its word is taken as it is.
         reason: ``"ill_conditioned"`` if the judge is too poor to be corrected, else None; the
             arrays are then of no use.
     """
@@ -117,8 +118,19 @@ class MeanShares:
     runs: Array
     images: Array
     judge: Array
-    floor: float
+    pooled: NDArray[np.int64]
+    confusion: NDArray[np.int64] | None = None
     reason: Reason | None = None
+
+    @cached_property
+    def floor(self) -> float:
+        """95 % quantile of the Euclidean distance of the mean shares of a fair generator.
+
+        Its runs differ by chance alone; the errors of the judge don't average out over them.
+        """
+        if self.confusion is None:
+            return mean_noise_floor(self.pooled, self.target)
+        return corrected_noise_floor(self.pooled, self.confusion, self.target)
 
     def estimate(self, size: str = "l2", *, level: float = 0.95) -> SeedsEstimate:
         """Distance of the mean shares from the target, with an interval.
@@ -281,22 +293,20 @@ def mean_shares(
     pooled = np.maximum(1, np.round(runs**2 / (1 / worth).sum(axis=0)).astype(np.int64))
     errors = _resampled(mean, pooled, level, rng)
     if confusion is None:
-        floor = mean_noise_floor(pooled, wanted)
-        return MeanShares(mean, wanted, measured, errors, np.zeros((1, prompts, groups)), floor)
+        return MeanShares(mean, wanted, measured, errors, np.zeros((1, prompts, groups)), pooled)
     answers = check_confusion(confusion)
     rates = confusion_rates(answers)
     _, reason = judge_confusion(rates)
     if reason is not None:
-        return MeanShares(mean, wanted, measured, errors, errors, float("nan"), reason)
+        return MeanShares(mean, wanted, measured, errors, errors, pooled, answers, reason)
     inverse = np.linalg.inv(rates)
     point = likeliest_shares(mean, rates)
     smoothed = answers + 0.5
     centre = smoothed / smoothed.sum(axis=1, keepdims=True)
     drawn = np.stack([rng.dirichlet(row, size=_DRAWS) for row in smoothed], axis=1) - centre
     of_judge = -np.einsum("pk,rkj->rpj", point, drawn) @ inverse
-    floor = corrected_noise_floor(pooled, answers, wanted)
     return MeanShares(
-        point, wanted, measured @ inverse, errors @ inverse + of_judge, of_judge, floor
+        point, wanted, measured @ inverse, errors @ inverse + of_judge, of_judge, pooled, answers
     )
 
 

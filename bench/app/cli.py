@@ -262,11 +262,8 @@ def leaderboard(
         if format_ is None and output is not None:
             layout = _format_of(output, list(known.values()))
         from fairbench import leaderboards
-        from fairbench.storage.records import read_records
 
-        rows = leaderboards.rows(
-            read_records(results, _warn), dataset=dataset, task=task, warn=_warn
-        )
+        rows = leaderboards.leaderboard(results, dataset=dataset, task=task, warn=_warn)
         if not rows:
             asked = " and ".join(
                 f"{kind} {name!r}"

@@ -439,7 +439,8 @@ def compute(evidence: Evidence) -> Found:
         scores = tuple(made.penalised())
         return Found(scores, not_measured={RANKED: reason, RAW: reason} | made.not_measured)
     scores = tuple(made.scores())
-    facts = {"fair": made.floors, "fairness": made.details, "estimate": estimate_facts(made)}
+    facts = {"fair": made.floors, "fairness": made.details}
+    facts["estimate"] = estimate_facts(made, evidence)
     return Found(scores, {}, facts, made.not_measured)
 
 
