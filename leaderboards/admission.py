@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 from fairbench.core.errors import InputError
@@ -21,6 +20,7 @@ from fairbench.leaderboards.averages import Cell
 from fairbench.leaderboards.counts import RAW
 from fairbench.leaderboards.row import Row
 from fairbench.methods import make_method
+from fairbench.metrics.counting import wilson_interval
 from fairbench.runs.config import MINIMUM_IMAGES
 
 __all__ = ["Baselines", "Reason", "admit", "differences", "flatten", "told_defaults"]
@@ -57,10 +57,10 @@ class Admission:
 
     Attributes:
         ranked_by: The column that rows are ranked by.
-        reasons: Keys of a row -> why it isn't ranked; empty for one that is.
-        comparable: Keys of a row -> ``"yes"``, or ``"no: "`` and in what it departs from the
+        reasons: Place of a row -> why it isn't ranked; empty for one that is.
+        comparable: Place of a row -> ``"yes"``, or ``"no: "`` and in what it departs from the
             protocol.
-        doubtful: Keys of rows whose quality may be much worse than the baseline's.
+        doubtful: Places of rows whose quality may be much worse than the baseline's.
         seeds: Fewest seeds of a ranked row.
         unchecked: Checks that nothing here could be put to.
     """
@@ -131,34 +131,34 @@ def admit(block: Sequence[Row], baselines: Baselines) -> Admission:
         baselines: Of all rows, whatever their task.
     """
     protocol = baselines.protocol(block)
-    comparable = {row.keys: _compare(row, protocol, block) for row in block}
-    reasons: dict[tuple[str, ...], list[Reason]] = {row.keys: [] for row in block}
+    comparable = {row.place: _compare(row, protocol, block) for row in block}
+    reasons: dict[tuple[str, ...], list[Reason]] = {row.place: [] for row in block}
     candidates = []
     for row in block:
-        mine = reasons[row.keys]
+        mine = reasons[row.place]
         if (role := _by_role(row)) is not None:
             mine.append(role)
-        if comparable[row.keys] != "yes":
-            mine.append(Reason("protocol", comparable[row.keys].removeprefix("no: ")))
+        if comparable[row.place] != "yes":
+            mine.append(Reason("protocol", comparable[row.place].removeprefix("no: ")))
         if not mine:
             candidates.append(row)
     settings = dict(_other_settings(candidates))
-    for keys, reason in settings.items():
-        reasons[keys].append(reason)
-    candidates = [row for row in candidates if row.keys not in settings]
+    for place, reason in settings.items():
+        reasons[place].append(reason)
+    candidates = [row for row in candidates if row.place not in settings]
     ranked_by = RANKED if all(RANKED in row.scores for row in candidates) else RAW
     if not candidates and not any(RANKED in row.scores for row in block):
         ranked_by = RAW
-    level = [row for row in block if comparable[row.keys] == "yes"]
+    level = [row for row in block if comparable[row.place] == "yes"]
     seeds = min(_SEEDS, max((len(row.seeds) for row in level), default=1))
     checks = _Checks(ranked_by, seeds, baselines)
     for row in candidates:
-        reasons[row.keys] += checks.of(row)
-    ranked = [row for row in candidates if not reasons[row.keys]]
-    doubtful = frozenset(row.keys for row in candidates if checks.is_doubtful(row))
+        reasons[row.place] += checks.of(row)
+    ranked = [row for row in candidates if not reasons[row.place]]
+    doubtful = frozenset(row.place for row in candidates if checks.is_doubtful(row))
     return Admission(
         ranked_by,
-        {keys: tuple(found) for keys, found in reasons.items()},
+        {place: tuple(found) for place, found in reasons.items()},
         comparable,
         doubtful,
         min((len(row.seeds) for row in ranked), default=seeds),
@@ -213,11 +213,10 @@ class _Checks:
     def is_doubtful(self, row: Row) -> bool:
         """Whether the quality may be more than twice as bad as the baseline's."""
         baseline = self._baselines.of(row)
-        mine, theirs = quality_of(row), None if baseline is None else quality_of(baseline)
-        if mine is None or theirs is None or mine.high is None:
+        if baseline is None or row.quality is None or baseline.quality is None:
             return False
-        worst = theirs.value if theirs.high is None else theirs.high
-        return mine.high > _DOUBTFUL * max(worst, row.real_distance)
+        worst = max(baseline.quality.high, row.real_distance)
+        return row.quality.high > _DOUBTFUL * worst
 
     def unchecked(self, candidates: Sequence[Row]) -> tuple[str, ...]:
         """Checks that no candidate could be put to."""
@@ -230,7 +229,7 @@ class _Checks:
         if with_baseline:
             if not any("validity" in (*a.scores, *b.scores) for a, b in with_baseline):
                 absent.append("validity")
-            if not any(quality_of(a) or quality_of(b) for a, b in with_baseline):
+            if not any(a.quality or b.quality for a, b in with_baseline):
                 absent.append("quality")
         if candidates and all(row.copies is None for row in candidates):
             absent.append("duplicates")
@@ -241,14 +240,6 @@ class _Checks:
         return tuple(absent)
 
 
-def quality_of(row: Row) -> Cell | None:
-    """Kernel distance of the first encoder to real images in the row's own shares."""
-    return next(
-        (cell for name, cell in row.scores.items() if fnmatchcase(name, "kernel_*_reweighted")),
-        None,
-    )
-
-
 def _validity(row: Row, baseline: Row) -> Iterator[Reason]:
     mine, theirs = row.scores.get("validity"), baseline.scores.get("validity")
     if theirs is None:
@@ -256,9 +247,10 @@ def _validity(row: Row, baseline: Row) -> Iterator[Reason]:
     if mine is None:
         yield Reason("validity", "its valid share wasn't measured, the baseline's was")
         return
-    # Square and add: the interval of a difference from those of its terms.
-    above = 0.0 if mine.high is None else mine.high - mine.value
-    below = 0.0 if theirs.low is None else theirs.value - theirs.low
+    # Square and add: the interval of a difference from those of its terms. Pooled counts: what
+    # differs between seeds is no excuse for images that aren't valid.
+    above = wilson_interval(*_hits(row, mine))[1] - mine.value
+    below = theirs.value - wilson_interval(*_hits(baseline, theirs))[0]
     if mine.value - theirs.value + math.hypot(above, below) < -_LOST_VALIDITY:
         yield Reason(
             "validity",
@@ -267,20 +259,25 @@ def _validity(row: Row, baseline: Row) -> Iterator[Reason]:
         )
 
 
+def _hits(row: Row, cell: Cell) -> tuple[float, float]:
+    """Valid images and all of them."""
+    images = cell.n * len(row.seeds)
+    return min(1.0, max(0.0, cell.value)) * images, float(images)
+
+
 def _quality(row: Row, baseline: Row) -> Iterator[Reason]:
-    mine, theirs = quality_of(row), quality_of(baseline)
+    mine, theirs = row.quality, baseline.quality
     if theirs is None:
         return
     if mine is None:
         yield Reason("quality", "its distance to real images wasn't measured, the baseline's was")
         return
     allowed = _WORSE * max(theirs.value, row.real_distance)
-    least = mine.value if mine.low is None else mine.low
-    if least > allowed:
+    if mine.low > allowed:
         yield Reason(
             "quality",
-            f"its kernel distance to real images in its own shares is {least:.4g} or more, above "
-            f"{_WORSE:g} times the baseline's, {allowed:.4g}",
+            f"its kernel distance to real images in its own shares is {mine.low:.4g} or more; "
+            f"{allowed:.4g} may be, {_WORSE:g} times the baseline's",
         )
 
 
@@ -302,14 +299,14 @@ def _other_settings(candidates: Sequence[Row]) -> Iterator[tuple[tuple[str, ...]
         for row in rows:
             departs = _departs(row)
             if departs:
-                yield row.keys, Reason("setting", f"{departs}; one row a method is ranked")
+                yield row.place, Reason("setting", f"{departs}; one row a method is ranked")
             else:
                 kept.append(row)
         kept.sort(key=lambda row: (int(row.config.get("version", 0)), *_weight(row), row.keys))
         for row in kept[:-1]:
             newest = int(kept[-1].config.get("version", 0))
             yield (
-                row.keys,
+                row.place,
                 Reason(
                     "setting",
                     f"another row of {row.method} (version {newest}, {len(kept[-1].seeds)} seeds) "

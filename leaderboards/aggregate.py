@@ -11,6 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fairbench.core.keys import canonical
@@ -26,7 +27,7 @@ from fairbench.leaderboards.admission import (
 from fairbench.leaderboards.averages import Averages, Cell, exact_mean
 from fairbench.leaderboards.counts import Counts
 from fairbench.leaderboards.ranking import ImagesOf, ranked_row, stand
-from fairbench.leaderboards.row import UNRANKED, Copies, Row
+from fairbench.leaderboards.row import UNRANKED, Copies, Distance, Row
 
 __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
 
@@ -86,7 +87,7 @@ def rows(
     counts = Counts(record for group in by_configuration.values() for record in group)
     # Baselines may stand in blocks that aren't asked for.
     merged = {
-        row.keys: (row, runs)
+        row.place: (row, runs)
         for _, group in sorted(by_configuration.items())
         if is_asked_for(group[0]) or group[0].method == "vanilla"
         for row, runs in [_merge(group, counts, images, tell(group[0]))]
@@ -97,7 +98,7 @@ def rows(
     arranged = []
     for _, block in itertools.groupby(asked, key=lambda row: row.block):
         mine = list(block)
-        runs_of = {row.keys: merged[row.keys][1] for row in mine}
+        runs_of = {row.place: merged[row.place][1] for row in mine}
         arranged += _arrange(mine, runs_of, baselines, counts, images)
     return arranged
 
@@ -172,6 +173,7 @@ def _merge(
         copies=_copies(runs, images),
         may_rank=_may_rank(first.card),
         ranked_preset=str(first.card.get("ranked_preset") or ""),
+        quality=_quality(runs),
         real_distance=max(_real_distance(run) for run in runs),
     )
     return row, runs
@@ -191,13 +193,34 @@ def _copies(runs: Sequence[Record], images: ImagesOf) -> Copies | None:
         if mine:
             hashes.update(mine)
         elif told is not None:  # then copies between runs stay unseen
-            copies += int(told["duplicates"])
+            copies += int(told["images"]) - int(told["distinct"])
         else:
             return None
-        total += len(mine) or _images(run)
+        total += len(mine) or int((told or {}).get("images", 0))
     # Every image of a picture that occurs more than once is a copy but for one.
     copies += sum(count - 1 for count in hashes.values())
     return Copies(copies / max(1, total), total - copies, leaked)
+
+
+def _quality(runs: Sequence[Record]) -> Distance | None:
+    """Kernel distance of the first encoder to real images in the row's own shares."""
+    first = next((s for s in runs[0].scores if fnmatchcase(s.name, "kernel_*_reweighted")), None)
+    if first is None:
+        return None
+    found = [score for run in runs if (score := run.score(first.name)) is not None]
+    if len(found) < len(runs):
+        return None
+    # An interval that doesn't hold its own value says nothing.
+    ends = [
+        (s.low, s.high)
+        if s.low is not None and s.high is not None and s.low <= s.value <= s.high
+        else (s.value, s.value)
+        for s in found
+    ]
+    value = exact_mean(score.value for score in found)
+    below = math.hypot(*(s.value - low for s, (low, _) in zip(found, ends, strict=True)))
+    above = math.hypot(*(high - s.value for s, (_, high) in zip(found, ends, strict=True)))
+    return Distance(value, value - below / len(runs), value + above / len(runs))
 
 
 def _real_distance(run: Record) -> float:
@@ -244,19 +267,19 @@ def _arrange(
     """Label, admit, compare, rank and order the rows of one block."""
     decided = admit(block, baselines)
     by = decided.ranked_by
-    admitted = [row for row in block if not decided.reasons[row.keys]]
+    admitted = [row for row in block if not decided.reasons[row.place]]
     ranked = {
-        row.keys: ranked_row(runs_of[row.keys], row.scores[by], by, counts, images)
+        row.place: ranked_row(runs_of[row.place], row.scores[by], by, counts, images)
         for row in admitted
     }
     places = dict(zip(ranked, stand(list(ranked.values())), strict=True))
     told = []
     for row in _label(block):
-        reasons, place = decided.reasons[row.keys], places.get(row.keys)
-        flags = [*row.flags, *(["quality?"] if row.keys in decided.doubtful else [])]
+        reasons, place = decided.reasons[row.place], places.get(row.place)
+        flags = [*row.flags, *(["quality?"] if row.place in decided.doubtful else [])]
         row = replace(
             row,
-            comparable=decided.comparable[row.keys],
+            comparable=decided.comparable[row.place],
             why_unranked=reasons[0].word if reasons else "",
             reasons=tuple(reason.text for reason in reasons),
             ranked_by=by,
@@ -270,7 +293,7 @@ def _arrange(
                 row,
                 rank=str(first) if first == last else f"{first}–{last}",
                 tie_class=_letters(place.tie_class),
-                compared="paired" if ranked[row.keys].paired else "unpaired",
+                compared="paired" if ranked[row.place].paired else "unpaired",
             )
         told.append(row)
     return sorted(told, key=_order)
@@ -304,8 +327,8 @@ def _label(block: Sequence[Row]) -> list[Row]:
         whole = [_label_of(row, varying, {}) for row in group]
         # Records from before a parameter was there are told from its default by whole ones only.
         told = short if len(set(short)) == len(set(whole)) else whole
-        labels.update((row.keys, label) for row, label in zip(group, told, strict=True))
-    return [replace(row, label=labels[row.keys]) for row in block]
+        labels.update((row.place, label) for row, label in zip(group, told, strict=True))
+    return [replace(row, label=labels[row.place]) for row in block]
 
 
 def _preset(row: Row) -> str:

@@ -48,16 +48,17 @@ def images_of(results: Path, warn: Callable[[str], None]) -> ImagesOf:
         results: Folder of records.
         warn: Told in one line about each sidecar that can't be read.
     """
-    known: dict[str, PerImage | None] = {}
+    known: dict[tuple[str, str, str], PerImage | None] = {}
 
     def read(record: Record) -> PerImage | None:
-        if record.key not in known:
-            path = record_path(results, record.dataset, record.method, record.key)
+        place = record.dataset, record.method, record.key
+        if place not in known:
+            path = record_path(results, *place)
             try:
-                known[record.key] = read_per_image(path, record)
+                known[place] = read_per_image(path, record)
             except RecordError as error:
                 warn(str(error))
-                known[record.key] = None
-        return known[record.key]
+                known[place] = None
+        return known[place]
 
     return read

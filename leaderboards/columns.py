@@ -24,10 +24,10 @@ __all__ = [
     "is_main",
     "method_of",
     "notes_of",
-    "standing_of",
     "score_column",
     "score_names",
     "significant",
+    "standing_of",
 ]
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}

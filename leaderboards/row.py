@@ -8,7 +8,7 @@ from typing import Any
 
 from fairbench.leaderboards.averages import Cell
 
-__all__ = ["UNRANKED", "Copies", "Row"]
+__all__ = ["UNRANKED", "Copies", "Distance", "Row"]
 
 UNRANKED = "–"
 
@@ -26,6 +26,20 @@ class Copies:
     share: float
     distinct: int
     leaked: int | None
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a row's images lie from real ones in the row's own shares.
+
+    Attributes:
+        value: Mean over the runs of the first encoder's kernel distance.
+        low, high: 95 % interval of the error within runs: admission asks about these images.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,10 @@ class Row:
             is in the comparison.
         unchecked: Checks that nothing in the block could be put to.
         copies: Exact copies among its images; None if no hashes are known.
+        may_rank: Whether its card asks for a rank.
+        ranked_preset: The preset that its card names as ranked; empty: its defaults.
+        quality: What its quality is admitted by; None if it wasn't measured.
+        real_distance: 95 % quantile of that distance between real sets of its size; 0: unknown.
     """
 
     dataset: str
@@ -94,7 +112,13 @@ class Row:
     copies: Copies | None
     may_rank: bool = field(repr=False)
     ranked_preset: str = field(repr=False)
+    quality: Distance | None = field(repr=False)
     real_distance: float = field(repr=False)
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What tells the row from all others."""
+        return self.dataset, self.task, self.backbone, self.method, *self.keys
 
     @property
     def block(self) -> tuple[str, str, str]:
