@@ -30,7 +30,19 @@ BASELINE = "vanilla"
 # What a method may choose for itself. Two rows may differ in these and still be compared; in
 # everything else that the run key hashes over, they may not.
 _OWN = frozenset(
-    {"method", "version", "parameters", "preset", "batch_size", "seed", "evaluated", "images"}
+    {
+        "method",
+        "version",
+        "parameters",
+        "preset",
+        "batch_size",
+        "seed",
+        "evaluated",
+        "images",
+        "baseline",
+        "labels",
+        "scoring_seed",
+    }
 )
 _SEEDS = 3
 _LOST_VALIDITY = 0.10
@@ -89,8 +101,10 @@ class Baselines:
     def of(self, row: Row) -> Row | None:
         """The baseline with the same backbone, prompts and sampling, whatever its target and n.
 
-        Of several the same task's, then the largest.
+        Of several the same task's, then the largest; one that the row's records name before all.
         """
+        if row.given is not None:
+            return row.given
         found = self._rows.get(_surroundings(row.config), [])
         return max(found, key=lambda one: (one.task == row.task, *_weight(one)), default=None)
 
@@ -183,7 +197,7 @@ class _Checks:
             )
         baseline = self._baselines.of(row)
         if baseline is None:
-            yield Reason("baseline", f"there is no {BASELINE} row; make it with: {_command(row)}")
+            yield Reason("baseline", f"there is no {BASELINE} row; {_command(row)}")
         else:
             yield from _validity(row, baseline)
             yield from _quality(row, baseline)
@@ -284,6 +298,8 @@ def _quality(row: Row, baseline: Row) -> Iterator[Reason]:
 def _by_role(row: Row) -> Reason | None:
     if row.role != "method":
         return Reason(row.role, f"{row.role}s aren't ranked")
+    if not row.may_rank and "evaluated" in row.config:
+        return Reason("baseline", f"images made elsewhere need one; {_command(row)}")
     if not row.may_rank:
         return Reason("unranked", "its card doesn't ask for a rank")
     return None
@@ -410,9 +426,11 @@ def _short(text: str) -> str:
 
 
 def _command(row: Row) -> str:
+    if "evaluated" in row.config:
+        return "name its record with fairbench evaluate --baseline"
     seeds = ",".join(map(str, row.seeds))
     backbone = f" --backbone {row.backbone}" if row.backbone else ""
     return (
-        f"fairbench run --method {BASELINE} --dataset {row.dataset} --task {row.task}{backbone} "
-        f"--num-images {_number(row)} --seeds {seeds}"
+        f"make it with: fairbench run --method {BASELINE} --dataset {row.dataset} "
+        f"--task {row.task}{backbone} --num-images {_number(row)} --seeds {seeds}"
     )

@@ -175,8 +175,26 @@ def _merge(
         ranked_preset=str(first.card.get("ranked_preset") or ""),
         quality=_quality(runs),
         real_distance=max(_real_distance(run) for run in runs),
+        given=None,
     )
-    return row, runs
+    told = first.facts.get("baseline")
+    return (row if told is None else replace(row, given=_given(row, told))), runs
+
+
+def _given(row: Row, told: Mapping[str, Any]) -> Row:
+    """The baseline that a record of images made elsewhere names."""
+    cells = {
+        name: Cell(
+            float(one["value"]), one["low"], one["high"], "", None, int(one["n"]), "neither", ""
+        )
+        for name, one in told["scores"].items()
+    }
+    near = next((c for n, c in cells.items() if fnmatchcase(n, "kernel_*_reweighted")), None)
+    quality = None
+    if near is not None:
+        ends = [near.value if end is None else end for end in (near.low, near.high)]
+        quality = Distance(near.value, *ends)
+    return replace(row, method=str(told["method"]), scores=cells, quality=quality, seeds=(0,))
 
 
 def _copies(runs: Sequence[Record], images: ImagesOf) -> Copies | None:

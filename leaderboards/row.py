@@ -82,6 +82,7 @@ class Row:
         ranked_preset: The preset that its card names as ranked; empty: its defaults.
         quality: What its quality is admitted by; None if it wasn't measured.
         real_distance: 95 % quantile of that distance between real sets of its size; 0: unknown.
+        given: The baseline that its records name; None: it is looked for among the rows.
     """
 
     dataset: str
@@ -114,6 +115,7 @@ class Row:
     ranked_preset: str = field(repr=False)
     quality: Distance | None = field(repr=False)
     real_distance: float = field(repr=False)
+    given: Row | None = field(repr=False)
 
     @property
     def place(self) -> tuple[str, ...]:

@@ -188,6 +188,10 @@ def evaluate(
             help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>, control_<any>."
         ),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Record of the undebiased generator's images; a rank needs one."),
+    ] = None,
     encoder: Encoders = None,
     faces: FacesToo = False,
     control: Controls = None,
@@ -215,6 +219,7 @@ def evaluate(
                 target=target,
                 num_images=num_images,
                 labels=labels,
+                baseline=baseline,
                 encoders=tuple(encoder or ()),
                 faces=faces,
                 controls=tuple(control or ()),

@@ -254,3 +254,25 @@ def test_all_reasons_are_told_and_the_first_is_the_word(block, make_counted):
     row = table([*block, record])["row"]
     assert row.why_unranked == "validity"
     assert [reason.split()[0] for reason in row.reasons] == ["6.0%", "its"]
+
+
+def test_images_made_elsewhere_rank_against_the_baseline_that_they_name(make_counted):
+    def run(name, kernel, told=True):
+        usual = {"value": 0.97, "low": 0.96, "high": 0.98, "n": 2000}
+        near = {"value": 0.06, "low": 0.05, "high": 0.07, "n": 2000}
+        scores = {"validity": usual, "kernel_cartoonfaces_reweighted": near}
+        facts = {"baseline": {"key": "0" * 16, "method": "raw", "scores": scores}} if told else {}
+        return make_counted(
+            name,
+            (1200, 800),
+            kernel=kernel,
+            facts=facts,
+            card={"ranked": told},
+            config={"evaluated": name, "backbone": ""},
+        )
+
+    found = table([run("near", 0.06), run("far", 12.0), run("alone", 0.06, told=False)])
+    words = {name: row.why_unranked for name, row in found.items()}
+    assert words == {"near": "", "far": "quality", "alone": "baseline"}
+    assert found["near"].rank == "1"
+    assert "fairbench evaluate --baseline" in found["alone"].reasons[0]
