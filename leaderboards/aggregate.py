@@ -235,10 +235,9 @@ def _quality(runs: Sequence[Record]) -> Distance | None:
         else (s.value, s.value)
         for s in found
     ]
-    value = exact_mean(score.value for score in found)
-    below = math.hypot(*(s.value - low for s, (low, _) in zip(found, ends, strict=True)))
-    above = math.hypot(*(high - s.value for s, (_, high) in zip(found, ends, strict=True)))
-    return Distance(value, value - below / len(runs), value + above / len(runs))
+    # The real images are the same in all runs, so their error doesn't average out.
+    low, high = (exact_mean(pair[side] for pair in ends) for side in (0, 1))
+    return Distance(exact_mean(score.value for score in found), low, high)
 
 
 def _real_distance(run: Record) -> float:

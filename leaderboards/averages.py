@@ -35,26 +35,32 @@ from fairbench.metrics.seeds import (
 __all__ = ["Averages", "Cell", "exact_mean", "means_of", "shifts"]
 
 _WIDER = {"images": "finite images decide", "seeds": "differences between seeds decide"}
+Errors = Literal["apart", "shared", "one way"]
 _UNIT = {"share", "probability"}  # what lies in [0, 1]
 
-# Columns whose runs err about as often to either side, so that their errors average out.
-_SYMMETRIC = (
+# Columns whose runs are all measured against the same real images: that part of their errors
+# doesn't average out.
+_SHARED = (
     "frechet_*",
     "kernel_*",
+    "fid_*",
+    "kid_*",
     "precision_*",
     "recall_*",
     "density_*",
     "coverage_*",
     "vendi_*",
     "memorisation_*",
-    "judge_confidence_*",
-    "clip_score*",
-    "inception_score*",
 )
+_OF_REAL = ("recall_*", "coverage_*")  # shares of real images, the same in all runs
+# Columns whose runs err about as often to either side, each for itself.
+_APART = ("judge_confidence_*", "clip_score*", "inception_score*")
 _CHOSEN = ("*_worst_group", "*_group_gap", "coverage_at_*")  # picked for being extreme, or counts
 # What can't be negative, and whether Student's t is of its logarithms.
 _POSITIVE = {
     "frechet_*": True,
+    "fid_*": True,
+    "kid_*": False,
     "kernel_*": False,  # unbiased: a measured one may be negative, the true one can't
     "density_*": True,
     "vendi_*": True,
@@ -234,28 +240,43 @@ def _of_numbers(
     name, unit, count = scores[0].name, scores[0].unit, len(scores)
     values = [score.value for score in scores]
     known = [(s.low, s.high) for s in scores if s.low is not None and s.high is not None]
-    if unit == "share" and len(known) == count and not _matches(name, _CHOSEN):
+    if unit == "share" and len(known) == count and not _matches(name, (*_CHOSEN, *_OF_REAL)):
         mean, (low, high) = mean_rate(values, [score.n for score in scores])
         return mean, low, high, f"pooled counts of {count} seeds, wilson, their spread included"
-    symmetric = _matches(name, _SYMMETRIC) and not _matches(name, _CHOSEN)
     logarithms = next((logs for p, logs in _POSITIVE.items() if fnmatchcase(name, p)), False)
+    errors = _errors(name)
     ends = known if len(known) == count else None
     _, found = mean_number(
         values,
         None if ends is None else [low for low, _ in ends],
         None if ends is None else [high for _, high in ends],
         bounds=_bounds(name, unit, target),
-        symmetric=symmetric,
+        errors=errors,
         logarithms=logarithms,
     )
     mean = exact_mean(values)
     if found is None:
         return mean, None, None, ""
-    student = f"t over {count} seeds{' of logarithms' if logarithms else ''}"
+    rule = f"t over {count} seeds{' of logarithms' if logarithms else ''}"
     if ends is not None:
-        own = "errors within runs" if symmetric else "all of the runs' intervals"
-        student = f"the wider of {student} and {own}" if symmetric else f"{own} and {student}"
-    return mean, min(found[0], mean), max(found[1], mean), student
+        rule = f"{_OWN[errors]} or {rule}, whichever is wider"
+    return mean, min(found[0], mean), max(found[1], mean), rule
+
+
+_OWN: Mapping[Errors, str] = {
+    "apart": "errors within runs, which average out,",
+    "shared": "mean ends within runs, given these real images,",
+    "one way": "all of the runs' intervals",
+}
+
+
+def _errors(name: str) -> Errors:
+    """How errors of runs add up."""
+    if _matches(name, _CHOSEN):
+        return "one way"
+    if _matches(name, _SHARED):
+        return "shared"
+    return "apart" if _matches(name, _APART) else "one way"
 
 
 def _bounds(name: str, unit: str, target: Sequence[float]) -> tuple[float, float]:

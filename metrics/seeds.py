@@ -367,7 +367,7 @@ def mean_number(
     highs: ArrayLike | None,
     *,
     bounds: SeedsInterval = (-np.inf, np.inf),
-    symmetric: bool,
+    errors: Literal["apart", "shared", "one way"],
     logarithms: bool = False,
     level: float = 0.95,
 ) -> tuple[float, SeedsInterval | None]:
@@ -378,10 +378,12 @@ def mean_number(
         lows: Lower ends of the runs' own intervals, (S,); None if runs have none.
         highs: Their upper ends.
         bounds: What the number can be.
-        symmetric: Whether a run's error is about as often of either sign. If so, errors of runs
-            average out, and the ends are the mean ± the root of the sum of squares of the runs'
-            half widths over S. If not (a smallest share over the largest is pushed down by
-            chance, and stays so in a mean), the ends enclose all the runs' intervals.
+        errors: How the runs' own errors add up. ``"apart"``: they average out, and the ends are
+            the mean ± the root of the sum of squares of the runs' half widths over S.
+            ``"shared"``: all runs are measured against the same real images, whose error stays
+            in a mean; the ends are the means of the runs' ends. ``"one way"``: chance pushes the
+            number one way (a smallest share over the largest is pushed down), and a mean keeps
+            that; the ends enclose all the runs' intervals.
         logarithms: Whether Student's t is of the logarithms: for numbers above 0 whose spread
             grows with them.
         level: Confidence level in (0, 1).
@@ -396,10 +398,12 @@ def mean_number(
     ends: list[SeedsInterval] = []
     if lows is not None and highs is not None:
         bottom, top = np.asarray(lows, dtype=np.float64), np.asarray(highs, dtype=np.float64)
-        if symmetric:
+        if errors == "apart":
             below = float(np.sqrt(((found - bottom) ** 2).sum())) / count
             above = float(np.sqrt(((top - found) ** 2).sum())) / count
             ends.append((mean - below, mean + above))
+        elif errors == "shared":
+            ends.append((float(bottom.mean()), float(top.mean())))
         else:
             ends.append((float(bottom.min()), float(top.max())))
     if count > 1 and (ends or np.ptp(found) > 0):

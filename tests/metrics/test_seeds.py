@@ -156,12 +156,22 @@ def test_rates_of_runs_that_differ_are_worth_fewer_images():
 
 
 def test_numbers_without_any_spread_have_no_interval():
-    assert mean_number([1.0, 1.0], None, None, symmetric=True) == (1.0, None)
-    mean, ends = mean_number([1.0, 2.0, 3.0], None, None, symmetric=True)
+    assert mean_number([1.0, 1.0], None, None, errors="apart") == (1.0, None)
+    mean, ends = mean_number([1.0, 2.0, 3.0], None, None, errors="apart")
     assert mean == 2
     assert ends == pytest.approx((2 - 4.302653 / np.sqrt(3), 2 + 4.302653 / np.sqrt(3)))
-    mean, ends = mean_number([0.5, 0.6], [0.4, 0.5], [0.9, 1.0], bounds=(0, 1), symmetric=False)
+    mean, ends = mean_number([0.5, 0.6], [0.4, 0.5], [0.9, 1.0], bounds=(0, 1), errors="one way")
     assert ends == (0.0, 1.0)
+
+
+def test_errors_of_runs_add_up_as_told():
+    def ends(errors):
+        _, found = mean_number([2.0, 2.0, 2.0], [1.0, 1.4, 1.6], [3.0, 3.2, 3.4], errors=errors)
+        return found
+
+    assert ends("one way") == (1.0, 3.4)
+    assert ends("shared") == pytest.approx((4 / 3, 3.2))
+    assert ends("apart")[0] == pytest.approx(2 - np.sqrt(1 + 0.36 + 0.16) / 3)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
