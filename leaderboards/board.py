@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fairbench.core.record import PerImage, Record
 from fairbench.leaderboards.aggregate import Row, rows
-from fairbench.storage.records import read_records
+from fairbench.leaderboards.ranking import ImagesOf
+from fairbench.storage.records import RecordError, read_per_image, read_records, record_path
 
-__all__ = ["leaderboard"]
+__all__ = ["images_of", "leaderboard"]
 
 
 def leaderboard(
@@ -29,4 +31,34 @@ def leaderboard(
     Raises:
         InputError: If the folder doesn't exist.
     """
-    return rows(read_records(Path(results), warn), dataset=dataset, task=task, warn=warn)
+    folder = Path(results)
+    return rows(
+        read_records(folder, warn),
+        dataset=dataset,
+        task=task,
+        images=images_of(folder, warn),
+        warn=warn,
+    )
+
+
+def images_of(results: Path, warn: Callable[[str], None]) -> ImagesOf:
+    """Reads what is known of each image of a record of a folder, once for each record.
+
+    Args:
+        results: Folder of records.
+        warn: Told in one line about each sidecar that can't be read.
+    """
+    known: dict[tuple[str, str, str], PerImage | None] = {}
+
+    def read(record: Record) -> PerImage | None:
+        place = record.dataset, record.method, record.key
+        if place not in known:
+            path = record_path(results, *place)
+            try:
+                known[place] = read_per_image(path, record)
+            except RecordError as error:
+                warn(str(error))
+                known[place] = None
+        return known[place]
+
+    return read

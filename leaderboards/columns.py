@@ -23,9 +23,11 @@ __all__ = [
     "floor_of",
     "is_main",
     "method_of",
+    "notes_of",
     "score_column",
     "score_names",
     "significant",
+    "standing_of",
 ]
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
@@ -39,12 +41,29 @@ def blocks(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield " · ".join(filter(None, names)), list(block)
 
 
+def notes_of(block: Sequence[Row]) -> str:
+    """What a table's title says of its ranks."""
+    first = block[0]
+    luck = "differences between seeds included"
+    if not first.luck:
+        luck = "the luck of a training isn't included: fewer than 3 seeds a row"
+    told = [f"ranked by {first.ranked_by}", luck]
+    if first.unchecked:
+        told.append(f"not checked: {', '.join(first.unchecked)}")
+    return "; ".join(told)
+
+
 CellText = Callable[[Row], str]
 IDENTITY: dict[str, CellText] = {
     "dataset": lambda row: row.dataset,
     "task": lambda row: row.task,
     "backbone": lambda row: row.backbone,
     "rank": lambda row: row.rank,
+    "tie_class": lambda row: row.tie_class,
+    "why_unranked": lambda row: row.why_unranked,
+    "reasons": lambda row: "; ".join(row.reasons),
+    "ranked_by": lambda row: row.ranked_by,
+    "compared": lambda row: row.compared,
     "method": lambda row: row.method,
     "label": lambda row: row.label,
     "role": lambda row: row.role,
@@ -117,6 +136,11 @@ def score_column(name: str, block: Sequence[Row]) -> Column:
 def method_of(row: Row) -> str:
     """Method, and what tells the row from others of it."""
     return f"{row.method} ({row.label})" if row.label else row.method
+
+
+def standing_of(row: Row) -> str:
+    """Tie class and interval of ranks, such as ``"A 1–2"``; why there is none, in one word."""
+    return f"{row.tie_class} {row.rank}" if row.tie_class else row.why_unranked or row.rank
 
 
 def _with_interval(cell: Cell | None, scale: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from fairbench.leaderboards.aggregate import RANKED_BY, Cell, Row
+from fairbench.leaderboards.aggregate import Cell, Row
 from fairbench.scores.catalogue import spec_of
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
     known = [cell.value for row in block if (cell := _quality(row)) is not None]
     far = _FAR * statistics.median(known) if known else 0.0
     for row in block:
-        fair, quality = row.scores.get(RANKED_BY), _quality(row)
+        fair, quality = row.scores.get(row.ranked_by), _quality(row)
         name = f"{row.method} ({row.label})" if row.label else row.method
         if fair is None or quality is None:
             unplaced.append(f"– {name}: not measurable")
@@ -105,7 +105,7 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
     floors = [
         cell.floor
         for row in block
-        if (cell := row.scores.get(RANKED_BY)) is not None and cell.floor is not None
+        if (cell := row.scores.get(row.ranked_by)) is not None and cell.floor is not None
     ]
     if floors:
         axes.axvline(min(floors), color="#adb5bd", linewidth=1, zorder=0)
@@ -114,7 +114,7 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
     axes.text(1.02, 1.0, "\n".join(key), transform=axes.transAxes, va="top", ha="left", fontsize=7)
     names = [name for row in block for name in row.scores if fnmatchcase(name, QUALITY)]
     axes.set_title(" · ".join(filter(None, block[0].block)), fontsize=9, loc="left")
-    axes.set_xlabel(f"{RANKED_BY} (lower is fairer)", fontsize=8)
+    axes.set_xlabel(f"{block[0].ranked_by} (lower is fairer)", fontsize=8)
     axes.set_ylabel(
         f"{names[0] if names else QUALITY} ×{_scale():g} (lower is better)", fontsize=8
     )

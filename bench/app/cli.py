@@ -188,6 +188,10 @@ def evaluate(
             help="CSV or parquet: file, prompt, requested_<attribute>, <attribute>, control_<any>."
         ),
     ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(help="Record of the undebiased generator's images; a rank needs one."),
+    ] = None,
     encoder: Encoders = None,
     faces: FacesToo = False,
     control: Controls = None,
@@ -215,6 +219,7 @@ def evaluate(
                 target=target,
                 num_images=num_images,
                 labels=labels,
+                baseline=baseline,
                 encoders=tuple(encoder or ()),
                 faces=faces,
                 controls=tuple(control or ()),
@@ -262,11 +267,8 @@ def leaderboard(
         if format_ is None and output is not None:
             layout = _format_of(output, list(known.values()))
         from fairbench import leaderboards
-        from fairbench.storage.records import read_records
 
-        rows = leaderboards.rows(
-            read_records(results, _warn), dataset=dataset, task=task, warn=_warn
-        )
+        rows = leaderboards.leaderboard(results, dataset=dataset, task=task, warn=_warn)
         if not rows:
             asked = " and ".join(
                 f"{kind} {name!r}"

@@ -133,6 +133,8 @@ class MethodCard:
         reference_images: Size of the reference set it reads, 0 for none.
         role: Whether the row is a method, a control, an ablation or an oracle.
         ranked: Whether the row takes part in the fairness ranking; a card has to say so.
+        ranked_preset: The preset whose row is the ranked one; empty: that of the defaults. A
+            method has one ranked row a table.
         batch_coupled: Whether images of one batch depend on each other.
         uses_target: Whether the wanted shares change its images.
         trains: Whether it learns something before it samples.
@@ -154,6 +156,7 @@ class MethodCard:
     reference_images: int = 0
     role: Literal["method", "control", "ablation", "oracle"] = "method"
     ranked: bool = False
+    ranked_preset: str = ""
     batch_coupled: bool = False
     uses_target: bool = True
     trains: bool = False

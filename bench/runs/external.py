@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,7 @@ def evaluate(
     target: str = "uniform",
     num_images: int | None = None,
     labels: Path | None = None,
+    baseline: Path | None = None,
     encoders: Sequence[str] = (),
     faces: bool = False,
     controls: Sequence[str] = (),
@@ -64,6 +67,8 @@ def evaluate(
         target: As for a run.
         num_images: How many must be there; the first so many are taken. None: all.
         labels: Table of prompts, requested groups and labels, as `read_labels` takes it.
+        baseline: Record of the undebiased generator's images, such as one that ``evaluate`` made;
+            None: the row isn't ranked, since nothing says what its quality was before.
         encoders: Public encoders to measure with beside the data set's own.
         faces: Whether to look for faces too, as on photographs.
         controls: Attributes within whose levels groups are compared too, as they are within the
@@ -137,6 +142,9 @@ def evaluate(
         config["control"] = sorted(set(controls))
     if seed:
         config["scoring_seed"] = seed
+    before = None if baseline is None else _baseline(baseline, chosen, config["hashes"])
+    if before is not None:
+        config["baseline"] = before["key"]
     key = run_key(config)
     path = record_path(results, chosen.name, name, key)
     found = find_record(path)
@@ -169,7 +177,12 @@ def evaluate(
         dataset=chosen.name,
         task=question.name,
         config=config,
-        card={"name": name, "role": "method", "ranked": False, "supervision": ["unknown"]},
+        card={
+            "name": name,
+            "role": "method",
+            "ranked": before is not None,
+            "supervision": ["unknown"],
+        },
         environment=environment(where),
         seconds={
             "read": round(reading, 3),
@@ -180,7 +193,11 @@ def evaluate(
         network_calls_per_image=0.0,
         scores=measured.scores,
         groups=measured.tables,
-        facts={**measured.facts, "notes": list(read.notes)},
+        facts={
+            **measured.facts,
+            "notes": list(read.notes),
+            **({} if before is None else {"baseline": before}),
+        },
         manifest=(),
         created=now(),
     )
@@ -239,6 +256,29 @@ def _requested(path: Path, labels: Labels, task: Task) -> NDArray[np.int64] | No
             f"or leave {REQUESTED}{asked[0]} out"
         )
     return crossing(labels.requested, asked, task.attributes)
+
+
+def _baseline(path: Path, dataset: Dataset, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What a leaderboard compares a row's validity and quality with, from a record."""
+    record = read_record(path)
+    if record.dataset != dataset.name or record.status != "complete":
+        raise InputError(
+            f"--baseline {path}: expected a complete record of {dataset.name}, seen a "
+            f"{record.status} one of {record.dataset}; give another"
+        )
+    theirs = record.config.get("hashes", {})
+    for name in sorted(hashes.keys() & theirs.keys()):
+        if hashes[name] != theirs[name]:
+            raise InputError(
+                f"--baseline {path}: measured with another {name} than these images; make it "
+                "again with the same instruments and data"
+            )
+    scores = {
+        score.name: {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
+        for score in record.scores
+        if score.name == "validity" or fnmatchcase(score.name, "kernel_*_reweighted")
+    }
+    return {"key": record.key, "method": record.method, "scores": scores}
 
 
 def _check_row_name(results: Path, dataset: Dataset, name: str) -> None:

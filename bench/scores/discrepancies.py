@@ -29,6 +29,7 @@ from fairbench.metrics import (
     worst_case_bounds,
 )
 from fairbench.scores.parts.crossings import NO_CHECK, NO_VALID, crossings
+from fairbench.scores.parts.estimate import estimate_facts
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
 from fairbench.scores.parts.shares import (
@@ -420,6 +421,7 @@ def compute(evidence: Evidence) -> Found:
         return Found(scores, not_measured={RANKED: reason, RAW: reason} | made.not_measured)
     scores = tuple(made.scores())
     facts = {"fair": made.floors, "fairness": made.details}
+    facts["estimate"] = estimate_facts(made, evidence)
     return Found(scores, {}, facts, made.not_measured)
 
 

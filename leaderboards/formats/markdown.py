@@ -12,9 +12,11 @@ from fairbench.leaderboards.columns import (
     blocks,
     is_main,
     method_of,
+    notes_of,
     score_column,
     score_names,
     significant,
+    standing_of,
 )
 from fairbench.leaderboards.formats import Format
 
@@ -23,21 +25,28 @@ __all__ = ["FORMAT", "to_markdown"]
 _LEGEND = """\
 ## How to read this
 
-- A value is the mean over the seeds. The brackets are the wider of two 95 % intervals: Student's
-  t over the seeds (not cut at a score's bounds), and that within one run (the mean of the seeds'
-  ends); with one seed, only the latter exists.
+- Several seeds are one estimate: a discrepancy is the distance of the mean shares from the target,
+  not the mean of the seeds' distances; other columns are means over the seeds. Brackets are 95 %
+  intervals. With several seeds they count both finite images and what differs between the seeds,
+  whichever is more; with one seed they hold for that run alone. JSON names each cell's rule.
 - ↓ lower is better, ↑ higher is better. `n` counts the images of each seed.
-- Rows are ranked by `fairness_discrepancy_corrected`, within one table only: the judges' errors
-  are corrected, and the judge that finds a row less fair counts; `fairness_discrepancy` is the
-  primary judge's without correction. *≤ floor*: about 95 % of perfectly fair generators would
-  score up to the floor at the row's valid images and seeds. All rows at or below the lowest floor
-  of the table share the first ranks.
-- The flag *quota* marks shares that hit the target more closely than independent images could:
-  groups were dealt out in turn. That is legitimate, and no sign of a fairer model.
-- Rank – marks controls, oracles and others that aren't ranked.
-- Comparable rows share everything but the method's own parameters: images, sampling, target,
-  and the hashes of backbone, judges and references. The others say what differs, come last and
-  aren't ranked.
+- Rows are ranked within one table only, by the column that stands above it.
+  `fairness_discrepancy_corrected`: the judges' errors are undone, and the judge that finds a row
+  less fair counts; `fairness_discrepancy` is the primary judge's without correction. *≤ floor*:
+  about 95 % of perfectly fair generators would score up to the floor at the row's valid images and
+  seeds.
+- Rank: rows with one letter can't be told from the best of them (all pairs of a table are tested,
+  Holm's method, 5 % for the table); A is the class of the fairest row. Behind it the ranks that
+  the row may have. All rows at or below the lowest floor of the table count as equal.
+- A word instead of a rank says why a row has none: *control*, *oracle*, *ablation* (never ranked),
+  *protocol* (other images, sampling, target or instruments than the baseline's), *setting* (a
+  method is ranked once, by its card's defaults), *seeds*, *images* (fewer than 100 valid),
+  *unmeasured*, *baseline* (no undebiased run to compare with), *validity*, *quality* (much worse
+  than the baseline's), *duplicates*, *leak* (images of the evaluation split), *quota* (groups
+  dealt out in turn; legitimate, and no sign of a fairer model).
+- The flag *quality?* marks a row whose distance to real images may be above twice the baseline's.
+- Compared *unpaired*: the row's records don't hold what judges said of each image, so that its
+  images can't be compared with those that other methods made from the same noise.
 - Seconds are of sampling alone and depend on the machine; calls are denoiser evaluations.
 """
 
@@ -46,14 +55,21 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """One table a block with the main columns, rounded, and a legend."""
     if not rows:
         return f"# Leaderboard\n\n{EMPTY}"
-    tables = [f"## {title}\n\n{_markdown_table(block)}" for title, block in blocks(rows)]
+    tables = [
+        f"## {title}\n\n{_capital(notes_of(block))}.\n\n{_markdown_table(block)}"
+        for title, block in blocks(rows)
+    ]
     return "\n".join(["# Leaderboard\n", *tables, _LEGEND])
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _columns(block: Sequence[Row]) -> list[Column]:
     scores = [name for name in score_names(block) if is_main(name)]
     return [
-        Column("rank", lambda row: row.rank),
+        Column("rank", standing_of),
         Column("method", method_of, is_number=False),
         Column("role", IDENTITY["role"], is_number=False),
         Column("supervision", lambda row: ", ".join(row.supervision) or "none", False),
@@ -62,8 +78,21 @@ def _columns(block: Sequence[Row]) -> list[Column]:
         Column("seconds/image ↓", lambda row: significant(row.seconds_per_image)),
         Column("calls/image ↓", lambda row: significant(row.network_calls_per_image)),
         Column("extra parameters ↓", lambda row: f"{row.extra_parameters:,}"),
-        Column("comparable", IDENTITY["comparable"], is_number=False),
-        *([Column("flags", IDENTITY["flags"], False)] if any(r.flags for r in block) else []),
+        *_told(block),
+    ]
+
+
+def _told(block: Sequence[Row]) -> list[Column]:
+    """Columns of words that only some tables need."""
+    columns = {
+        "why not ranked": "reasons",
+        "compared": "compared",
+        "flags": "flags",
+    }
+    return [
+        Column(header, IDENTITY[name], is_number=False)
+        for header, name in columns.items()
+        if any(IDENTITY[name](row) for row in block)
     ]
 
 

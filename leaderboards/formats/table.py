@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fairbench.leaderboards.aggregate import RANKED_BY, Cell, Row
+from fairbench.leaderboards.aggregate import Cell, Row
 from fairbench.leaderboards.columns import (
     ARROWS,
     EMPTY,
@@ -14,9 +14,11 @@ from fairbench.leaderboards.columns import (
     blocks,
     digits_of,
     method_of,
+    notes_of,
     score_column,
     score_names,
     significant,
+    standing_of,
 )
 from fairbench.leaderboards.formats import Format
 from fairbench.scores.catalogue import spec_of
@@ -41,9 +43,9 @@ def _terminal_columns(block: Sequence[Row]) -> list[Column]:
     """The few columns that fit into 80 characters, in lines where that saves space."""
     names = score_names(block)
     plain_scores = [name for name in names if (spec := spec_of(name)) and spec.compact]
-    ranked = [name for name in names if name == RANKED_BY]
+    ranked = [name for name in names if name == block[0].ranked_by]
     return [
-        Column("rank", lambda row: row.rank),
+        Column("rank", lambda row: standing_of(row) if row.tie_class else MISSING),
         Column("method", method_of, is_number=False),
         Column("seeds\n× n", lambda row: f"{len(row.seeds)} × {row.n:,}"),
         *(_interval_column(name, block) for name in ranked),
@@ -76,13 +78,19 @@ def _value(cell: Cell | None) -> str:
     return MISSING if cell is None else f"{cell.value:.{digits_of(cell.value)}f}"
 
 
+# What a role says of itself needs no line.
+_ROLES = {"control", "ablation", "oracle"}
+
+
 def _terminal_table(title: str, block: Sequence[Row]) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     # Text, not str: rich would read what stands in brackets as markup.
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=Text(f"{title}: {notes_of(block)}"), title_justify="left", box=None, pad_edge=False
+    )
     columns = _terminal_columns(block)
     for column in columns:
         justify: JustifyMethod = "right" if column.is_number else "left"
@@ -93,9 +101,9 @@ def _terminal_table(title: str, block: Sequence[Row]) -> RenderableType:
     for row in block:
         table.add_row(*(Text(column.text(row)) for column in columns))
     notes = [
-        Text(f"not comparable: {method_of(row)}: {row.comparable.removeprefix('no: ')}")
+        Text(f"{row.why_unranked}: {method_of(row)}: {row.reasons[0]}")
         for row in block
-        if row.comparable != "yes"
+        if row.reasons and row.why_unranked not in _ROLES
     ]
     return Group(table, *notes, Text())
 

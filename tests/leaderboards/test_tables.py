@@ -97,8 +97,14 @@ def test_json_holds_the_same_numbers(table):
     assert len(data) == len(table)
     cell = data[0]["scores"]["fairness_discrepancy_corrected"]
     assert cell["value"] == table[0].scores["fairness_discrepancy_corrected"].value
-    assert cell["interval"] == "within run: w"
-    assert data[0]["rank"] == "1"
+    assert cell["interval"] == "all of the runs' intervals or t over 3 seeds, whichever is wider"
+    assert (data[0]["rank"], data[0]["tie_class"], data[0]["reasons"]) == ("1", "A", [])
+    few = next(row for row in data if row["method"] == "rejection")
+    assert (few["why_unranked"], few["reasons"]) == (
+        "protocol",
+        ["num_images 1000, protocol 2000"],
+    )
+    assert "quality" not in data[0]
 
 
 def test_terminal_shows_the_intervals(table):
@@ -127,18 +133,30 @@ def test_terminal_of_80_columns_cuts_nothing(table):
         interval = f"{cell.value:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
         line = next(line for line in lines if interval in line)
         assert row.method in line
-        assert line.split()[0] == row.rank
+        assert line.split()[0] == (row.tie_class or "–")
         assert line.endswith(f" {row.network_calls_per_image:g}")
     assert "≤ floor 0.031" in text
     assert "(as_released)" in text
     assert all(number in text for number in ("12.58", "13.00", "140.0", "9.000", "0.985"))
 
 
-def test_terminal_says_what_is_not_comparable_and_only_that(table):
+def test_terminal_says_why_rows_are_not_ranked_in_one_word_and_a_line(table):
     lines = on_80_columns(table)
-    assert "not comparable: rejection: num_images 1000, others 2000" in lines
-    alike = [row for row in table if row.comparable == "yes"]
-    assert "comparable" not in "\n".join(on_80_columns(alike))
+    assert "protocol: rejection: num_images 1000, protocol 2000" in lines
+    assert "seeds: prompt_append: 1 of the 3 seeds that this table asks for" in lines
+    # A role needs no line of its own.
+    controls = [row for row in table if row.why_unranked in ("", "control")]
+    assert "control:" not in "\n".join(on_80_columns(controls))
+
+
+def test_titles_say_what_is_ranked_and_whether_luck_is_included(table):
+    titles = [line for line in to_markdown(table).splitlines() if line.startswith("Ranked by")]
+    assert titles == [
+        "Ranked by fairness_discrepancy_corrected; differences between seeds included; not "
+        "checked: quality, duplicates, leak.",
+        "Ranked by fairness_discrepancy_corrected; the luck of a training isn't included: fewer "
+        "than 3 seeds a row; not checked: duplicates, leak.",
+    ]
 
 
 def test_terminal_names_the_encoders_of_several_distances(make_record):
@@ -150,7 +168,7 @@ def test_terminal_names_the_encoders_of_several_distances(make_record):
 
 
 def test_no_rows_make_empty_tables():
-    assert to_csv([]).startswith("dataset,task,backbone,rank,method")
+    assert to_csv([]).startswith("dataset,task,backbone,rank,tie_class,why_unranked,")
     assert to_csv([]).count("\n") == 1
     assert to_json([]) == "[]\n"
     assert "No complete records." in to_markdown([])
@@ -164,4 +182,4 @@ def test_a_bar_in_a_name_does_not_split_a_cell(make_record):
         scores=(Score("judge_confidence_a|tennis", 0.5, None, None, 9, "higher"),),
     )
     lines = to_markdown(rows([run], warn=refuse)).splitlines()
-    assert "judge_confidence_a\\|tennis" in lines[4]
+    assert "judge_confidence_a\\|tennis" in lines[6]

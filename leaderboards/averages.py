@@ -1,0 +1,314 @@
+"""Seeds to one number: a rule for every column, said in its interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+
+from fairbench.core.record import Record
+from fairbench.core.score import Score
+from fairbench.leaderboards.counts import (
+    RAW,
+    Column,
+    Counted,
+    Counts,
+    is_discrepancy,
+    judge_values,
+)
+from fairbench.metrics.fairness import worst_distance
+from fairbench.metrics.seeds import (
+    SIZES,
+    MeanShares,
+    SeedsEstimate,
+    mean_number,
+    mean_rate,
+    mean_shares,
+    united_judges,
+)
+
+__all__ = ["Averages", "Cell", "exact_mean", "means_of", "shifts"]
+
+_WIDER = {"images": "finite images decide", "seeds": "differences between seeds decide"}
+Errors = Literal["apart", "shared", "one way"]
+_UNIT = {"share", "probability"}  # what lies in [0, 1]
+
+# Columns whose runs are all measured against the same real images: that part of their errors
+# doesn't average out.
+_SHARED = (
+    "frechet_*",
+    "kernel_*",
+    "fid_*",
+    "kid_*",
+    "precision_*",
+    "recall_*",
+    "density_*",
+    "coverage_*",
+    "vendi_*",
+    "memorisation_*",
+)
+_OF_REAL = ("recall_*", "coverage_*")  # shares of real images, the same in all runs
+# Columns whose runs err about as often to either side, each for itself.
+_APART = ("judge_confidence_*", "clip_score*", "inception_score*")
+_CHOSEN = ("*_worst_group", "*_group_gap", "coverage_at_*")  # picked for being extreme, or counts
+# What can't be negative, and whether Student's t is of its logarithms.
+_POSITIVE = {
+    "frechet_*": True,
+    "fid_*": True,
+    "kid_*": False,
+    "kernel_*": False,  # unbiased: a measured one may be negative, the true one can't
+    "density_*": True,
+    "vendi_*": True,
+    "inception_score*": True,
+    "differential_fairness*": False,
+    "mutual_information*": False,
+    "prompt_dependence": False,
+}
+_RANGES = {"effective_groups*": (1.0, math.inf), "representation_*": (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score of one row, over its seeds.
+
+    Attributes:
+        value: Of discrepancies that counts decide, the distance of the mean shares; of other
+            columns the mean over the seeds.
+        low, high: Ends of the 95 % interval, within what the score can be; None without one.
+        interval: How the ends were found, and what they hold for: ``"this run: …"`` for a single
+            seed, which claims nothing about others.
+        floor: 95 % quantile of the value for a perfectly fair generator with as many images and
+            seeds, or None.
+        n: Images a run that the score rests on; the smallest of the seeds'.
+        better, unit: As in `Score`.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    interval: str
+    floor: float | None
+    n: int
+    better: Literal["lower", "higher", "neither"]
+    unit: str
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether a perfectly fair generator would often score no better."""
+        return self.floor is not None and self.value <= self.floor
+
+
+class Averages:
+    """The columns of one row.
+
+    Args:
+        runs: One record a seed.
+        counts: Reads the records' counts.
+    """
+
+    def __init__(self, runs: Sequence[Record], counts: Counts) -> None:
+        self._runs, self._counts = runs, counts
+        self._made: dict[tuple[str, Column], MeanShares | None] = {}
+
+    def cell(self, scores: Sequence[Score]) -> Cell:
+        """One score over the seeds.
+
+        Args:
+            scores: The score in each run, in the order of the runs.
+        """
+        first = scores[0]
+        n = min(score.n for score in scores)
+        if len(scores) == 1:
+            interval, floor = f"this run: {first.interval}" if first.interval else "", first.floor
+            value, low, high = first.value, first.low, first.high
+        elif (found := self._of_counts(scores)) is not None:
+            one, floor, rule = found
+            value, low, high = one.value, one.low, one.high
+            interval = f"mean shares of {len(scores)} seeds, {_WIDER[one.wider]}{rule}"
+        else:
+            target = self._runs[0].config.get("target") or {}
+            value, low, high, interval = _of_numbers(scores, list(target.values()))
+            floor = None
+        return Cell(value, low, high, interval, floor, n, first.better, first.unit)
+
+    def _of_counts(
+        self, scores: Sequence[Score]
+    ) -> tuple[SeedsEstimate, float | None, str] | None:
+        """Distance of the mean shares, its floor and what is to be said of it."""
+        name = scores[0].name
+        columns = {self._counts.column(run, name) for run in self._runs}
+        if len(columns) != 1 or (column := columns.pop()) is None:
+            return None
+        by_run = [self._counts.of(run, column) for run in self._runs]
+        judges = [judge for judge in by_run[0] if all(judge in one for one in by_run)]
+        if not judges:
+            return None
+        made = [self._means(judge, column, [one[judge] for one in by_run]) for judge in judges]
+        known = [one for one in made if one is not None]
+        if len(known) < len(made):
+            return None
+        found = [_measured(one, column) for one in known]
+        rule = ""
+        if column.corrected:
+            others = shifts([judge_values(run, name) for run in self._runs], judges)
+            if others is None:
+                return None
+            for judge, shift in others.items():
+                found.append(_shifted(found[0], shift))
+                rule = f"; judge {judge} by how far its distances lie from those of {judges[0]}"
+            if len(found) > 1:
+                rule = f", the worse of {len(found)} judges{rule}"
+        # Where batches can't be seen, the spread of a fair generator isn't known.
+        seen = all(one[judge].effect is not None for one in by_run for judge in judges)
+        floor = max(_floor(one, column) for one in known) if seen and _has_floor(column) else None
+        return united_judges(found), floor, rule
+
+    def _means(self, judge: str, column: Column, counted: Sequence[Counted]) -> MeanShares | None:
+        """Mean shares of one judge; None if its errors aren't known or can't be undone."""
+        place = judge, replace(column, size="", relative=False)
+        if place not in self._made:
+            self._made[place] = means_of(counted, corrected=column.corrected)
+        return self._made[place]
+
+
+def means_of(counted: Sequence[Counted], *, corrected: bool) -> MeanShares | None:
+    """Mean shares of one judge over runs; None if its errors aren't known or can't be undone."""
+    confusion = counted[0].confusion if corrected else None
+    if (corrected and confusion is None) or len({one.counts.shape for one in counted}) != 1:
+        return None
+    made = mean_shares(
+        np.stack([one.counts for one in counted]),
+        counted[0].target,
+        confusion=confusion,
+        effects=[one.effect or 1.0 for one in counted],
+    )
+    return made if made.reason is None else None
+
+
+def shifts(values: Sequence[Mapping[str, float]], held: Sequence[str]) -> dict[str, float] | None:
+    """How far judges lie above the first in the mean, of those whose counts aren't held.
+
+    Older records hold one judge's counts and every judge's discrepancy.
+
+    Args:
+        values: Of each run: judge -> corrected discrepancy.
+        held: Judges whose counts are held, at least one.
+
+    Returns:
+        Judge -> difference; None if a run lacks a discrepancy that this needs.
+    """
+    judges = [judge for judge in values[0] if judge not in held]
+    if any(not {held[0], *judges} <= one.keys() for one in values if judges):
+        return None
+    return {judge: exact_mean(one[judge] - one[held[0]] for one in values) for judge in judges}
+
+
+def _largest(made: MeanShares, size: str) -> float:
+    """Largest possible size of the differences from the target."""
+    vertices = np.eye(made.target.shape[1])
+    return float(np.mean([SIZES[size](vertices - row).max() for row in made.target]))
+
+
+def _measured(made: MeanShares, column: Column) -> SeedsEstimate:
+    one = made.estimate(column.size)
+    scale = 1 / _largest(made, column.size) if column.relative else 1.0
+    return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
+
+
+def _has_floor(column: Column) -> bool:
+    return column.size == "l2" and not column.penalised
+
+
+def _floor(made: MeanShares, column: Column) -> float:
+    return made.floor / (_largest(made, "l2") if column.relative else 1.0)
+
+
+def _shifted(one: SeedsEstimate, shift: float) -> SeedsEstimate:
+    value, low, high = (max(0.0, end + shift) for end in (one.value, one.low, one.high))
+    return SeedsEstimate(value, low, high, one.wider)
+
+
+def _of_numbers(
+    scores: Sequence[Score], target: Sequence[float]
+) -> tuple[float, float | None, float | None, str]:
+    """Mean of numbers that no counts of groups decide, its ends and how they were found."""
+    name, unit, count = scores[0].name, scores[0].unit, len(scores)
+    values = [score.value for score in scores]
+    known = [(s.low, s.high) for s in scores if s.low is not None and s.high is not None]
+    if unit == "share" and len(known) == count and not _matches(name, (*_CHOSEN, *_OF_REAL)):
+        mean, (low, high) = mean_rate(values, [score.n for score in scores])
+        return mean, low, high, f"pooled counts of {count} seeds, wilson, their spread included"
+    logarithms = next((logs for p, logs in _POSITIVE.items() if fnmatchcase(name, p)), False)
+    errors = _errors(name)
+    ends = known if len(known) == count else None
+    _, found = mean_number(
+        values,
+        None if ends is None else [low for low, _ in ends],
+        None if ends is None else [high for _, high in ends],
+        bounds=_bounds(name, unit, target),
+        errors=errors,
+        logarithms=logarithms,
+    )
+    mean = exact_mean(values)
+    if found is None:
+        return mean, None, None, ""
+    rule = f"t over {count} seeds{' of logarithms' if logarithms else ''}"
+    if ends is not None:
+        rule = f"{_OWN[errors]} or {rule}, whichever is wider"
+    return mean, min(found[0], mean), max(found[1], mean), rule
+
+
+_OWN: Mapping[Errors, str] = {
+    "apart": "errors within runs, which average out,",
+    "shared": "mean ends within runs, given these real images,",
+    "one way": "all of the runs' intervals",
+}
+
+
+def _errors(name: str) -> Errors:
+    """How errors of runs add up."""
+    if _matches(name, _CHOSEN):
+        return "one way"
+    if _matches(name, _SHARED):
+        return "shared"
+    return "apart" if _matches(name, _APART) else "one way"
+
+
+def _bounds(name: str, unit: str, target: Sequence[float]) -> tuple[float, float]:
+    """What the true number can be."""
+    if unit in _UNIT:
+        return 0.0, 1.0
+    if is_discrepancy(name):
+        return 0.0, _largest_discrepancy(name, target)
+    if _matches(name, tuple(_POSITIVE)):
+        return 0.0, math.inf
+    return next(
+        (ends for pattern, ends in _RANGES.items() if fnmatchcase(name, pattern)),
+        (-math.inf, math.inf),
+    )
+
+
+def _largest_discrepancy(name: str, target: Sequence[float]) -> float:
+    end = name.removeprefix(RAW).removeprefix("_")
+    if end in ("normalised", "entropy_gap", "delta"):
+        return 1.0
+    if end in ("l1", "kl"):
+        return 2.0 if end == "l1" else math.inf
+    if len(target) > 1 and end in ("", "corrected", "soft", "worst_prompt", "squared"):
+        worst = worst_distance(target)
+        return worst**2 if end == "squared" else worst
+    return math.sqrt(2)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def exact_mean(values: Iterable[float]) -> float:
+    """Correctly rounded, unlike fmean: the mean of equal values is exactly that value."""
+    return float(statistics.mean(map(float, values)))

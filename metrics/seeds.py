@@ -1,0 +1,509 @@
+"""Several runs that differ in the seed as one estimate: of mean shares, and of other numbers.
+
+Two kinds of error are looked at, and the wider interval of the two counts: that of a finite number
+of images, which every run knows of itself, and what differs between runs, training luck included,
+which only several runs can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fairbench.core.errors import ContractError
+from fairbench.metrics.confusion import (
+    Reason,
+    check_confusion,
+    confusion_rates,
+    judge_confusion,
+    likeliest_shares,
+)
+from fairbench.metrics.correction import corrected_noise_floor
+from fairbench.metrics.counting import Array, check_targets, normal_quantile, wilson_interval
+from fairbench.metrics.fairness import worst_distance
+from fairbench.metrics.floors import mean_noise_floor
+
+__all__ = [
+    "SIZES",
+    "MeanShares",
+    "SeedsEstimate",
+    "SeedsInterval",
+    "mean_number",
+    "mean_rate",
+    "mean_shares",
+    "united_judges",
+]
+
+_DRAWS = 2000
+_LEAST = 1e-12
+# Seeds that move shares by .03 leave three runs at the bound of a share whose mean lies .018 below
+# it in 5 to 8 % of rows; this distance, over the number of runs, covers what they hide.
+_HIDDEN = 0.08
+
+
+def _euclidean(errors: Array) -> Array:
+    return np.asarray(np.sqrt((errors**2).sum(axis=-1)), dtype=np.float64)
+
+
+def _absolute(errors: Array) -> Array:
+    return np.asarray(np.abs(errors).sum(axis=-1), dtype=np.float64)
+
+
+def _pairwise(errors: Array) -> Array:
+    """Mean over pairs of groups of |e_i - e_j|, by sorting."""
+    k = errors.shape[-1]
+    weights = 2 * np.arange(k) - (k - 1)
+    return np.asarray((np.sort(errors, axis=-1) * weights).sum(axis=-1) / (k * (k - 1) / 2))
+
+
+SIZES: Mapping[str, Callable[[Array], Array]] = {
+    "l2": _euclidean,
+    "l1": _absolute,
+    "tv": lambda errors: _absolute(errors) / 2,
+    "mad": lambda errors: _absolute(errors) / errors.shape[-1],
+    "max": lambda errors: np.abs(errors).max(axis=-1),
+    "pairwise": _pairwise,
+}
+"""Ways to measure how far shares lie from the target: (…, K) differences -> (…,), all of them
+norms, so that the size of a mean is at most the mean size."""
+
+
+@dataclass(frozen=True)
+class SeedsEstimate:
+    """A distance of mean shares from the target.
+
+    Attributes:
+        value: Distance of the mean shares, or its mean over prompts; 0 is fair, lower is better.
+        low, high: Ends of the interval, within [0, largest possible]; low <= value <= high.
+        wider: Which of the two errors the ends come from: ``"images"`` (finite runs) or
+            ``"seeds"`` (what differs between runs).
+    """
+
+    value: float
+    low: float
+    high: float
+    wider: Literal["images", "seeds"]
+
+
+SeedsInterval = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class MeanShares:
+    """Mean shares over the runs of one row, with both of their errors.
+
+    Made by :func:`mean_shares`; :meth:`estimate` measures them.
+
+    Attributes:
+        shares: (P, K) mean shares, each run equally, the judge's errors undone; in [0, 1].
+        target: (P, K) wanted shares.
+        runs: (S, P, K) shares of each run, the judge's errors undone without the bounds.
+        images: (R, P, K) draws of the error that finite runs make in the mean, the confusion's
+            part included.
+        judge: (R, P, K) draws of the confusion's part alone; zeros without one. It is the same in
+            all runs, so it doesn't average out.
+        pooled: (P,) independent images that would make the mean as sure.
+        confusion: (K, K) counts of the judge's errors; None if its word is taken as it is.
+        reason: ``"ill_conditioned"`` if the judge is too poor to be corrected, else None; the
+            arrays are then of no use.
+    """
+
+    shares: Array
+    target: Array
+    runs: Array
+    images: Array
+    judge: Array
+    pooled: NDArray[np.int64]
+    confusion: NDArray[np.int64] | None = None
+    reason: Reason | None = None
+
+    @cached_property
+    def floor(self) -> float:
+        """95 % quantile of the Euclidean distance of the mean shares of a fair generator.
+
+        Its runs differ by chance alone; the errors of the judge don't average out over them.
+        """
+        if self.confusion is None:
+            return mean_noise_floor(self.pooled, self.target)
+        return corrected_noise_floor(self.pooled, self.confusion, self.target)
+
+    def estimate(self, size: str = "l2", *, level: float = 0.95) -> SeedsEstimate:
+        """Distance of the mean shares from the target, with an interval.
+
+        Errors of prompts far from the target may have either sign and partly cancel; near it
+        they only push the value up, so there the norm of the error bounds it.
+
+        - Error of finite runs: resampled pooled counts, mapped through the distance.
+        - Error between runs: far from the target, Student's t of the runs' distances along the
+          direction of the mean, S - 1 degrees of freedom. Near it the root of the trace of the
+          covariance between runs, over S, times the root of a quantile of F with f and
+          f (S - 1) degrees, f the number of directions that the runs spread over, estimated from
+          them (1 if all lie on a line, where this is Student's t).
+
+        The wider interval of the two is given. Where it would pass a total collapse, errors aren't
+        symmetric: twice what lies beyond is added at the other end, and at least .08 / S is given
+        there, since runs that all collapsed hide what differs between them. So intervals of rows
+        at a collapse are wider than they need be if seeds change nothing (coverage above .99).
+
+        Args:
+            size: One of `SIZES`.
+            level: Confidence level in (0, 1).
+
+        Returns:
+            The estimate; for a single run it holds for that run alone.
+
+        Simulated coverage: ``tests/simulation/seeds.py`` prints it for K = 2, 4, 8 and S = 1, 3,
+        5, 10, with and without seed effects.
+        """
+        measure = SIZES[size]
+        wanted, count = self.target, len(self.runs)
+        gaps = self.shares - wanted
+        sizes = measure(gaps)
+        value = float(sizes.mean())
+        worst = _worst(measure, wanted)
+        spread = self.runs - self.runs.mean(axis=0)
+        each = np.array(
+            [
+                _between_radius(spread[:, [p]], measure, level) if count > 1 else 0.0
+                for p in range(len(gaps))
+            ]
+        )
+        noise = np.quantile(measure(self.images), level, axis=0)
+        far = sizes > 2 * np.maximum(noise, each)
+        low, high = self._within(measure, gaps, sizes, far, level)
+        wider: Literal["images", "seeds"] = "images"
+        if count > 1:
+            radius = self._between(measure, gaps, far, spread, level)
+            if 2 * radius > high - low:
+                wider = "seeds"
+            low, high = min(low, value - radius), max(high, value + radius)
+            more = self._hidden(radius)
+            if self._falls_inwards(measure, gaps):
+                low -= more
+            else:
+                high += more
+        low, high = max(0.0, low), min(worst, high)
+        return SeedsEstimate(value, min(low, value), max(high, value), wider)
+
+    def _hidden(self, radius: float) -> float:
+        """What to add to the inner end where shares lie so near a collapse that it cuts errors.
+
+        Runs that all sit at the bound hide what would differ between them.
+        """
+        room = float(np.sqrt(2) * (1 - self.shares.max(axis=1)).mean())
+        least = _HIDDEN / len(self.runs)
+        return max(0.0, 2 * (radius - room), least - max(room, radius))
+
+    def _falls_inwards(self, measure: Callable[[Array], Array], gaps: Array) -> bool:
+        """Whether the distance shrinks as shares become more even."""
+        inwards = 1 / gaps.shape[1] - self.shares
+        return float(measure(gaps + 1e-6 * inwards).mean()) < float(measure(gaps).mean())
+
+    def _within(
+        self,
+        measure: Callable[[Array], Array],
+        gaps: Array,
+        sizes: Array,
+        far: NDArray[np.bool_],
+        level: float,
+    ) -> SeedsInterval:
+        """Interval of the error of finite runs."""
+        signed = (measure(gaps[far] + self.images[:, far]) - sizes[far]).sum(axis=1)
+        unsigned = measure(self.images[:, ~far]).sum(axis=1)
+        value = float(sizes.mean())
+        if far.all() and len(far) == 1:
+            ends = np.quantile(signed, [(1 - level) / 2, (1 + level) / 2])
+            return value + float(ends[0]), value + float(ends[1])
+        radius = float(np.quantile(np.abs(signed) + unsigned, level)) / len(far)
+        return value - radius, value + radius
+
+    def _between(
+        self,
+        measure: Callable[[Array], Array],
+        gaps: Array,
+        far: NDArray[np.bool_],
+        spread: Array,
+        level: float,
+    ) -> float:
+        """Radius of the error between runs, with the confusion's."""
+        prompts, count = len(far), len(spread)
+        radius, of_judge = 0.0, np.zeros(len(self.judge))
+        if far.any():
+            along = _along(measure, gaps[far], spread[:, far]).sum(axis=1)
+            error = float(np.sqrt((along**2).sum() / (count * (count - 1))))
+            radius += _student(level, count - 1) * error / prompts
+            shift = measure(gaps[far] + self.judge[:, far]) - measure(gaps[far])
+            of_judge += np.abs(shift.sum(axis=1)) / prompts
+        if not far.all():
+            near = int((~far).sum())
+            radius += near / prompts * _between_radius(spread[:, ~far], measure, level)
+            of_judge += measure(self.judge[:, ~far]).sum(axis=1) / prompts
+        return float(np.hypot(radius, np.quantile(of_judge, level)))
+
+
+def mean_shares(
+    counts: ArrayLike,
+    target: ArrayLike,
+    *,
+    confusion: ArrayLike | None = None,
+    effects: ArrayLike = 1.0,
+    level: float = 0.95,
+    seed: int = 0,
+) -> MeanShares:
+    """Mean shares over runs that differ in the seed, each run equally.
+
+    Args:
+        counts: Images that the judge put into each declared group, by run and prompt, (S, P, K)
+            whole numbers; every run has images of every prompt.
+        target: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
+        confusion: Labelled images by true group (row) and judged group (column), (K, K); None:
+            the judge's word is taken as it is.
+        effects: Variance of a run's counts over that of independent images, one number or one a
+            run, (S,), above 0.
+        level: Level at which resampled shares are shrunk towards even ones, as
+            `fairbench.metrics.fairness.resample` does.
+        seed: Seed of the draws.
+
+    Returns:
+        What :meth:`MeanShares.estimate` measures.
+
+    Raises:
+        ContractError: If shapes disagree or a prompt of a run has no images.
+
+    Source: ``docs/metrics.md``, "Several seeds".
+    """
+    table = np.asarray(counts)
+    if table.ndim != 3 or table.size == 0 or (table < 0).any():
+        raise ContractError(f"counts must have shape (S, P, K); seen {table.shape}")
+    sizes = table.sum(axis=2)
+    if not sizes.all():
+        raise ContractError("every run needs images of every prompt; seen a prompt without")
+    runs, prompts, groups = table.shape
+    wanted = check_targets(target, prompts)
+    worth = sizes / np.broadcast_to(np.asarray(effects, dtype=np.float64), (runs,))[:, None]
+    measured = table / sizes[:, :, None]
+    mean = measured.mean(axis=0)
+    rng = np.random.default_rng(seed)
+    # As many independent images would make the mean as sure.
+    pooled = np.maximum(1, np.round(runs**2 / (1 / worth).sum(axis=0)).astype(np.int64))
+    errors = _resampled(mean, pooled, level, rng)
+    if confusion is None:
+        return MeanShares(mean, wanted, measured, errors, np.zeros((1, prompts, groups)), pooled)
+    answers = check_confusion(confusion)
+    rates = confusion_rates(answers)
+    _, reason = judge_confusion(rates)
+    if reason is not None:
+        return MeanShares(mean, wanted, measured, errors, errors, pooled, answers, reason)
+    inverse = np.linalg.inv(rates)
+    point = likeliest_shares(mean, rates)
+    smoothed = answers + 0.5
+    centre = smoothed / smoothed.sum(axis=1, keepdims=True)
+    drawn = np.stack([rng.dirichlet(row, size=_DRAWS) for row in smoothed], axis=1) - centre
+    of_judge = -np.einsum("pk,rkj->rpj", point, drawn) @ inverse
+    return MeanShares(
+        point, wanted, measured @ inverse, errors @ inverse + of_judge, of_judge, pooled, answers
+    )
+
+
+def united_judges(found: Sequence[SeedsEstimate]) -> SeedsEstimate:
+    """One estimate where several judges read the same images.
+
+    Args:
+        found: One estimate a judge, at least one.
+
+    Returns:
+        The one of largest value. Each interval is right as often as it says, the larger of two
+        values less often, so an interval that overlaps the chosen one is united with it.
+    """
+    worst = max(found, key=lambda one: one.value)
+    near = [one for one in found if one.low <= worst.high and one.high >= worst.low]
+    return SeedsEstimate(
+        worst.value,
+        min(one.low for one in near),
+        max(one.high for one in near),
+        worst.wider,
+    )
+
+
+def mean_rate(
+    rates: ArrayLike, sizes: ArrayLike, *, level: float = 0.95
+) -> tuple[float, SeedsInterval]:
+    """Mean of shares that runs measured, such as of valid images, each run equally.
+
+    Args:
+        rates: Share of each run, (S,) in [0, 1].
+        sizes: Images of each run, (S,), above 0.
+        level: Confidence level in (0, 1).
+
+    Returns:
+        The mean and Wilson's interval of the pooled counts, at the number of images that
+        independent ones would need for the spread between the runs if that is smaller than
+        their own; ends in [0, 1].
+
+    Source: Korn and Graubard 1998, Survey Methodology 24, 193: the effective number of images
+        times the squared ratio of the normal to Student's quantile.
+    """
+    found, images = np.asarray(rates, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    mean, count = min(1.0, max(0.0, float(found.mean()))), len(found)
+    worth = count**2 / float((1 / images).sum())
+    shrunk = (mean * worth + 2) / (worth + 4)
+    if count > 1:
+        between = float(found.var(ddof=1)) / count
+        if between > 0:
+            ratio = normal_quantile(level) / _student(level, count - 1)
+            worth = min(worth, shrunk * (1 - shrunk) / between * ratio**2)
+    low, high = wilson_interval(mean * worth, worth, level=level)
+    return mean, (min(float(low), mean), max(float(high), mean))
+
+
+def mean_number(
+    values: ArrayLike,
+    lows: ArrayLike | None,
+    highs: ArrayLike | None,
+    *,
+    bounds: SeedsInterval = (-np.inf, np.inf),
+    errors: Literal["apart", "shared", "one way"],
+    logarithms: bool = False,
+    level: float = 0.95,
+) -> tuple[float, SeedsInterval | None]:
+    """Mean of any number that runs measured, each run equally.
+
+    Args:
+        values: Of each run, (S,).
+        lows: Lower ends of the runs' own intervals, (S,); None if runs have none.
+        highs: Their upper ends.
+        bounds: What the number can be.
+        errors: How the runs' own errors add up. ``"apart"``: they average out, and the ends are
+            the mean ± the root of the sum of squares of the runs' half widths over S.
+            ``"shared"``: all runs are measured against the same real images, whose error stays
+            in a mean; the ends are the means of the runs' ends. ``"one way"``: chance pushes the
+            number one way (a smallest share over the largest is pushed down), and a mean keeps
+            that; the ends enclose all the runs' intervals.
+        logarithms: Whether Student's t is of the logarithms: for numbers above 0 whose spread
+            grows with them.
+        level: Confidence level in (0, 1).
+
+    Returns:
+        The mean, and an interval wide enough for both those ends and Student's t over the runs,
+        cut to the bounds. None if there is neither, or if the runs have no intervals and all
+        agree.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    mean, count = float(found.mean()), len(found)
+    ends: list[SeedsInterval] = []
+    if lows is not None and highs is not None:
+        bottom, top = np.asarray(lows, dtype=np.float64), np.asarray(highs, dtype=np.float64)
+        if errors == "apart":
+            below = float(np.sqrt(((found - bottom) ** 2).sum())) / count
+            above = float(np.sqrt(((top - found) ** 2).sum())) / count
+            ends.append((mean - below, mean + above))
+        elif errors == "shared":
+            ends.append((float(bottom.mean()), float(top.mean())))
+        else:
+            ends.append((float(bottom.min()), float(top.max())))
+    if count > 1 and (ends or np.ptp(found) > 0):
+        ends.append(_student_interval(found, logarithms, level))
+    if not ends:
+        return mean, None
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    # A measured number may leave what the true one can be, such as an unbiased square.
+    return mean, (min(max(low, bounds[0]), mean), max(min(high, bounds[1]), mean))
+
+
+def _student_interval(values: Array, logarithms: bool, level: float) -> SeedsInterval:
+    count, mean = len(values), float(values.mean())
+    quantile = _student(level, count - 1) / np.sqrt(count)
+    if logarithms and values.min() > 0:
+        logs = np.log(values)
+        # Centred on the mean: its logarithm lies above the mean logarithm.
+        factor = float(np.exp(quantile * logs.std(ddof=1)))
+        return mean / factor, mean * factor
+    half = float(quantile * values.std(ddof=1))
+    return mean - half, mean + half
+
+
+def _between_radius(spread: Array, measure: Callable[[Array], Array], level: float) -> float:
+    """Bound of the mean over prompts of the sizes of the error between runs.
+
+    Args:
+        spread: (S, P, K) shares of each run less the mean.
+        measure: One of `SIZES`.
+        level: Confidence level.
+    """
+    count, prompts, groups = spread.shape
+    flat = spread.reshape(count, -1)
+    trace = float((flat**2).sum()) / (count - 1)
+    if trace < _LEAST**2:
+        return 0.0
+    directions = _directions(flat)
+    # Mean size <= root of the mean square: Cauchy and Schwarz.
+    radius = np.sqrt(_fisher(level, directions, directions * (count - 1)) * trace / count)
+    return float(radius / np.sqrt(prompts)) * _largest_ratio(measure, groups)
+
+
+def _directions(flat: Array) -> float:
+    """How many directions the rows of (S, D) spread over: (tr C)² / tr C², in [1, S - 1].
+
+    With few runs it is too small, which errs on the wide side; corrected for that, it is too
+    large too often where runs differ along a line.
+    """
+    gram = flat @ flat.T
+    return float(np.trace(gram) ** 2 / (gram**2).sum())
+
+
+def _along(measure: Callable[[Array], Array], gaps: Array, spread: Array) -> Array:
+    """Change of each prompt's size with the shares of a run, (S, P): the derivative."""
+    step = 1e-6
+    return np.asarray((measure(gaps + step * spread) - measure(gaps - step * spread)) / (2 * step))
+
+
+def _largest_ratio(measure: Callable[[Array], Array], groups: int) -> float:
+    """Largest size of differences of Euclidean length 1 that sum to 0."""
+    if measure is _euclidean:
+        return 1.0
+    halves = groups // 2
+    even = np.r_[np.full(halves, 1 / halves), np.full(groups - halves, -1 / (groups - halves))]
+    ramp = np.arange(groups) - (groups - 1) / 2
+    peak = np.r_[1.0, np.full(groups - 1, -1 / (groups - 1))]
+    return max(float(measure(one / np.linalg.norm(one))) for one in (even, ramp, peak))
+
+
+def _worst(measure: Callable[[Array], Array], wanted: Array) -> float:
+    """Largest possible mean size: the convex size is largest at a vertex."""
+    if measure is _euclidean:
+        return float(np.mean([worst_distance(row) for row in wanted]))
+    vertices = np.eye(wanted.shape[1])
+    return float(np.mean([measure(vertices - row).max() for row in wanted]))
+
+
+def _resampled(
+    mean: Array, sizes: NDArray[np.int64], level: float, rng: np.random.Generator
+) -> Array:
+    """Errors of pooled shares, (R, P, K), drawn from shares shrunk towards even ones."""
+    groups = mean.shape[1]
+    added = normal_quantile(level) ** 2 / (2 * (groups - 1))
+    errors = []
+    for row, size in zip(mean, sizes, strict=True):
+        base = (row * size + added) / (size + added * groups)
+        errors.append(rng.multinomial(size, base, size=_DRAWS) / size - base)
+    return np.stack(errors, axis=1)
+
+
+def _student(level: float, degrees: float) -> float:
+    """Two-sided quantile of Student's t."""
+    from scipy.special import stdtrit  # scipy.stats has it too, but takes a second to import
+
+    # Rounded, so that tables don't change with the last digits of another scipy.
+    return round(float(stdtrit(degrees, (1 + level) / 2)), 9)
+
+
+def _fisher(level: float, upper: float, lower: float) -> float:
+    """Quantile of the F distribution."""
+    from scipy.special import fdtri
+
+    return round(float(fdtri(upper, lower, level)), 9)
