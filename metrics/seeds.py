@@ -157,8 +157,10 @@ class MeanShares:
         Returns:
             The estimate; for a single run it holds for that run alone.
 
-        Simulated coverage: ``tests/simulation/seeds.py`` prints it for K = 2, 4, 8 and S = 1, 3,
-        5, 10, with and without seed effects.
+        Simulated coverage (``tests/simulation/seeds.py`` prints it): .93 to .99 with an effect of
+        the seed of .03, .96 to 1 without one, where the error between seeds is still asked for
+        and a wider interval than either error needs is the price; near fairness the distance is
+        cut at 0, and two judges that are united are wider still (up to 1).
         """
         measure = SIZES[size]
         wanted, count = self.target, len(self.runs)

@@ -132,6 +132,26 @@ def test_the_seed_moves_intervals_and_makes_another_record(images):
             measured(images, **option)
 
 
+def test_a_row_may_name_the_baseline_that_it_is_admitted_by(images, folder):
+    before = measured(images, name="raw")
+    assert before.card["ranked"] is False
+    path = folder / "results" / "cartoonfaces" / "raw" / f"{before.key}.json"
+    after = measured(images, name="debiased", baseline=path)
+    assert after.card["ranked"] is True
+    told = after.facts["baseline"]
+    assert (told["key"], told["method"]) == (before.key, "raw")
+    assert told["scores"]["validity"]["value"] == before.score("validity").value
+    assert any(name.endswith("_reweighted") for name in told["scores"])
+    counts = after.facts["estimate"]["judges"]
+    assert np.sum(counts["primary"]["gender"]["counts"]) == after.score("fairness_discrepancy").n
+    assert set(counts) == {"primary", "second"}
+    assert after.facts["estimate"]["real_distance"] > 0
+    other = folder / "other.json"
+    other.write_text(path.read_text().replace(before.config["hashes"]["reference"], "f" * 64))
+    with pytest.raises(InputError, match="measured with another reference"):
+        measured(images, name="third", baseline=other)
+
+
 def test_groups_are_compared_within_levels_of_a_control_variable(images, part, write_labels):
     plain = measured(images)
     record = measured(images, controls=["role"])
