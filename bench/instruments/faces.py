@@ -17,13 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairbench.core.errors import AssetError, ContractError, unknown_name
 from fairbench.core.progress import Progress, silent
 from fairbench.core.specs import InstrumentSpec
 from fairbench.diffusion.devices import resolve_device
-from fairbench.instruments.base import BATCH, Kind, Outputs, Runner, channels_first, read
+from fairbench.instruments.base import (
+    BATCH,
+    Kind,
+    NetworkFromFile,
+    Outputs,
+    channels_first,
+    read,
+)
 from fairbench.instruments.loading import load_state
 from fairbench.instruments.weights import find_weights, verify_weights
 from fairbench.storage.readings import ImageList, check_images
@@ -307,7 +314,7 @@ def _crop(
     )
 
 
-class IdentityEncoder:
+class IdentityEncoder(NetworkFromFile):
     """Inception-ResNet of facenet-pytorch: a cropped face to a unit vector of 512.
 
     It reads what `crop_faces` cuts out, not whole images: which part of an image is the face, the
@@ -324,28 +331,14 @@ class IdentityEncoder:
         f"{CROP_SIDE}, (x-127.5)/128"
     )
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        weights_sha256: str,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = BATCH,
-    ) -> None:
-        """Load it from facenet-pytorch's weight file.
-
-        Raises:
-            AssetError: If the file doesn't hold these weights.
-            InputError: If the device isn't there or can't compute in that format.
-        """
+    def network(self, path: Path) -> nn.Module:
+        """Its trunk, from facenet-pytorch's weight file."""
         from facenet_pytorch import InceptionResnetV1
 
         # The classifier over the training set's people is of no use here.
         state = {k: v for k, v in load_state(path).items() if not k.startswith("logits.")}
         with torch.device("meta"):
-            module = InceptionResnetV1(pretrained=None, classify=False)
+            module: nn.Module = InceptionResnetV1(pretrained=None, classify=False)
         try:
             module.load_state_dict(state, assign=True)
         except (RuntimeError, AttributeError) as error:
@@ -353,11 +346,7 @@ class IdentityEncoder:
                 f"{path}: doesn't hold the weights of facenet-pytorch's InceptionResnetV1; "
                 "delete it and get it anew"
             ) from error
-        self.name = name
-        self.weights_sha256 = weights_sha256
-        self.dtype = dtype
-        self.batch_size = batch_size
-        self._runner = Runner(module, device=device, dtype=dtype, batch_size=batch_size)
+        return module
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Unit vectors of cropped faces.
