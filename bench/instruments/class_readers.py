@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.errors import ContractError, InputError
+from fairbench.inputs.resizing import to_square
 from fairbench.instruments.base import Instrument, Kind, Outputs
 from fairbench.instruments.faces import FaceDetector, crop_faces
-from fairbench.inputs.resizing import to_square
 
-__all__ = ["Classes", "ClassReader", "Cut", "DatasetJudge", "FaceCrops", "best_cut"]
+__all__ = ["ClassReader", "Classes", "Cut", "DatasetJudge", "FaceCrops", "best_cut"]
 
 Probabilities = Mapping[str, NDArray[np.float32]]
 
@@ -127,8 +127,9 @@ class DatasetJudge:
         reader: The network.
         levels: Attribute -> levels, of all attributes that the reader can tell.
         cuts: Attribute -> where the older of its levels begins.
+        refused: Attribute -> why what is said of it can't be trusted.
         attributes: Attribute -> levels, of those that can be read as it stands: an age only with
-            a cut.
+            a cut, and nothing that is refused.
         confusion: As of every judge; empty until it was measured.
     """
 
@@ -140,6 +141,7 @@ class DatasetJudge:
         attributes: Mapping[str, tuple[str, ...]],
         cuts: Mapping[str, Cut] | None = None,
         confusion: Mapping[str, NDArray[np.int64]] | None = None,
+        refused: Mapping[str, str] | None = None,
     ) -> None:
         """Find out which attributes of a data set the reader can tell.
 
@@ -149,6 +151,7 @@ class DatasetJudge:
                 out.
             cuts: What was found on labelled images, if anything was.
             confusion: Counts on labelled images, if there are any.
+            refused: Attribute -> why what is said of it can't be trusted.
 
         Raises:
             InputError: If the reader can't tell a single one.
@@ -156,6 +159,7 @@ class DatasetJudge:
         self.reader = reader
         self.cuts: Mapping[str, Cut] = dict(cuts or {})
         self.confusion: Mapping[str, NDArray[np.int64]] = MappingProxyType(dict(confusion or {}))
+        self.refused: Mapping[str, str] = dict(refused or {})
         tables = {
             name: reader.classes[name].table(levels)
             for name, levels in attributes.items()
@@ -176,10 +180,10 @@ class DatasetJudge:
                 f"judge {reader.name} tells {', '.join(reader.classes)} and none of the data "
                 f"set's attributes {', '.join(attributes)} with their levels; choose another judge"
             )
-        self._tables = {
-            name: cut.table(reader.classes[name], attributes[name])
-            for name, cut in self.cuts.items()
-        } | {name: table for name, table in tables.items() if table is not None}
+        known = {name: table for name, table in tables.items() if table is not None}
+        for name, cut in self.cuts.items():
+            known[name] = cut.table(reader.classes[name], attributes[name])
+        self._tables = {name: known[name] for name in known if name not in self.refused}
         self.attributes = MappingProxyType(
             {name: levels for name, levels in self.levels.items() if name in self._tables}
         )
@@ -224,10 +228,13 @@ class DatasetJudge:
         return DatasetJudge(self.reader, self.levels, cuts)
 
     def measured(
-        self, cuts: Mapping[str, Cut], confusion: Mapping[str, NDArray[np.int64]]
+        self,
+        cuts: Mapping[str, Cut],
+        confusion: Mapping[str, NDArray[np.int64]],
+        refused: Mapping[str, str],
     ) -> DatasetJudge:
-        """The judge with what was measured of it."""
-        return DatasetJudge(self.reader, self.levels, cuts, confusion)
+        """The judge with the cuts and counts that were measured of it."""
+        return DatasetJudge(self.reader, self.levels, cuts, confusion, refused)
 
 
 class FaceCrops:
@@ -250,9 +257,7 @@ class FaceCrops:
         )
         self._detector = detector
 
-    def __call__(
-        self, images: NDArray[np.uint8], *sides: int
-    ) -> tuple[NDArray[np.uint8], ...]:
+    def __call__(self, images: NDArray[np.uint8], *sides: int) -> tuple[NDArray[np.uint8], ...]:
         """One (N, side, side, 3) uint8 array a side, of (N, H, W, 3) uint8 images."""
         from PIL import Image
 
@@ -262,9 +267,7 @@ class FaceCrops:
         for side in sides:
             cut = np.empty((len(images), side, side, 3), np.uint8)
             if found.any():
-                cut[found] = crop_faces(
-                    images[found], boxes[found], side=side, margin=self.margin
-                )
+                cut[found] = crop_faces(images[found], boxes[found], side=side, margin=self.margin)
             for row in np.flatnonzero(~found):
                 cut[row] = to_square(Image.fromarray(images[row]), side)
             crops.append(cut)

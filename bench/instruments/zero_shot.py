@@ -65,28 +65,24 @@ class ZeroShotReader:
     kind: Kind = "judge"
     dtype = "float32"
 
-    def __init__(self, clip: ClipEncoder, sentences: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, clip: ClipEncoder, dataset: Dataset) -> None:
+        sentences = attribute_sentences(dataset)
         self.name = f"zero-shot-{clip.name}"
         self.batch_size = clip.batch_size
         self.weights_sha256 = clip.weights_sha256
         self.scale = clip.logit_scale
-        # Sentences are hashed, not told: there may be dozens.
+        # Sentences are hashed: there may be dozens.
         lines = "\n".join(line for each in sentences.values() for line in each)
         digest = hashlib.sha256(lines.encode()).hexdigest()[:16]
         self.preprocessing = (
             f"{clip.preprocessing}; softmax of {self.scale:.4f} x cosine, sentences {digest}"
         )
-        self.classes: Mapping[str, Classes] = MappingProxyType({})
+        self.classes: Mapping[str, Classes] = MappingProxyType(
+            {name: Classes(levels) for name, levels in dataset.attributes.items()}
+        )
         self.outputs: Outputs = MappingProxyType(dict.fromkeys(sentences, np.float32))
         self._clip = clip
-        self._texts = {name: clip.text_features(lines) for name, lines in sentences.items()}
-
-    def named(self, attributes: Mapping[str, tuple[str, ...]]) -> ZeroShotReader:
-        """The same, its sentences called by the levels that they stand for."""
-        self.classes = MappingProxyType(
-            {name: Classes(attributes[name]) for name in self._texts}
-        )
-        return self
+        self._texts = {name: clip.text_features(each) for name, each in sentences.items()}
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Attribute -> (N, K) float32 probabilities; arguments and errors as of every judge."""
@@ -102,8 +98,7 @@ def _load(
 ) -> DatasetJudge:
     """CLIP as a judge of a data set; it isn't calibrated yet."""
     clip = load_public(name, name, ClipEncoder, dimension, side, **options)
-    reader = ZeroShotReader(clip, attribute_sentences(dataset)).named(dataset.attributes)
-    return DatasetJudge(reader, dataset.attributes)
+    return DatasetJudge(ZeroShotReader(clip, dataset), dataset.attributes)
 
 
 def _spec(name: str, title: str, dimension: int, side: int) -> InstrumentSpec:
