@@ -22,8 +22,9 @@ from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
-from fairbench.runs.judging import choose_judges
-from fairbench.runs.running import Outcome, now
+from fairbench.runs.judging import choose_judges, judging_config
+from fairbench.runs.running import Outcome
+from fairbench.runs.times import now
 from fairbench.scores.parts.crossings import crossing
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
@@ -150,6 +151,7 @@ def evaluate(
     }
     if known.labels is not None:
         config["labels"] = known.labels.sha256
+    config |= judging_config(judges, accept_judge)
     if controls:
         config["control"] = sorted(set(controls))
     if seed:

@@ -16,7 +16,7 @@ from fairbench.instruments.calibration import ACCEPTED, balanced_accuracy, calib
 from fairbench.instruments.class_readers import DatasetJudge
 from fairbench.instruments.judges import judge_names, load_judge
 
-__all__ = ["Judging", "choose_judges", "judge_report", "needed_attributes"]
+__all__ = ["Judging", "choose_judges", "judge_report", "judging_config", "needed_attributes"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ class Judging:
     def facts(self) -> dict[str, dict[str, str]]:
         """What a record says of them; nothing if all are good enough."""
         return {"accepted_judges": dict(self.accepted)} if self.accepted else {}
+
+
+def judging_config(asked: Sequence[str], accept: bool) -> dict[str, Any]:
+    """What a record keeps of the choice of judges; nothing if the user made none."""
+    kept: dict[str, Any] = {"judges": list(asked)} if asked else {}
+    return kept | ({"accept_judge": True} if accept else {})
 
 
 def needed_attributes(task: Task, controls: Sequence[Control]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +19,13 @@ from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, PerImage, Record
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
-from fairbench.runs.evaluation import Known, evaluate_images
-from fairbench.runs.generation import generate, help_to_prepare, training_data
+from fairbench.runs.generation import generate, help_to_prepare
 from fairbench.runs.judging import choose_judges
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import Plan, plan_keys, plan_run
+from fairbench.runs.rescoring import refreshed
+from fairbench.runs.scoring import score_generated
+from fairbench.runs.times import now
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
@@ -118,7 +119,9 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     path = record_path(config.results, plan.dataset.name, name, key)
     found = find_record(path)
     if found is not None and not config.force:
-        return Outcome(found, path, True) if is_main_process() else None
+        if not is_main_process():
+            return None
+        return Outcome(refreshed(found, path, plan, instruments, report), path, True)
     if not is_main_process():
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
@@ -180,10 +183,6 @@ def _plain_card(card: MethodCard) -> dict[str, Any]:
     }
 
 
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 @contextmanager
 def _failures_recorded(results: Path, blank: Record) -> Iterator[None]:
     """Leave a record of a run that fails or is interrupted; it never counts as found."""
@@ -211,24 +210,7 @@ def _compute(
     manifest = _manifest(requests, listed)
     _compare_manifests(plan.config.results, blank, manifest, report)
     started = time.monotonic()
-    reference = training_data(plan.dataset, plan.method.configured_card()).reference
-    texts = [request.prompt.text for request in requests]
-    known = Known(
-        prompt_index=np.array([request.prompt_index for request in requests]),
-        batch_id=generated.batch_id,
-        requested=generated.requested,
-        texts=texts if plan.backbone.conditional else None,
-        reference=None if reference is None else reference.images,
-    )
-    found = evaluate_images(
-        generated.images,
-        listed,
-        plan.question,
-        instruments,
-        known,
-        cache,
-        report,
-    )
+    found = score_generated(plan, generated, listed, instruments, cache, report)
     from fairbench.diffusion.devices import peak_memory_mib
 
     record = dataclasses.replace(
