@@ -272,7 +272,7 @@ def _asked(record: Record) -> tuple[Plan | None, Instruments]:
 
 
 def _judged(record: Record) -> tuple[str, str, tuple[str, ...], bool]:
-    """Data set and task of a record, the judges that it named, and whether poor ones were taken."""
+    """Data set and task of a record, judges that it named, whether poor ones were taken."""
     had = record.config
     return (
         record.dataset,
