@@ -7,6 +7,7 @@ kept in the cache, under a key of the judge's weights and of the data.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -66,8 +67,9 @@ def halves(split: ImageSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def crossings_of(dataset: Dataset, attributes: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What errors are counted of: each attribute, and each crossing that a task asks for."""
+    """What errors are counted of: each attribute, each pair of sensitive ones, tasks' crossings."""
     asked = {task.attributes for task in dataset.tasks if len(task.attributes) > 1}
+    asked |= {*itertools.combinations(dataset.sensitive, 2)}
     known = [chosen for chosen in sorted(asked) if all(name in attributes for name in chosen)]
     return [*((name,) for name in attributes), *known]
 
@@ -113,7 +115,8 @@ def held_out_facts(
         chosen: Attributes and crossings to count.
 
     Returns:
-        Name, crossings joined by ``"/"`` -> what was counted.
+        Name, crossings joined by ``"/"`` -> what was counted. One that has no image of some level,
+        or cell, is left out: nothing can be corrected by it.
     """
     found = {}
     for names in chosen:
@@ -127,6 +130,8 @@ def held_out_facts(
             )
         )
         counts = count_groups(truth * size + read_as, size**2).reshape(size, size)
+        if counts.sum(axis=1).min() == 0:
+            continue
         sure = np.prod([probabilities[name].max(1) for name in names], axis=0)
         found["/".join(names)] = Found(tuple(map(tuple, counts.tolist())), float(sure.mean()))
     return found

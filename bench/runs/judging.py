@@ -15,6 +15,7 @@ from fairbench.instruments.base import AttributeJudge
 from fairbench.instruments.calibration import ACCEPTED, balanced_accuracy, calibrated
 from fairbench.instruments.class_readers import DatasetJudge
 from fairbench.instruments.judges import judge_names, load_judge
+from fairbench.instruments.trained import TrainedJudge
 
 __all__ = ["Judging", "choose_judges", "judge_report", "judging_config", "needed_attributes"]
 
@@ -159,13 +160,11 @@ def _poor(judge: AttributeJudge | DatasetJudge, task: Task) -> str:
         counts = judge.confusion.get(name)
         if counts is None:
             # Of a judge that a data set declares without counts, nothing is known either way.
-            if isinstance(judge, DatasetJudge):
+            if isinstance(judge, DatasetJudge | TrainedJudge):
                 said.append(f"{name} with an accuracy that isn't known")
             continue
         value = balanced_accuracy(counts)
-        if value is None:
-            said.append(f"{name} with an accuracy that isn't known for every level")
-        elif value < ACCEPTED:
+        if value is not None and value < ACCEPTED:
             said.append(f"{name} with a balanced accuracy of {value:.1%}")
     return f"reads {' and '.join(said)}, {ACCEPTED:.0%} is asked for" if said else ""
 

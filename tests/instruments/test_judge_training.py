@@ -72,7 +72,7 @@ def test_a_judge_lies_in_a_folder_with_its_card(made):
     card = json.loads((folder / "card.json").read_text())
     assert card["attributes"] == {name: list(levels) for name, levels in labelled.LEVELS.items()}
     assert (card["fitted_to"], card["held_out_images"]) == (60, 60)
-    assert {*card["held_out"]} == {"gender", "age", "hat", "gender/age"}
+    assert {*card["held_out"]} == {*labelled.LEVELS, "gender/age", "gender/hat", "age/hat"}
     assert card["training"]["steps"] == 6
     images = np.random.default_rng(0).integers(0, 256, (3, 30, 50, 3), dtype=np.uint8)
     loaded = load_judge("resnet18-seed0", Labelled(), cache)

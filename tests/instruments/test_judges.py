@@ -17,7 +17,7 @@ from fairbench.core.errors import AssetError, InputError
 from fairbench.core.specs import InstrumentNames
 from fairbench.instruments import age_gender, fairface, zero_shot
 from fairbench.instruments.age_gender import AgeGender
-from fairbench.instruments.calibration import balanced_accuracy, calibrated, halves
+from fairbench.instruments.calibration import balanced_accuracy, calibrated, halves, held_out_facts
 from fairbench.instruments.catalogue import instrument_specs, load_instrument
 from fairbench.instruments.class_readers import Classes, Cut, DatasetJudge, FaceCrops, best_cut
 from fairbench.instruments.efficientnet import EfficientNetEncoder, EfficientNetLite0
@@ -176,6 +176,14 @@ def test_a_stored_count_that_was_changed_is_measured_again(tmp_path):
     assert again.confusion["gender"].sum() == 60
 
 
+def test_what_has_no_image_of_some_cell_is_left_out():
+    truth = {"hat": np.array([0, 0, 1, 1]), "age": np.array([0, 0, 1, 1])}
+    said = {name: np.eye(2)[labels] for name, labels in truth.items()}
+    found = held_out_facts(said, truth, [("hat",), ("hat", "age")])
+    assert list(found) == ["hat"]
+    assert found["hat"].confusion == ((2, 0), (0, 2))
+
+
 def test_balanced_accuracy_counts_levels_alike():
     assert balanced_accuracy(np.array([[90, 10], [5, 5]])) == pytest.approx(0.7)
     assert balanced_accuracy(np.array([[90, 10], [0, 0]])) is None
@@ -298,11 +306,11 @@ def test_the_margin_is_part_of_the_judge():
 
 
 def test_the_judge_is_made_for_a_data_set():
-    assert instrument_specs()["age-gender"].per_dataset
+    assert instrument_specs()["age_and_gender"].per_dataset
     with pytest.raises(InputError, match="depends on the data set"):
-        load_instrument("age-gender")
-    judge = load_instrument("age-gender", "judge", dataset=Labelled())
-    assert judge.name == "age-gender"
+        load_instrument("age_and_gender")
+    judge = load_instrument("age_and_gender", "judge", dataset=Labelled())
+    assert judge.name == "age_and_gender"
     assert (list(judge.attributes), list(judge.levels)) == (["gender"], ["gender", "age"])
 
 
@@ -400,21 +408,23 @@ def test_trained_judges_take_the_place_of_others_only_where_the_data_set_says_so
     folder = tmp_path / "judges" / "labelled" / "resnet18-seed0"
     folder.mkdir(parents=True)
     (folder / "card.json").write_text("{}")
-    own = Labelled(names=InstrumentNames(("age-gender",)))
-    assert judge_names(own, (), tmp_path) == ("age-gender",)
-    ready = Labelled(names=InstrumentNames(("age-gender",), trained=True))
+    own = Labelled(names=InstrumentNames(("age_and_gender",)))
+    assert judge_names(own, (), tmp_path) == ("age_and_gender",)
+    ready = Labelled(names=InstrumentNames(("age_and_gender",), trained=True))
     assert judge_names(ready, (), tmp_path) == ("resnet18-seed0",)
-    assert judge_names(ready, ("age-gender", "age-gender"), tmp_path) == ("age-gender",)
+    assert judge_names(ready, ("age_and_gender", "age_and_gender"), tmp_path) == (
+        "age_and_gender",
+    )
     (folder / "card.json").unlink()
-    assert judge_names(ready, (), tmp_path) == ("age-gender",)
+    assert judge_names(ready, (), tmp_path) == ("age_and_gender",)
     with pytest.raises(InputError, match="fairbench train-judge --dataset labelled"):
         judge_names(Labelled(names=InstrumentNames((), trained=True)), (), tmp_path)
 
 
 def test_an_unknown_judge_is_told_with_those_that_are_there(tmp_path):
     with pytest.raises(InputError) as caught:
-        load_judge("age-gendre", Labelled(), tmp_path)
-    assert "did you mean age-gender" in line(caught)
+        load_judge("age_and_gendre", Labelled(), tmp_path)
+    assert "did you mean age_and_gender" in line(caught)
     assert "FairFace checkpoint" in line(caught)
 
 
