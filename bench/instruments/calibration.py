@@ -67,7 +67,7 @@ def halves(split: ImageSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def crossings_of(dataset: Dataset, attributes: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What errors are counted of: each attribute, each pair of sensitive ones, tasks' crossings."""
+    """What errors are counted of: attributes, pairs of sensitive ones, crossings of tasks."""
     asked = {task.attributes for task in dataset.tasks if len(task.attributes) > 1}
     asked |= {*itertools.combinations(dataset.sensitive, 2)}
     known = [chosen for chosen in sorted(asked) if all(name in attributes for name in chosen)]
