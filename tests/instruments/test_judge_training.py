@@ -14,7 +14,7 @@ from fairbench.core.errors import AssetError, ContractError, InputError
 from fairbench.diffusion import training
 from fairbench.diffusion.training import TrainingPlan
 from fairbench.instruments import judge_training, trained
-from fairbench.instruments.calibration import halves
+from fairbench.instruments.calibration import calibrated, halves
 from fairbench.instruments.judge_training import JudgeRecipe, train_judge
 from fairbench.instruments.judges import load_judge
 from fairbench.instruments.trained import judge_network, load_trained_judge, trained_judges
@@ -196,6 +196,31 @@ def test_a_judge_of_other_data_or_a_damaged_one_is_told(made, tmp_path):
     (copied / "card.json").write_text("[]")
     with pytest.raises(AssetError, match="no card"):
         load_trained_judge(copied, Labelled())
+
+
+class Smaller(Labelled):
+    """The same images with the same labels at another size."""
+
+    def __init__(self):
+        super().__init__()
+        images = np.ascontiguousarray(self.judge.images[:, ::2, ::2])
+        self.judge = type(self.judge)(images, self.judge.labels)
+
+    def data_sha256(self):
+        return "5" * 64
+
+
+def test_at_another_size_errors_are_counted_anew(made, tmp_path):
+    judge, folder, _ = made
+    dataset = Smaller()
+    loaded = load_trained_judge(folder, dataset)
+    assert not loaded.confusion
+    counted = calibrated(loaded, dataset, tmp_path)
+    part = dataset.judge.take(halves(dataset.judge)[1])
+    read_as = judge(part.images)["hat"].argmax(1)
+    assert np.trace(counted.confusion["hat"]) == (read_as == part.labels["hat"]).sum()
+    assert counted.weights_sha256 == judge.weights_sha256
+    assert len(list((tmp_path / "judges" / "labelled" / "calibrations").iterdir())) == 1
 
 
 def test_averaged_weights_with_statistics_of_others_are_refused(tmp_path):
