@@ -21,15 +21,13 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.progress import Progress
 from fairbench.diffusion.devices import process_count, resolve_autocast
 from fairbench.diffusion.sampling import Stream
-from fairbench.storage.files import atomic_write
+from fairbench.storage.networks import load_state, load_tensors, save_state, save_tensors
 
 __all__ = ["Draws", "Loss", "Surroundings", "TrainingPlan", "seeded_modules", "train_or_load"]
 
@@ -219,11 +217,8 @@ class _Training:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint if there is a whole one."""
-        try:
-            saved = torch.load(path, map_location=self.device, weights_only=True)
-        except FileNotFoundError:
-            return
-        except Exception:  # a damaged file can raise almost anything; start anew
+        saved = load_state(path, self.device)
+        if saved is None:
             return
         with torch.no_grad():
             for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
@@ -253,8 +248,7 @@ class _Training:
             "losses": self.losses,
             "best": self.best,
         }
-        with atomic_write(path) as file:
-            torch.save(state, file)
+        save_state(path, state)
         self.saved_step = self.step
 
     def divergence(self, seen: str, step: int) -> InputError:
@@ -442,9 +436,7 @@ def train_or_load(
     module.eval()
     facts = training.facts()
     if training.accelerator.is_main_process:
-        state = {key: value.detach().cpu().contiguous() for key, value in _trained(module).items()}
-        with atomic_write(finished) as file:
-            file.write(save(state, {"facts": json.dumps(facts)}))
+        save_tensors(finished, _trained(module), facts)
         unfinished.unlink(missing_ok=True)
     training.accelerator.wait_for_everyone()
     return facts
@@ -479,15 +471,10 @@ def _statistics(module: nn.Module) -> dict[str, Tensor]:
 
 def _load_finished(module: nn.Module, path: Path) -> dict[str, Any] | None:
     """Weights and facts of a finished training; None if there is none or it is damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            facts: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
-        state = load_file(path)
-    except FileNotFoundError:
+    stored = load_tensors(path)
+    if stored is None:
         return None
-    except Exception:  # a cut-off file can raise almost anything; train again
-        path.unlink(missing_ok=True)
-        return None
+    state, facts = stored
     targets = _trained(module)
     if state.keys() != targets.keys():
         return None

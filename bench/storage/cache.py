@@ -21,6 +21,9 @@ __all__ = ["Header", "array_headers", "cache_folder", "load_arrays", "remove", "
 
 Result = TypeVar("Result")
 
+STORED_AS = "stored as"
+"""Array that holds an archive's own folder and name."""
+
 
 def cache_folder() -> Path:
     """``FAIRBENCH_CACHE`` if set, else the platform's user cache folder; made if missing.
@@ -41,8 +44,12 @@ def cache_folder() -> Path:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays to one ``.npz``, atomically."""
-    named: dict[str, Any] = dict(arrays)
+    """Write arrays to one ``.npz``, atomically.
+
+    The archive has a checksum of each array, and says what it is stored as: a file in the place
+    of another one isn't taken for it.
+    """
+    named: dict[str, Any] = {**arrays, STORED_AS: np.array(_place(path))}
     with atomic_write(path) as file:
         np.savez(file, **named)
 
@@ -61,8 +68,11 @@ class Header:
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
-    """The arrays of an ``.npz``, or None if it is missing or damaged; a damaged one is removed."""
-    return _opened(path, lambda stored: {name: stored[name] for name in stored.files})
+    """The arrays of an ``.npz``; None if it is missing, damaged or in the place of another one.
+
+    What isn't right is removed.
+    """
+    return _opened(path, lambda stored: {name: stored[name] for name in _names(stored)})
 
 
 def array_headers(path: Path) -> dict[str, Header] | None:
@@ -70,13 +80,24 @@ def array_headers(path: Path) -> dict[str, Header] | None:
 
     Damage behind a header isn't seen here, only when the arrays are loaded.
     """
-    return _opened(path, lambda stored: {name: _header(stored, name) for name in stored.files})
+    return _opened(path, lambda stored: {name: _header(stored, name) for name in _names(stored)})
+
+
+def _place(path: Path) -> str:
+    """What a file is stored as, wherever the cache lies."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _names(stored: Any) -> list[str]:
+    return [name for name in stored.files if name != STORED_AS]
 
 
 def _opened(path: Path, look: Callable[[Any], Result]) -> Result | None:
     try:
         # Opened here: np.load leaves its own handle open when the archive is truncated.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored[STORED_AS]) != _place(path):
+                raise ValueError("another file's")
             return look(stored)
     except FileNotFoundError:
         return None

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType, NoneType
@@ -25,6 +26,7 @@ from fairbench.core.keys import finite, plain
 from fairbench.core.record import SCHEMA, PerImage, Record, Status
 from fairbench.core.score import Score
 from fairbench.storage.files import atomic_write
+from fairbench.storage.layout import check_layout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,6 +207,9 @@ def read_record(path: Path) -> Record:
         RecordError: If it is missing, damaged or of a schema that isn't known here.
     """
     try:
+        # A pipe would be waited for, for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RecordError(f"{path}: expected a record, seen no file; move it away")
         data = json.loads(
             path.read_bytes(), parse_float=_parse_float, parse_constant=_refuse_constant
         )
@@ -368,12 +373,7 @@ def _with_rescored(data: object, kinds: Mapping[str, tuple[type, ...]]) -> dict[
 def _record(values: dict[str, Any]) -> Record:
     if values["status"] not in get_args(Status):
         raise ValueError(f"its status is {values['status']!r}")
-    for stage, seconds in values["seconds"].items():
-        if type(seconds) not in _NUMBER:
-            raise ValueError(f"the seconds of {stage!r} aren't a number")
-    for name, rows in values["groups"].items():
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError(f"the groups of {name!r} aren't a list of objects")
+    check_layout(values)
     scores = [Score(**_score(row)) for row in values["scores"]]
     return Record(**{**values, "scores": tuple(scores)})
 

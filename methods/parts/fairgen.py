@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError, InputError
@@ -29,7 +27,7 @@ from fairbench.diffusion.sampling import Stream, ddim
 from fairbench.diffusion.training import CHECKPOINT_SECONDS
 from fairbench.methods.parts.adapters import AdapterBank
 from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
-from fairbench.storage.files import atomic_write
+from fairbench.storage.networks import load_state, load_tensors, save_state, save_tensors
 
 if TYPE_CHECKING:
     from fairbench.methods.fairgen import FairGen
@@ -331,8 +329,7 @@ class AdapterTraining:
             preparation.progress(what, self.iteration, self.method.iterations)
         self.seconds = time.monotonic() - started
         facts = {"seconds": self.seconds, "normalised_loss": self.normalised_loss}
-        with atomic_write(finished) as file:
-            file.write(save(self.bank.state_dict(), metadata={"facts": json.dumps(facts)}))
+        save_tensors(finished, self.bank.state_dict(), facts)
         unfinished.unlink(missing_ok=True)
 
     @property
@@ -341,13 +338,13 @@ class AdapterTraining:
         return float(np.mean(self.losses[-20:]))
 
     def _load(self, path: Path) -> bool:
-        try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-            self.bank.load_state_dict(load_file(path))  # last: a failed load leaves the bank fresh
-        except FileNotFoundError:
+        stored = load_tensors(path)
+        if stored is None:
             return False
-        except Exception:  # safetensors raises its own Rust error for a cut-off file
+        tensors, facts = stored
+        try:
+            self.bank.load_state_dict(tensors)  # one that fails leaves the bank fresh
+        except RuntimeError:  # of another network
             path.unlink(missing_ok=True)
             return False
         self.seconds, self.losses = facts["seconds"], [facts["normalised_loss"]]
@@ -363,16 +360,11 @@ class AdapterTraining:
             "seconds": self.seconds,
             "losses": self.losses,
         }
-        with atomic_write(path) as file:
-            torch.save(state, file)
+        save_state(path, state)
 
     def _resume(self, path: Path) -> None:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return
-        except Exception:  # a cut-off checkpoint: begin again
-            path.unlink(missing_ok=True)
+        state = load_state(path)
+        if state is None:
             return
         if state["iteration"] % self.method.rollout_every:
             # The same trajectories again, by the adapters that made them.

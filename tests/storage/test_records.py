@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -304,12 +305,23 @@ def test_the_reader_knows_every_field():
         ({"status": "done"}, "status is 'done'"),
         ({"key": 7}, "'key' of the record is of type int"),
         ({"extra": 7}, "unknown extra"),
-        ({"seconds": {"generate": "long"}}, "seconds of 'generate'"),
+        ({"seconds": {"generate": "long"}}, "seconds.generate must be a number, seen 'long'"),
         ({"scores": [{"name": "x"}]}, "a score lacks better, floor"),
-        ({"scores": ["x"]}, "a score isn't an object"),
-        ({"groups": {"gender": [1]}}, "groups of 'gender'"),
+        ({"scores": ["x"]}, r"scores\[0\] must be an object"),
+        ({"groups": {"gender": [1]}}, r"groups.gender\[0\] must be an object, seen 1"),
         ({"sidecar": 5}, "'sidecar' of the record is of type int"),
         ({"peak_memory_mib": float("nan")}, "a number is NaN"),
+        ({"config": {"seed": "x"}}, "config.seed must be a whole number"),
+        ({"config": {"seed": 10**400}}, "config.seed must be a whole number"),
+        ({"config": {"target": "x"}}, "config.target must be an object"),
+        ({"config": {"parameters": [1]}}, "config.parameters must be an object"),
+        ({"config": {"hashes": "x"}}, "config.hashes must be an object"),
+        ({"config": {"sampling": {"steps": None}}}, "config.sampling.steps must be"),
+        ({"card": {"supervision": "prompts"}}, "card.supervision must be a list"),
+        ({"facts": {"fair": {"a": {"n": ["x"]}}}}, r"facts.fair.a.n\[0\] must be"),
+        ({"facts": {"copies": {"images": -1}}}, "facts.copies.images must be"),
+        ({"groups": {"a": [{"count": 1.5}]}}, r"groups.a\[0\].count must be"),
+        ({"extra_parameters": 10**30}, "extra_parameters must be a whole number"),
     ],
 )
 def test_damage_is_named_in_one_line(tmp_path, make_record, changes, problem):
@@ -407,3 +419,30 @@ def test_import_is_light():
     code += "; print({'torch', 'pandas', 'scipy', 'rich'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# What isn't a record of ours.
+
+
+def test_a_pipe_is_skipped_with_a_word(tmp_path, make_record):
+    path = write_record(tmp_path, make_record())
+    os.mkfifo(path.with_name("a.json"))
+    told = []
+    assert [record.key for record in read_records(tmp_path, told.append)] == [path.stem]
+    assert "a.json: expected a record, seen no file" in told[0]
+
+
+def test_a_score_too_large_to_count_is_damage(tmp_path, make_record):
+    score = Score("a", 0.1, None, None, 10, "lower")
+    path = write_record(tmp_path, make_record(scores=(score,)))
+    data = json.loads(path.read_text())
+    for value in (10**400, True, "0.1"):
+        data["scores"][0]["value"] = value
+        path.write_text(json.dumps(data))
+        with pytest.raises(RecordError, match=r"scores\[0\].value must be"):
+            read_record(path)
+
+
+def test_committed_records_pass_the_check():
+    committed = Path(__file__).parents[2] / "results"
+    assert len(read_records(committed, refuse)) == len(list(committed.glob("*/*/*.json")))

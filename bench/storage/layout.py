@@ -1,0 +1,238 @@
+"""What the parts of a record that have fields of their own may hold, checked when one is read.
+
+Everything that the rest of the code reads from a record by name is named here, with its kind; what
+isn't named may hold anything that JSON can. One wrong value then is one warning that names the
+field, instead of a failure wherever the value is met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["LARGEST_WHOLE", "check_layout"]
+
+LARGEST_WHOLE = 2**63 - 1
+"""Above this a whole number isn't one that anything here counts."""
+
+Check = Callable[[Any, str], None]
+"""Raises a ValueError that names the field if a value isn't of its kind."""
+
+_SHOWN = 60
+
+
+def check_layout(record: Mapping[str, Any]) -> None:
+    """Check the fields inside of a record's configuration, card, facts and so on.
+
+    Args:
+        record: A record as JSON holds it, of any schema, with all of its fields.
+
+    Raises:
+        ValueError: If a field holds something of another kind; the message names it.
+    """
+    for name, check in _RECORD.items():
+        if name in record:
+            check(record[name], name)
+
+
+def _seen(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _refuse(field: str, expected: str, value: Any) -> None:
+    raise ValueError(f"{field} must be {expected}, seen {_seen(value)}")
+
+
+def _text(value: Any, field: str) -> None:
+    if not isinstance(value, str):
+        _refuse(field, "text", value)
+
+
+def _yes_or_no(value: Any, field: str) -> None:
+    if not isinstance(value, bool):
+        _refuse(field, "true or false", value)
+
+
+def _number(value: Any, field: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _refuse(field, "a number", value)
+    if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+        _refuse(field, f"a number of at most {LARGEST_WHOLE}", value)
+
+
+def _whole(value: Any, field: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_WHOLE:
+        _refuse(field, f"a whole number from 0 to {LARGEST_WHOLE}", value)
+
+
+def _anything(value: Any, field: str) -> None:
+    return None
+
+
+def _or_nothing(check: Check) -> Check:
+    def checked(value: Any, field: str) -> None:
+        if value is not None:
+            check(value, field)
+
+    return checked
+
+
+def _list(check: Check) -> Check:
+    def checked(value: Any, field: str) -> None:
+        if not isinstance(value, list):
+            _refuse(field, "a list", value)
+        for place, item in enumerate(value):
+            check(item, f"{field}[{place}]")
+
+    return checked
+
+
+def _by_name(check: Check) -> Check:
+    def checked(value: Any, field: str) -> None:
+        if not isinstance(value, Mapping):
+            _refuse(field, "an object", value)
+        for name, item in value.items():
+            check(item, f"{field}.{name}")
+
+    return checked
+
+
+def _fields(**checks: Check) -> Check:
+    """An object whose fields of these names, where they are there, are of these kinds."""
+
+    def checked(value: Any, field: str) -> None:
+        _by_name(_anything)(value, field)
+        for name, check in checks.items():
+            if name in value:
+                check(value[name], f"{field}.{name}")
+
+    return checked
+
+
+_ENDS = _fields(
+    value=_or_nothing(_number), low=_or_nothing(_number), high=_or_nothing(_number), n=_whole
+)
+
+_CONFIG = _fields(
+    method=_text,
+    version=_whole,
+    parameters=_by_name(_anything),
+    preset=_or_nothing(_text),
+    backbone=_or_nothing(_text),
+    backbone_sha256=_text,
+    prompts=_list(_text),
+    neutral_prompts=_list(_text),
+    num_images=_whole,
+    seed=_whole,
+    sampling=_fields(steps=_whole, guidance=_number, eta=_number, spacing=_text),
+    dtype=_text,
+    autocast=_text,
+    processes=_whole,
+    target=_by_name(_number),
+    data_sha256=_text,
+    dataset=_text,
+    task=_text,
+    hashes=_by_name(_text),
+    readings=_by_name(_text),
+    reference=_list(_by_name(_text)),
+    metric_version=_whole,
+    control=_list(_text),
+    evaluated=_text,
+    images=_text,
+    size=_list(_whole),
+    labels=_text,
+    scoring_seed=_whole,
+)
+
+_CARD = _fields(
+    name=_text,
+    title=_text,
+    arxiv=_or_nothing(_text),
+    family=_text,
+    role=_text,
+    ranked=_yes_or_no,
+    batch_coupled=_yes_or_no,
+    uses_target=_yes_or_no,
+    trains=_yes_or_no,
+    supervision=_list(_text),
+    deviations=_list(_text),
+    reference_images=_whole,
+)
+
+_FACTS = _fields(
+    fair=_by_name(
+        _fields(n=_list(_whole), target=_list(_number), confusion=_list(_list(_number)))
+    ),
+    fairness=_fields(
+        corrected=_by_name(
+            _by_name(
+                _fields(
+                    value=_number,
+                    low=_number,
+                    high=_number,
+                    floor=_or_nothing(_number),
+                    condition=_number,
+                    reason=_text,
+                )
+            )
+        ),
+        quota=_fields(
+            statistic=_or_nothing(_number),
+            degrees=_whole,
+            p_value=_or_nothing(_number),
+            quota=_yes_or_no,
+        ),
+        by_prompt=_by_name(_ENDS),
+        design_effect=_by_name(_number),
+        lattice=_by_name(_by_name(_number)),
+    ),
+    copies=_by_name(_whole),
+    not_measured=_by_name(_text),
+)
+
+_GROUPS = _by_name(
+    _list(
+        _fields(
+            group=_text,
+            count=_whole,
+            n=_whole,
+            share=_or_nothing(_number),
+            low=_or_nothing(_number),
+            high=_or_nothing(_number),
+            target=_or_nothing(_number),
+            corrected=_or_nothing(_ENDS),
+            prompt_accuracy=_or_nothing(_ENDS),
+        )
+    )
+)
+
+_SCORES = _list(
+    _fields(
+        name=_text,
+        value=_number,
+        low=_or_nothing(_number),
+        high=_or_nothing(_number),
+        n=_whole,
+        floor=_or_nothing(_number),
+        level=_number,
+        version=_whole,
+    )
+)
+
+_RECORD: Mapping[str, Check] = MappingProxyType(
+    {
+        "config": _CONFIG,
+        "card": _CARD,
+        "environment": _fields(device=_text, platform=_text, packages=_by_name(_text)),
+        "seconds": _by_name(_number),
+        "peak_memory_mib": _number,
+        "extra_parameters": _whole,
+        "network_calls_per_image": _number,
+        "scores": _SCORES,
+        "groups": _GROUPS,
+        "facts": _FACTS,
+        "rescored": _or_nothing(_fields(created=_text, scores=_list(_text))),
+    }
+)
