@@ -168,7 +168,7 @@ INSTRUMENTS = (
     InstrumentSpec(
         "efficientnet_lite0",
         "encoder",
-        "EfficientNet-Lite0, trained on ImageNet; comes as the extra [efficientnet]",
+        "EfficientNet-Lite0, trained on ImageNet; the extra efficientnet brings its weights",
         partial(
             load_public,
             "efficientnet_lite0",
