@@ -19,6 +19,8 @@ from fairbench.metrics.correction import (
     correct_shares,
     corrected_discrepancy,
     corrected_noise_floor,
+    worse_interval,
+    worse_noise_floor,
     worse_of_judges,
 )
 from fairbench.metrics.counting import (
@@ -39,6 +41,7 @@ from fairbench.metrics.discrepancies import (
     discrepancy_family,
     family_intervals,
     family_noise_floors,
+    mean_family_intervals,
 )
 from fairbench.metrics.diversity import (
     GroupMemorisation,
@@ -55,6 +58,7 @@ from fairbench.metrics.fairness import (
     fairness_discrepancy,
     mean_discrepancy_interval,
     mean_noise_floor,
+    mean_soft_interval,
     noise_floor,
     noise_floor_for,
     resampled_interval,
@@ -128,6 +132,7 @@ from fairbench.metrics.validity import (
     Validity,
     WorstCase,
     check_calibration,
+    mean_penalised_discrepancy,
     penalised_discrepancy,
     validity_rate,
     worst_case_bounds,
@@ -208,8 +213,11 @@ __all__ = [
     "kernel_distance",
     "mcnemar",
     "mean_discrepancy_interval",
+    "mean_family_intervals",
     "mean_noise_floor",
     "mean_pairwise_cosine",
+    "mean_penalised_discrepancy",
+    "mean_soft_interval",
     "memorisation",
     "mutual_information",
     "noise_floor",
@@ -236,6 +244,8 @@ __all__ = [
     "validity_rate",
     "vendi_score",
     "wilson_interval",
+    "worse_interval",
+    "worse_noise_floor",
     "worse_of_judges",
     "worst_case_bounds",
     "worst_distance",

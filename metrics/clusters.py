@@ -67,11 +67,13 @@ class GroupEffects:
     Attributes:
         by_group: For the share of each group, (K,), 1 or more; the overall one where a group has
             no image or all of them.
-        overall: For all shares together, 1 or more.
+        overall: For all shares together, above 0; below 1 where batches are steered.
+        seen: The same before it is stretched for how few batches it rests on.
     """
 
     by_group: Array
     overall: float
+    seen: float
 
 
 def cluster_counts(labels: ArrayLike, clusters: ArrayLike, num_groups: int) -> NDArray[np.int64]:
@@ -143,9 +145,11 @@ def group_design_effects(
         level: Confidence level in (0, 1) of the intervals that will rest on them.
 
     Returns:
-        Variance of the shares over that of independent images, at least 1, since batches that
-        happen to balance each other are no proof that they always do, and times the squared
-        ratio of Student's to the normal quantile, as few batches need. None if no stratum has
+        Variance of the shares over that of independent images, times the squared ratio of
+        Student's to the normal quantile: few batches that happen to balance each other are no
+        proof that they always do, which is what the stretch allows for. Of a single group at
+        least 1, since its share may rest on a handful of images; of all groups together as it is
+        seen, but no less than if z² images had gone astray in all batches. None if no stratum has
         two batches: then their variance can't be seen.
 
     Raises:
@@ -174,12 +178,11 @@ def group_design_effects(
     if not degrees:
         return None
     stretch = _stretch(degrees, level) ** 2
-    seen = independent.sum()
-    overall = max(1.0, float(clustered.sum() / seen) if seen else 1.0)
-    by_group = np.full(num_groups, overall)
+    seen = _seen(float(clustered.sum()), float(independent.sum()), level)
+    by_group = np.full(num_groups, max(1.0, seen))
     held = independent > 0
     by_group[held] = np.maximum(1, clustered[held] / independent[held])
-    return GroupEffects(by_group * stretch, overall * stretch)
+    return GroupEffects(by_group * stretch, seen * stretch, seen)
 
 
 def clustered_share_intervals(
@@ -227,7 +230,7 @@ def soft_design_effect(
         level: Confidence level in (0, 1) of the intervals that will rest on it.
 
     Returns:
-        1 or more; None if no stratum has two batches.
+        Above 0; None if no stratum has two batches.
 
     Raises:
         ContractError: If shapes disagree or rows aren't probabilities.
@@ -252,8 +255,7 @@ def soft_design_effect(
         degrees += len(names) - 1
     if not degrees:
         return None
-    seen = clustered / independent if independent else 1.0
-    return max(1.0, seen) * _stretch(degrees, level) ** 2
+    return _seen(clustered, independent, level) * _stretch(degrees, level) ** 2
 
 
 def clustered_discrepancy(
@@ -313,6 +315,14 @@ def clustered_discrepancy(
         radius = float(np.quantile(np.linalg.norm(errors, axis=1), level))
         interval = clipped_interval(value, value - radius, value + radius, wanted, "triangle")
     return ClusteredDiscrepancy(interval, floor, effect, num_clusters)
+
+
+def _seen(clustered: float, independent: float, level: float) -> float:
+    """Ratio of two variances of counts; exact balance isn't taken to be without any error."""
+    if independent == 0:
+        return 1.0
+    least = min(1.0, normal_quantile(level) ** 2 / independent)
+    return max(least, clustered / independent)
 
 
 def _stretch(degrees: int, level: float) -> float:

@@ -15,6 +15,7 @@ from fairbench.core.errors import ContractError
 from fairbench.metrics.counting import (
     Array,
     check_counts,
+    check_effect,
     check_table,
     check_target,
     normal_quantile,
@@ -127,6 +128,7 @@ def representation_epsilon(
     *,
     alpha: float = 0.5,
     top: int = 5,
+    design_effect: float = 1.0,
     level: float = 0.95,
     seed: int = 0,
 ) -> DifferentialFairness:
@@ -137,6 +139,7 @@ def representation_epsilon(
         target: Wanted shares, (K,), all above 0, sums to 1.
         alpha: Images added to each cell, 0 or more.
         top: How many pairs to list.
+        design_effect: Variance of the counts over that of independent images, above 0.
         level: Confidence level in (0, 1).
         seed: Seed of the 2000 resamples.
 
@@ -160,8 +163,9 @@ def representation_epsilon(
     pairs = _pairs(logs, top, by_outcome=False)
     if not np.isfinite(pairs[0].log_ratio):
         return _infinite(pairs, alpha, None)
-    n = int(numbers.sum())
-    centre = (numbers + 0.5) / (n + 0.5 * numbers.size)
+    worth = numbers / check_effect(design_effect)
+    n = max(1, round(float(worth.sum())))
+    centre = (worth + 0.5) / (worth.sum() + 0.5 * numbers.size)
     drawn = np.random.default_rng(seed).multinomial(n, centre, size=RESAMPLES)
     around = _group_logs((centre * n)[None], alpha)[0] - shift
     return _with_interval(pairs, logs, around, _group_logs(drawn, alpha) - shift, alpha, level)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array, check_cells, check_features, chunks, unit_rows
+from fairbench.metrics.counting import wilson_interval
 
 __all__ = [
     "GroupMemorisation",
@@ -63,6 +64,8 @@ class Memorisation:
             images exceed.
         copies: Share of generated images beyond it, in [0, 1]; `false_matches` without
             memorisation, higher is worse.
+        copies_low, copies_high: Ends of its 95 % interval, which counts that the threshold is
+            itself estimated from the held-out images, given the training images.
         by_group: Group by group; empty if no groups were given.
     """
 
@@ -74,6 +77,8 @@ class Memorisation:
     auc_error: float
     threshold: float
     copies: float
+    copies_low: float
+    copies_high: float
     by_group: tuple[GroupMemorisation, ...] = ()
 
 
@@ -215,6 +220,7 @@ def memorisation(
             for w, a, b, _ in held
         )
         ratio_error = float(np.sqrt(variance)) / base
+    copies_low, copies_high = _copies_interval(mine, theirs, threshold, false_matches)
     return Memorisation(
         generated=value,
         held_out=base,
@@ -224,8 +230,34 @@ def memorisation(
         auc_error=float(np.sqrt(sum((w * one.auc_error) ** 2 for w, _, _, one in held))),
         threshold=threshold,
         copies=float((mine > threshold).mean()),
+        copies_low=copies_low,
+        copies_high=copies_high,
         by_group=() if groups is None else by_group,
     )
+
+
+def _copies_interval(
+    mine: Array, theirs: Array, threshold: float, false_matches: float
+) -> tuple[float, float]:
+    """Ends of the share of cosines beyond the threshold that held-out images only estimate.
+
+    Wilson's interval at the measured threshold and the shares at the ends of the threshold's own
+    interval, by order statistics, are joined as independent errors are. Simulated coverage at
+    95 %, 1,000 trials a cell, 300 and 2,000 held-out images, 1 % and .1 %: see the tests.
+
+    Source: Zou and Donner 2008, doi 10.1002/sim.3095, for joining the ends of two intervals.
+    """
+    from scipy.stats import binom  # 1 s, and importing metrics should stay cheap
+
+    share, n = float((mine > threshold).mean()), len(mine)
+    low, high = wilson_interval(round(share * n), n)
+    least, most = (int(k) for k in binom.ppf([0.025, 0.975], len(theirs), false_matches))
+    order = np.sort(theirs)[::-1]
+    fewest = float((mine > order[least - 1]).mean()) if least else 0.0
+    largest = float((mine >= order[most]).mean()) if most < len(order) else 1.0
+    below = np.hypot(share - low, max(0.0, share - fewest))
+    above = np.hypot(high - share, max(0.0, largest - share))
+    return max(0.0, share - float(below)), min(1.0, share + float(above))
 
 
 def _by_group(

@@ -17,7 +17,13 @@ from fairbench.metrics.counting import (
     check_targets,
 )
 
-__all__ = ["gaussian_floor", "mean_noise_floor", "noise_floor", "noise_floor_for"]
+__all__ = [
+    "gaussian_floor",
+    "mean_noise_floor",
+    "noise_floor",
+    "noise_floor_for",
+    "worst_prompt_floor",
+]
 
 FLOOR_LEVEL = 0.95
 _FLOOR_DRAWS = 100_000
@@ -76,6 +82,30 @@ def noise_floor_for(target: ArrayLike, n: int) -> float:
         return noise_floor(n, held.size)
     draws = _fair_discrepancies(wanted, n, np.random.default_rng(_FLOOR_SEED))
     return float(np.quantile(draws, FLOOR_LEVEL))
+
+
+def worst_prompt_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:
+    """The noise floor of the largest of per-prompt discrepancies.
+
+    Args:
+        n_per_prompt: Images of each prompt, (P,) positive whole numbers.
+        targets: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
+
+    Returns:
+        95 % quantile of the largest discrepancy when every prompt is fair, to about 0.5 %.
+
+    Raises:
+        ContractError: If a prompt has no images or the shapes disagree.
+
+    Source: ``docs/metrics.md``, "Floors".
+    """
+    sizes = np.atleast_1d(np.asarray(n_per_prompt))
+    mean_noise_floor(sizes, targets)  # its checks
+    rng = np.random.default_rng(_FLOOR_SEED)
+    most = np.zeros(_FLOOR_DRAWS)
+    for aim, size in zip(check_targets(targets, sizes.size), sizes, strict=True):
+        most = np.maximum(most, _fair_discrepancies(aim, int(size), rng))
+    return float(np.quantile(most, FLOOR_LEVEL))
 
 
 def mean_noise_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:

@@ -9,7 +9,7 @@ columns the centred rows are such a factor already; that is the whole trick belo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,7 @@ _NEGATIVE_TOLERANCE = 1e-6
 _SQUARED_ROUNDING = 1e-15  # of an eigenvalue, in units of the largest: its root is lost below
 _INFINITY_SIZES = 15
 _INFINITY_DRAWS = 3
+_INFINITY_BLOCKS = 20
 _INFINITY_MINIMUM = 5000
 _INFINITY_FIT = 0.9
 _TRIANGULAR_MINIMUM = 256
@@ -68,12 +69,14 @@ class FrechetInfinity:
     Attributes:
         value: Intercept of the distance on 1 / N; lower is better. Not clipped: the fit may end
             slightly below 0.
-        standard_error: Of the intercept by ordinary least squares. Draws of the larger sizes
-            share most of their images, so it is too small as the error of another seed's images.
+        standard_error: Of the intercept, given the reference: by a jackknife of the whole
+            sample's distance, since every size is drawn from these same images, and by ordinary
+            least squares for the draws. The latter alone covers the limit in 55 % of trials.
         r_squared: Share of the variance that the line explains, in [0, 1].
         slope: Rise of the distance with 1 / N, the size of the small-sample bias.
         sizes: The N of each point, rising.
         distances: The mean distance at each.
+        degrees: Of freedom of the standard error.
     """
 
     value: float
@@ -82,6 +85,7 @@ class FrechetInfinity:
     slope: float
     sizes: tuple[int, ...]
     distances: tuple[float, ...]
+    degrees: int = _INFINITY_SIZES - 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +291,7 @@ def frechet_interval(
     y: ArrayLike | FrechetMoments,
     *,
     blocks: int = 20,
+    clusters: NDArray[np.integer[Any]] | None = None,
     level: float = 0.95,
     seed: int,
 ) -> FrechetInterval:
@@ -304,6 +309,8 @@ def frechet_interval(
         y: Reference features, (M, D) floats, M >= 2, or their moments: make those once for many
             distances from one reference, or to give it weights.
         blocks: Number of random blocks of `x`, of equal size up to one row, 2 or more.
+        clusters: Batch of each row of `x`, (N,) integers, where batches make rows depend on each
+            other: blocks then hold whole ones. None: every row is independent.
         level: Confidence level in (0, 1).
         seed: Seed of the split into blocks, in [0, 2³²).
 
@@ -318,14 +325,20 @@ def frechet_interval(
     """
     generated, reference = check_features(x, "generated features"), _moments_of(y)
     check_count(blocks, "blocks", least=2)
-    parts = split(len(generated), blocks, np.random.default_rng(check_seed(seed)))
+    parts = split(len(generated), blocks, np.random.default_rng(check_seed(seed)), clusters)
     value = reference.distance(generated)
     left_out = np.array([reference.distance(rest) for rest in _without(generated, parts)])
-    half = student(level, blocks - 1) * float(np.sqrt(jackknife_variance(left_out)))
+    half = student(level, len(parts) - 1) * float(np.sqrt(jackknife_variance(left_out)))
     return FrechetInterval(value, max(0.0, value - half), value + half)
 
 
-def frechet_infinity(x: ArrayLike, y: ArrayLike | FrechetMoments, *, seed: int) -> FrechetInfinity:
+def frechet_infinity(
+    x: ArrayLike,
+    y: ArrayLike | FrechetMoments,
+    *,
+    clusters: NDArray[np.integer[Any]] | None = None,
+    seed: int,
+) -> FrechetInfinity:
     """Fréchet distance without the generated sample's size bias, by a line in 1 / N.
 
     Distances at 15 equally spaced sizes, from 5000 (below N = 10,000 from N / 2) up to all N, are
@@ -334,10 +347,15 @@ def frechet_infinity(x: ArrayLike, y: ArrayLike | FrechetMoments, *, seed: int) 
     be taken out. The lower half of the sizes is averaged over three draws. The reference is held
     fixed, and its own bias stays in: use the same one for all that is compared.
 
+    Simulated coverage of the limit given the reference by value ± Student's quantile times the
+    standard error, at 95 %, D = 48, N = 5000: 97…100 % for equal and different distributions.
+
     Args:
         x: Generated features, (N, D) floats, N >= 5000, in any order.
         y: Reference features, (M, D) floats, M >= 2, or their moments: make those once for many
             distances from one reference, or to give it weights.
+        clusters: Batch of each row of `x`, (N,) integers, where batches make rows depend on each
+            other: blocks then hold whole ones. None: every row is independent.
         seed: Seed of the draws, in [0, 2³²).
 
     Returns:
@@ -371,7 +389,11 @@ def frechet_infinity(x: ArrayLike, y: ArrayLike | FrechetMoments, *, seed: int) 
                 for _ in range(draws)
             ]
         )
-    return _extrapolate(sizes, distances)
+    found = _extrapolate(sizes, distances)
+    parts = split(n, _INFINITY_BLOCKS, rng, clusters)
+    left_out = np.array([reference.distance(rest) for rest in _without(generated, parts)])
+    error = float(np.sqrt(found.standard_error**2 + jackknife_variance(left_out)))
+    return replace(found, standard_error=error, degrees=len(parts) - 1)
 
 
 def _extrapolate(sizes: NDArray[np.int64], distances: Array) -> FrechetInfinity:

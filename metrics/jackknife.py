@@ -5,6 +5,8 @@ Source: Busing et al. 1999, doi 10.1023/A:1008800423698, for equal blocks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,15 +16,28 @@ from fairbench.metrics._features import Array
 __all__ = ["jackknife_variance", "split", "student"]
 
 
-def split(n: int, blocks: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+def split(
+    n: int, blocks: int, rng: np.random.Generator, clusters: NDArray[np.integer[Any]] | None = None
+) -> list[NDArray[np.int64]]:
     """Random disjoint blocks of range(n), sizes equal up to 1.
 
+    With clusters, (n,), such as batches of images that depend on each other, each stays whole:
+    there are no more blocks than clusters, and sizes are equal up to one cluster.
+
     Raises:
-        ContractError: If n is below 4 or the blocks don't fit.
+        ContractError: If n is below 4, the blocks don't fit, or there is a single cluster.
     """
     if not 2 <= blocks <= n or n < 4:
         raise ContractError(f"need 4 rows or more and 2 to N blocks; seen N = {n}, {blocks}")
-    return np.array_split(rng.permutation(n), blocks)
+    if clusters is None:
+        return np.array_split(rng.permutation(n), blocks)
+    if clusters.shape != (n,):
+        raise ContractError(f"need a cluster for each of {n} rows; seen {clusters.shape}")
+    names, places = np.unique(clusters, return_inverse=True)
+    if len(names) < 2:
+        raise ContractError("need 2 clusters or more; seen 1")
+    chosen = np.array_split(rng.permutation(len(names)), min(blocks, len(names)))
+    return [np.flatnonzero(np.isin(places, part)) for part in chosen]
 
 
 def jackknife_variance(left_out: Array) -> float:

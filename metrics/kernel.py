@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,6 +66,7 @@ def kernel_distance(
     weights: ArrayLike | None = None,
     subsets: int | None = None,
     subset_size: int | None = None,
+    clusters: NDArray[np.integer[Any]] | None = None,
     level: float = 0.95,
     seed: int,
 ) -> KernelDistance:
@@ -91,6 +93,8 @@ def kernel_distance(
             means all pairs, or 100 subsets if `subset_size` is given.
         subset_size: Rows of each set in a subset, from 2 to min(N, M); needed with `subsets`.
             Never shrunk in silence.
+        clusters: Batch of each row of `x`, (N,) integers, where batches make rows depend on each
+            other: blocks then hold whole ones. None: every row is independent.
         level: Confidence level in (0, 1).
         seed: Seed of subsets and blocks, in [0, 2³²).
 
@@ -107,7 +111,9 @@ def kernel_distance(
         draws from NumPy's global generator and can't be followed.
     """
     generated, reference = check_pair(x, y)
-    protocol = _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed)
+    protocol = _Protocol.of(
+        subsets, subset_size, min(len(generated), len(reference)), level, seed, clusters
+    )
     return _distance(
         generated.astype(np.float64, copy=False),
         reference.astype(np.float64, copy=False),
@@ -125,6 +131,7 @@ def gaussian_kernel_distance(
     sigma: float = 10.0,
     subsets: int | None = None,
     subset_size: int | None = None,
+    clusters: NDArray[np.integer[Any]] | None = None,
     level: float = 0.95,
     seed: int,
 ) -> KernelDistance:
@@ -140,6 +147,7 @@ def gaussian_kernel_distance(
         sigma: Width of the kernel, positive; 10 is the paper's.
         subsets: As in `kernel_distance`.
         subset_size: As in `kernel_distance`.
+        clusters: As in `kernel_distance`.
         level: Confidence level in (0, 1).
         seed: Seed of subsets and blocks, in [0, 2³²).
 
@@ -164,7 +172,9 @@ def gaussian_kernel_distance(
         values /= sigma**2
         return np.expm1(values, out=values)
 
-    protocol = _Protocol.of(subsets, subset_size, min(len(generated), len(reference)), level, seed)
+    protocol = _Protocol.of(
+        subsets, subset_size, min(len(generated), len(reference)), level, seed, clusters
+    )
     return _distance(
         unit_rows(generated, "generated embeddings"),
         unit_rows(reference, "reference embeddings"),
@@ -180,6 +190,7 @@ def stratified_kernel_distance(
     strata: ArrayLike,
     shares: ArrayLike,
     *,
+    clusters: NDArray[np.integer[Any]] | None = None,
     level: float = 0.95,
     seed: int,
 ) -> KernelDistance:
@@ -194,6 +205,7 @@ def stratified_kernel_distance(
         strata: Stratum of each reference image, (M,) integers in [0, K).
         shares: Share of each stratum in the mixture, (K,), in [0, 1], sum 1. Each stratum with
             a share above 0 needs 4 images or more; the others aren't used.
+        clusters: As in `kernel_distance`.
         level: Confidence level in (0, 1).
         seed: Seed of the blocks, in [0, 2³²).
 
@@ -226,11 +238,11 @@ def stratified_kernel_distance(
             f"{dict(zip(used.tolist(), sizes.tolist(), strict=True))} and {len(generated)}"
         )
     rng = np.random.default_rng(check_seed(seed))
-    blocks = min(_BLOCKS, len(generated), int(sizes.min()) // 2)
+    blocks = _blocks(min(len(generated), int(sizes.min()) // 2), clusters)
     a, b = (side.astype(np.float64, copy=False) for side in (generated, reference))
     # Row 0 holds the weights of all images, row g + 1 those without block g.
     of_x = np.full((blocks + 1, len(a)), 1 / len(a))
-    for row, part in zip(of_x[1:], split(len(a), blocks, rng), strict=True):
+    for row, part in zip(of_x[1:], split(len(a), blocks, rng, clusters), strict=True):
         row[:] = 1 / (len(a) - len(part))
         row[part] = 0
     of_y, within_y = np.zeros((blocks + 1, len(b))), np.zeros(blocks + 1)
@@ -281,6 +293,11 @@ def _diagonal(x: Array, weights: Array) -> Array:
     return np.asarray(weights**2 @ own)
 
 
+def _blocks(most: int, clusters: NDArray[np.integer[Any]] | None) -> int:
+    """Blocks of either set: up to 20, and no more than there are clusters."""
+    return min(_BLOCKS, most, most if clusters is None else len(np.unique(clusters)))
+
+
 @dataclass(frozen=True)
 class _Protocol:
     """Checked numbers of subsets, blocks, level and seed; no subsets means all pairs."""
@@ -290,14 +307,21 @@ class _Protocol:
     blocks: int
     level: float
     seed: int
+    clusters: NDArray[np.integer[Any]] | None
 
     @classmethod
     def of(
-        cls, subsets: int | None, subset_size: int | None, smaller: int, level: float, seed: int
+        cls,
+        subsets: int | None,
+        subset_size: int | None,
+        smaller: int,
+        level: float,
+        seed: int,
+        clusters: NDArray[np.integer[Any]] | None,
     ) -> _Protocol:
-        blocks = min(_BLOCKS, smaller)
+        blocks = _blocks(smaller, clusters)
         if subsets is None and subset_size is None:
-            return cls(0, 0, blocks, level, check_seed(seed))
+            return cls(0, 0, blocks, level, check_seed(seed), clusters)
         if subset_size is None:
             raise ContractError("subsets need a subset_size; seen None")
         if not 2 <= check_count(subset_size, "subset_size", least=0) <= smaller:
@@ -305,7 +329,7 @@ class _Protocol:
                 f"subset_size must lie in 2…{smaller}, the smaller set's rows; seen {subset_size}"
             )
         number = _SUBSETS if subsets is None else check_count(subsets, "subsets", least=2)
-        return cls(number, subset_size, blocks, level, check_seed(seed))
+        return cls(number, subset_size, blocks, level, check_seed(seed), clusters)
 
     def members(self, n: int, m: int) -> tuple[Array, Array]:
         """0/1 rows over the n and m rows of the two sets: random subsets, then disjoint blocks."""
@@ -317,8 +341,8 @@ class _Protocol:
             left[i, old.choice(n, self.subset_size, replace=False)] = 1
             right[i, old.choice(m, self.subset_size, replace=False)] = 1
         rng = np.random.default_rng(self.seed)
-        for member in (left, right):
-            parts = split(member.shape[1], self.blocks, rng)
+        for member, clusters in ((left, self.clusters), (right, None)):
+            parts = split(member.shape[1], self.blocks, rng, clusters)
             for row, part in zip(member[self.subsets :], parts, strict=True):
                 row[part] = 1
         return left, right

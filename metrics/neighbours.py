@@ -16,9 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array, check_count, check_pair, chunks
+from fairbench.metrics.jackknife import jackknife_variance, split
 
 __all__ = ["NeighbourScores", "expected_coverage", "precision_recall_density_coverage"]
 
+_BLOCKS = 20
+_BLOCK_SEED = 20_243  # any constant: the same sets must always give the same errors
 _PAIR_VALUES = 4_000_000  # of differences held at once: 32 MB
 
 
@@ -35,6 +38,9 @@ class NeighbourScores:
         expected_coverage: What coverage is on average for equal distributions at these N and M.
         density_error: Standard error of density over generated rows, the balls held fixed.
         k: Neighbours of the radii.
+        precision_error: The same of precision.
+        recall_error, coverage_error: Standard errors over samples of generated rows, given the
+            reference, by a delete-one-block jackknife (20 blocks) that keeps the radii.
     """
 
     precision: float
@@ -44,10 +50,17 @@ class NeighbourScores:
     expected_coverage: float
     density_error: float
     k: int
+    precision_error: float = 0.0
+    recall_error: float = 0.0
+    coverage_error: float = 0.0
 
 
 def precision_recall_density_coverage(
-    generated: ArrayLike, reference: ArrayLike, *, k: int
+    generated: ArrayLike,
+    reference: ArrayLike,
+    *,
+    k: int,
+    clusters: NDArray[np.integer[Any]] | None = None,
 ) -> NeighbourScores:
     """Precision, recall, density and coverage from one pass over the distances.
 
@@ -59,6 +72,8 @@ def precision_recall_density_coverage(
         generated: Features of generated images, (N, D) floats, N > k.
         reference: Features of reference images, (M, D) floats, M > k.
         k: Neighbours of the radii, 1 or more; 3 and 5 are usual.
+        clusters: Batch of each generated row, (N,) integers, where batches make rows depend on
+            each other: the errors are then of whole ones. None: every row is independent.
 
     Returns:
         The four scores; higher is better. Memory grows with N, not N².
@@ -76,28 +91,63 @@ def precision_recall_density_coverage(
     fake, real = check_pair(generated, reference, rows=k + 1)
     fakes, reals = _Screened.pair(fake, real)
     fake_radii, real_radii = _squared_radii(fakes, k), _squared_radii(reals, k)
-    precise, recalled = np.zeros(len(fake), dtype=bool), np.zeros(len(real), dtype=bool)
-    covered, balls = np.zeros(len(real), dtype=bool), np.zeros(len(fake))
+    precise, balls = np.zeros(len(fake), dtype=bool), np.zeros(len(fake))
+    # By block of generated rows: a row that only one block reaches is lost without it.
+    rng = np.random.default_rng(_BLOCK_SEED)
+    parts = split(len(fake), min(_BLOCKS, len(fake)), rng, clusters) if len(fake) > 3 else []
+    block = np.zeros(len(fake), dtype=np.int64)
+    for index, rows in enumerate(parts):
+        block[rows] = index
+    recalled, covered = np.zeros((2, max(1, len(parts)), len(real)), dtype=bool)
     margins = fakes.margins(reals)
     for part in chunks(len(fake), len(real)):
         chosen = np.arange(part.start, part.stop)
         square, margin = fakes.squared_distances(part, reals), margins[part, None]
         near, touching = _compare((fakes, reals), chosen, square, margin, real_radii[None, :])
         precise[part] = touching.any(axis=1)
-        covered |= near.any(axis=0)
+        _add_by_block(covered, near, block[part])
         balls[part] = near.sum(axis=1)
         own = fake_radii[part][:, None]
         _, touching = _compare((fakes, reals), chosen, square, margin, own)
-        recalled |= touching.any(axis=0)
+        _add_by_block(recalled, touching, block[part])
     return NeighbourScores(
         precision=float(precise.mean()),
-        recall=float(recalled.mean()),
+        recall=float(recalled.any(axis=0).mean()),
         density=float(balls.mean()) / k,
-        coverage=float(covered.mean()),
+        coverage=float(covered.any(axis=0).mean()),
         expected_coverage=expected_coverage(len(fake), len(real), k=k),
-        density_error=float(balls.std(ddof=1)) / (k * float(np.sqrt(len(fake)))),
+        density_error=_mean_error(balls / k, block, clusters),
+        precision_error=_mean_error(precise, block, clusters),
         k=k,
+        recall_error=_block_error(recalled),
+        coverage_error=_block_error(covered),
     )
+
+
+def _mean_error(
+    values: NDArray[Any], block: NDArray[np.int64], clusters: NDArray[np.integer[Any]] | None
+) -> float:
+    """Standard error of the mean over rows, or over blocks of whole clusters."""
+    n = len(values)
+    if clusters is None:
+        return float(values.std(ddof=1)) / float(np.sqrt(n))
+    sums = np.bincount(block, weights=values - values.mean())
+    return float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))) / n
+
+
+def _add_by_block(
+    reached: NDArray[np.bool_], inside: NDArray[np.bool_], block: NDArray[np.int64]
+) -> None:
+    """Note which reference rows, (M,), each block of generated rows reaches, (b, M)."""
+    for index in np.unique(block):
+        reached[index] |= inside[block == index].any(axis=0)
+
+
+def _block_error(reached: NDArray[np.bool_]) -> float:
+    """Jackknife error of the share of columns that any block reaches, (blocks, M)."""
+    times = reached.sum(axis=0)
+    left_out = np.array([((times - one) > 0).mean() for one in reached.astype(np.int64)])
+    return float(np.sqrt(jackknife_variance(left_out)))
 
 
 def expected_coverage(num_generated: int, num_reference: int, *, k: int) -> float:

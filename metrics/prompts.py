@@ -20,7 +20,7 @@ from fairbench.metrics.fairness import (
     unbiased_squared_discrepancy,
     whole_size,
 )
-from fairbench.metrics.floors import mean_noise_floor, noise_floor_for
+from fairbench.metrics.floors import mean_noise_floor, noise_floor_for, worst_prompt_floor
 from fairbench.metrics.information import MutualInformation, mutual_information
 from fairbench.metrics.significance import goodness_of_fit, holm
 
@@ -37,6 +37,7 @@ class PromptDiscrepancies:
         mean_floor: What that mean stays below in 95 % of samples of a fair generator.
         worst_prompt: Index of the largest value.
         per_prompt_worst: The largest value; the interval holds for the largest true one.
+        worst_floor: What the largest value stays below in 95 % of samples of a fair generator.
         pooled: All images against the mean target, weighted by images.
         pooled_floor: Noise floor of `pooled`.
         prompt_dependence: Mutual information of prompt and group.
@@ -49,6 +50,7 @@ class PromptDiscrepancies:
     mean_floor: float
     worst_prompt: int
     per_prompt_worst: DiscrepancyInterval
+    worst_floor: float
     pooled: DiscrepancyInterval
     pooled_floor: float
     prompt_dependence: MutualInformation
@@ -71,9 +73,8 @@ def prompt_discrepancies(
             2 images or more.
         targets: Wanted shares, (K,) for all prompts or (P, K); rows sum to 1.
         design_effect: Variance of the counts over that of independent images, above 0, from
-            `fairbench.metrics.clusters` for images that batches couple; it enters the intervals
-            of the worst prompt and of the pooled value, and both floors. `per_prompt_mean` and
-            the tests are those of independent images.
+            `fairbench.metrics.clusters` for images that batches couple; it enters all intervals
+            and floors. The tests are those of independent images.
         level: Confidence level in (0, 1).
         seed: Seed of all resamples.
 
@@ -111,7 +112,9 @@ def prompt_discrepancies(
     worth = [whole_size(row / design_effect) for row in numbers]
     return PromptDiscrepancies(
         per_prompt=tuple(found.value for found in each),
-        per_prompt_mean=mean_discrepancy_interval(numbers, wanted, level=level, seed=seed),
+        per_prompt_mean=mean_discrepancy_interval(
+            numbers, wanted, design_effect=design_effect, level=level, seed=seed
+        ),
         mean_floor=mean_noise_floor(worth, wanted),
         worst_prompt=worst,
         per_prompt_worst=DiscrepancyInterval(
@@ -120,6 +123,7 @@ def prompt_discrepancies(
             max(found.high for found in each),
             each[worst].method,
         ),
+        worst_floor=worst_prompt_floor(worth, wanted),
         pooled=pooled,
         pooled_floor=noise_floor_for(pooled_target, whole_size(sizes / design_effect)),
         prompt_dependence=mutual_information(numbers, seed=seed),

@@ -20,12 +20,13 @@ from fairbench.metrics.counting import (
     soft_shares,
     wilson_interval,
 )
-from fairbench.metrics.fairness import DiscrepancyInterval, discrepancy_interval
+from fairbench.metrics.fairness import DiscrepancyInterval, mean_discrepancy_interval
 
 __all__ = [
     "Validity",
     "WorstCase",
     "check_calibration",
+    "mean_penalised_discrepancy",
     "penalised_discrepancy",
     "validity_rate",
     "worst_case_bounds",
@@ -109,11 +110,61 @@ def penalised_discrepancy(
 
     Source: ``docs/metrics.md``, "Invalid images".
     """
+    check_target(target)
+    if num_invalid != int(num_invalid):
+        raise ContractError(f"num_invalid must be a whole number, 0 or more; seen {num_invalid}")
+    return mean_penalised_discrepancy(
+        np.asarray(counts)[None],
+        [int(num_invalid)],
+        target,
+        design_effect=design_effect,
+        level=level,
+        seed=seed,
+    )
+
+
+def mean_penalised_discrepancy(
+    counts: ArrayLike,
+    num_invalid: ArrayLike,
+    target: ArrayLike,
+    *,
+    design_effect: float = 1.0,
+    level: float = 0.95,
+    seed: int = 0,
+) -> DiscrepancyInterval:
+    """Mean over prompts of `penalised_discrepancy`, with an interval of that mean.
+
+    Args:
+        counts: Readable images of each declared group by prompt, (P, K) whole numbers.
+        num_invalid: Unreadable images of each prompt, (P,), 0 or more.
+        target: Wanted shares of every prompt, (K,), sums to 1.
+        design_effect: As in `discrepancy_interval`.
+        level: Confidence level in (0, 1).
+        seed: Seed of the 2000 resamples.
+
+    Returns:
+        `mean_discrepancy_interval` with the unreadable images as one more, unwanted group, unless
+        every image is readable.
+
+    Raises:
+        ContractError: If a prompt has no images, shapes differ or a count is negative.
+
+    Source: ``docs/metrics.md``, "Invalid images".
+    """
     wanted = check_target(target)
-    numbers = _check_invalid(counts, num_invalid, wanted.size)
-    if num_invalid:
-        numbers, wanted = np.append(numbers, num_invalid), np.append(wanted, 0.0)
-    return discrepancy_interval(
+    rows, invalid = np.asarray(counts), np.asarray(num_invalid)
+    if rows.ndim != 2 or invalid.shape != rows.shape[:1]:
+        raise ContractError(f"need counts (P, K) and P numbers; seen {rows.shape}")
+    numbers = np.stack(
+        [
+            _check_invalid(row, int(lost), wanted.size)
+            for row, lost in zip(rows, invalid, strict=True)
+        ]
+    )
+    if invalid.any():
+        numbers = np.concatenate([numbers, invalid[:, None].astype(np.int64)], axis=1)
+        wanted = np.append(wanted, 0.0)
+    return mean_discrepancy_interval(
         numbers, wanted, design_effect=design_effect, level=level, seed=seed
     )
 

@@ -8,7 +8,7 @@ from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import memorisation
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
-from fairbench.scores.parts.plain import auc_score, share_score
+from fairbench.scores.parts.plain import auc_score, copies_score
 
 __all__ = ["FAMILY"]
 
@@ -33,6 +33,7 @@ SPECS = (
         unit="share",
         needs=NEEDS,
         display="copies_<encoder>",
+        version=3,
     ),
 )
 
@@ -70,14 +71,18 @@ def compute(evidence: Evidence) -> Found:
         )
         told = f"{source}: chance of being nearer, 0.5 without copies"
         beyond = f"{source}: nearest beyond {found.threshold:.3f}, as {FALSE_MATCHES:.1%} of "
+        how = "normal, DeLong, given the images learned from"
         scores += [
-            auc_score(name, found.auc, found.auc_error, reading.n, "normal, DeLong", told),
-            share_score(
-                f"copies_{columns.encoder}",
-                round(found.copies * reading.n),
+            auc_score(
+                name,
+                found.auc,
+                found.auc_error,
                 reading.n,
-                "lower",
-                f"{beyond}the real ones are",
+                how,
+                told,
+            ),
+            copies_score(
+                f"copies_{columns.encoder}", found, reading.n, f"{beyond}the real ones are"
             ),
         ]
     return Found(tuple(scores), not_measured=missing)

@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import (
     CorrectedDiscrepancy,
-    DiscrepancyInterval,
     corrected_discrepancy,
     detect_quota,
-    family_intervals,
     family_noise_floors,
     goodness_of_fit,
     mean_discrepancy_interval,
+    mean_family_intervals,
     mean_noise_floor,
-    penalised_discrepancy,
+    mean_penalised_discrepancy,
+    mean_soft_interval,
     prompt_discrepancies,
     soft_design_effect,
-    soft_discrepancy_interval,
+    worse_interval,
+    worse_noise_floor,
     worse_of_judges,
     worst_case_bounds,
 )
@@ -36,6 +37,7 @@ from fairbench.scores.parts.shares import (
     Shares,
     effective_size,
     information,
+    informations,
     or_none,
     rows_of,
 )
@@ -43,6 +45,7 @@ from fairbench.scores.parts.shares import (
 __all__ = ["FAMILY"]
 
 ONE_BATCH = "each prompt's images are a single batch, so what batches do can't be seen"
+UNWANTED = "a group that isn't wanted may have images"
 PENALISED = f"{RAW}_penalised"
 
 SAME = "the same of the primary judge's hard labels"
@@ -57,15 +60,19 @@ SPECS = (
         summary=True,
         main=0,
         needs="a judge whose errors were counted",
+        version=3,
     ),
-    ScoreSpec(RAW, f"{SAME} as they are. Lower is fairer.", "lower", summary=True, main=1),
+    ScoreSpec(
+        RAW, f"{SAME} as they are. Lower is fairer.", "lower", summary=True, main=1, version=3
+    ),
     ScoreSpec(
         f"{RAW}_soft",
         "the same of the primary judge's mean probabilities. Lower is fairer.",
         "lower",
+        version=3,
     ),
     *(
-        ScoreSpec(f"{RAW}_{norm}", f"{SAME}: {meaning}. Lower is fairer.", "lower")
+        ScoreSpec(f"{RAW}_{norm}", f"{SAME}: {meaning}. Lower is fairer.", "lower", version=3)
         for norm, meaning in (
             ("l1", "sum of the absolute differences"),
             ("tv", "total variation, half the sum of the absolute differences"),
@@ -83,6 +90,7 @@ SPECS = (
         f"{SAME}, with images that aren't valid as an unwanted group. Lower is fairer.",
         "lower",
         needs="a validity check",
+        version=3,
     ),
     ScoreSpec(
         f"{RAW}_worst_prompt",
@@ -90,12 +98,14 @@ SPECS = (
         "lower",
         summary=True,
         needs=PROMPTS,
+        version=3,
     ),
     ScoreSpec(
         f"{RAW}_pooled",
         f"{SAME}, of all prompts together. Lower is fairer.",
         "lower",
         needs=PROMPTS,
+        version=3,
     ),
     ScoreSpec(
         "prompt_dependence",
@@ -103,6 +113,7 @@ SPECS = (
         "neither",
         unit="nats",
         needs=PROMPTS,
+        version=3,
     ),
     ScoreSpec(
         f"{RANKED}_*",
@@ -111,12 +122,14 @@ SPECS = (
         "lower",
         summary=True,
         display=f"{RANKED}_<attributes>",
+        version=3,
     ),
     ScoreSpec(
         f"{RAW}_*",
         f"{SAME}, of any sensitive attribute and crossing, all prompts together. Lower is fairer.",
         "lower",
         display=f"{RAW}_<attributes>",
+        version=3,
     ),
 )
 
@@ -200,20 +213,27 @@ class Discrepancies(Shares):
         if one.reason is not None:
             self.not_measured[name] = f"judge {worse}: {one.reason}"
             return []
-        # A fair generator's worse judge shows at least as much as each judge alone.
-        floor: float | None = max(score.floor for score in found.values())
+        low, high = worse_interval(list(found.values()))
+        sizes = rows_of(self.first, chosen, by_prompt).sum(axis=1)
+        floor: float | None = worse_noise_floor(
+            sizes,
+            [self.confusions[judge]["/".join(chosen)] for judge in found],
+            self.first.target(chosen),
+            design_effects=list(effects.values()),
+        )
         given = " and of coupled batches" if self.first.coupled else ""
         if effect is None:
             floor, given = None, self.given_batches()
         else:
-            sizes = rows_of(self.first, chosen, by_prompt).sum(axis=1)
             self.floors[name] = {
                 "n": [effective_size(int(n), effects[worse]) for n in sizes],
                 "target": self.first.target(chosen).tolist(),
                 "confusion": self.confusions[worse]["/".join(chosen)].tolist(),
             }
         over = f", mean over {len(self.task.prompts)} prompts" if by_prompt else ""
-        judged = f"judge {worse}"
+        judged, united = f"judge {worse}", ""
+        if (low, high) != (one.low, one.high):
+            united = ", united over judges that agree"
         if len(found) > 1:
             judged = f"the worse of {len(found)} judges ({worse})"
         if labelled := self.audited.get("/".join(chosen)):
@@ -222,11 +242,11 @@ class Discrepancies(Shares):
             Score(
                 name=name,
                 value=one.value,
-                low=one.low,
-                high=one.high,
+                low=low,
+                high=high,
                 n=self.first.n,
                 better="lower",
-                interval=f"{one.method}, with the error of the confusion{given}",
+                interval=f"{one.method}, with the error of the confusion{united}{given}",
                 floor=floor,
                 source=f"{judged}, classifier error corrected, valid images{over}",
             )
@@ -241,7 +261,7 @@ class Discrepancies(Shares):
             found, given = mean_discrepancy_interval(counts, target, seed=self.seed), None
         else:
             sizes = [effective_size(int(n), effect) for n in counts.sum(axis=1)]
-            found = _at_size(counts, target, sizes, self.seed)
+            found = mean_discrepancy_interval(counts, target, design_effect=effect, seed=self.seed)
             floor = mean_noise_floor(sizes, target)
             self.floors[name] = {"n": sizes, "target": target.tolist()}
             given = self.given_batches(effect)
@@ -250,30 +270,28 @@ class Discrepancies(Shares):
         return self.discrepancy(name, found, floor, source, given)
 
     def _family(self, counts: NDArray[np.int64], target: NDArray[np.float64]) -> list[Score]:
-        """The other norms, each prompt's averaged; ends of the mean are the mean of the ends."""
+        """The other norms, each prompt's averaged."""
         effect = self.effect(self.first, self.ranked)
-        each = [
-            family_intervals(row, target, design_effect=effect or 1.0, seed=self.seed)
-            for row in counts
-        ]
+        found = mean_family_intervals(counts, target, design_effect=effect or 1.0, seed=self.seed)
         floors: dict[str, float] = {}
         if effect is None:
             self.details["no_floor"] = ONE_BATCH
         elif len(counts) == 1:
             floors = family_noise_floors(target, effective_size(self.first.n, effect))
         over = f", mean over {len(counts)} prompts" if len(counts) > 1 else ""
+        source, given = f", hard labels, valid images{over}", self.given_batches(effect)
         scores = []
-        for name in each[0]:
-            values = [one[name] for one in each]
+        for name, one in found.items():
             if name == RAW:
                 continue
-            mean = _mean_of(values)
-            if not math.isfinite(mean.high):
+            if not math.isfinite(one.value):
                 self.not_measured[name] = "infinite: a group that isn't wanted has images"
                 continue
-            source = f", hard labels, valid images{over}"
-            given = self.given_batches(effect)
-            scores.append(self.discrepancy(name, mean, floors.get(name), source, given))
+            score = self.discrepancy(name, one, floors.get(name), source, given)
+            if not math.isfinite(one.high):
+                unbounded = f"{score.interval}, no finite upper end: {UNWANTED}"
+                score = replace(score, high=None, interval=unbounded)
+            scores.append(score)
         return scores
 
     def _soft(self, by_prompt: bool) -> Score:
@@ -282,23 +300,17 @@ class Discrepancies(Shares):
         effect: float | None = 1.0
         if self.first.coupled:
             effect = soft_design_effect(table, self.first.batches, self.first.prompts)
-        found = []
-        for mine in self._places(self.first.prompts):
-            rows = table[mine]
-            # A single image shows no spread; doubled it has the same mean and no interval.
-            rows = rows if len(rows) > 1 else rows.repeat(2, axis=0)
-            found.append(
-                soft_discrepancy_interval(
-                    rows, target, design_effect=effect or 1.0, seed=self.seed
-                )
-            )
-        floor = found[0][1] if len(found) == 1 and effect is not None else None
-        over = f", mean over {len(found)} prompts" if by_prompt else ""
-        mean = _mean_of([one for one, _ in found])
+        tables = [table[mine] for mine in self._places(self.first.prompts)]
+        # A single image shows no spread; doubled it has the same mean and no interval.
+        tables = [rows if len(rows) > 1 else rows.repeat(2, axis=0) for rows in tables]
+        found, floor = mean_soft_interval(
+            tables, target, design_effect=effect or 1.0, seed=self.seed
+        )
+        over = f", mean over {len(tables)} prompts" if by_prompt else ""
         return self.discrepancy(
             f"{RAW}_soft",
-            mean,
-            floor,
+            found,
+            None if effect is None else floor,
             f", mean probabilities, valid images{over}",
             self.given_batches(effect),
         )
@@ -323,17 +335,13 @@ class Discrepancies(Shares):
         if self.first.coupled:
             effects = self.first.effects(labels, size + 1, every=True)
             effect = None if effects is None else effects.overall
-        found = []
-        for mine in self._places(prompts):
-            counts = np.bincount(index[mine & self.first.valid], minlength=size)
-            invalid = int((mine & ~self.first.valid).sum())
-            found.append(
-                penalised_discrepancy(
-                    counts, invalid, target, design_effect=effect or 1.0, seed=self.seed
-                )
-            )
-        mean = _mean_of(found)
-        over = f", mean over {len(found)} prompts" if by_prompt else ""
+        places = self._places(prompts)
+        counts = [np.bincount(index[mine & self.first.valid], minlength=size) for mine in places]
+        invalid = [int((mine & ~self.first.valid).sum()) for mine in places]
+        mean = mean_penalised_discrepancy(
+            counts, invalid, target, design_effect=effect or 1.0, seed=self.seed
+        )
+        over = f", mean over {len(places)} prompts" if by_prompt else ""
         score = self.discrepancy(
             PENALISED,
             mean,
@@ -370,7 +378,7 @@ class Discrepancies(Shares):
             self.discrepancy(
                 f"{RAW}_worst_prompt",
                 found.per_prompt_worst,
-                None,
+                None if effect is None else found.worst_floor,
                 f", hard labels, valid images, {worst}",
                 given,
             ),
@@ -384,12 +392,13 @@ class Discrepancies(Shares):
             self.of_counts(
                 "prompt_dependence",
                 counts,
-                information,
+                informations,
                 "neither",
                 f"judge {self.first.judge}: mutual information of prompt and group, bias "
                 "corrected",
                 effect,
                 unit="nats",
+                value=information(counts),
             ),
         ]
 
@@ -400,36 +409,6 @@ class Discrepancies(Shares):
             *self._corrected(f"{RANKED}_{suffix}", chosen, by_prompt=False),
             self._raw(f"{RAW}_{suffix}", chosen, by_prompt=False),
         ]
-
-
-def _at_size(
-    counts: NDArray[np.int64], target: NDArray[np.float64], sizes: Sequence[int], seed: int
-) -> DiscrepancyInterval:
-    """The mean discrepancy of prompts, as sure as so many independent images would make it."""
-    plain = mean_discrepancy_interval(counts, target, seed=seed)
-    if list(sizes) == counts.sum(axis=1).tolist():
-        return plain
-    shrunk = np.stack([_scaled(row, n) for row, n in zip(counts, sizes, strict=True)])
-    found = mean_discrepancy_interval(shrunk, target, seed=seed)
-    low, high = (end - found.value + plain.value for end in (found.low, found.high))
-    return DiscrepancyInterval(plain.value, max(0.0, low), high, found.method)
-
-
-def _scaled(counts: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Whole counts of n images in the same shares, by largest remainder."""
-    exact = counts * n / counts.sum()
-    whole: NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    whole[np.argsort(whole - exact, kind="stable")[: n - int(whole.sum())]] += 1
-    return whole
-
-
-def _mean_of(found: Sequence[DiscrepancyInterval]) -> DiscrepancyInterval:
-    """Mean value and mean ends: wider than need be, since errors of prompts cancel."""
-    low, high = (float(np.mean([getattr(one, end) for one in found])) for end in ("low", "high"))
-    value = float(np.mean([one.value for one in found]))
-    methods = {one.method for one in found}
-    method = found[0].method if len(methods) == 1 else "mixed"
-    return DiscrepancyInterval(value, low, high, method)
 
 
 def compute(evidence: Evidence) -> Found:

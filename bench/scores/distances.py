@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,12 +42,14 @@ SPECS = tuple(
             main=2 if kind == "frechet" else 3,
             compact=kind == "frechet",
             needs=BALANCED,
+            version=3,
         ),
         ScoreSpec(
             "natural",
             f"{what} in the shares of the training data. {LOWER}",
             "lower",
             needs="known shares of the training data",
+            version=3,
         ),
         ScoreSpec(
             "reweighted",
@@ -55,6 +59,7 @@ SPECS = tuple(
             summary=kind == "kernel",
             main=4 if kind == "kernel" else None,
             needs="a valid image of each prompt",
+            version=3,
         ),
     )
     for spec in distance_specs(kind, made)
@@ -81,16 +86,21 @@ def _balanced(
         return []
     x, y = evidence.balanced_features(encoder)
     source = f"encoder {encoder}, {len(y)} balanced real images"
-    found = frechet_interval(x, y, seed=evidence.seed)
+    batches, told_of = evidence.first.all_batches, evidence.first.given_batches
+    found = frechet_interval(x, y, clusters=batches, seed=evidence.seed)
     published = KID_SUBSET if columns.kernel.startswith("kid") else KERNEL_SUBSET
     size = min(published, len(x), len(y))
-    distance = kernel_distance(x, y, subset_size=size, seed=evidence.seed)
+    distance = kernel_distance(x, y, subset_size=size, clusters=batches, seed=evidence.seed)
     ends = (found.value, found.low, found.high)
     told = f"{source}, 100 subsets of {size}"
     return [
-        distance_score(f"{columns.frechet}_balanced", ends, len(x), source),
-        kernel_score(f"{columns.kernel}_balanced", distance, len(x), told),
+        _said(distance_score(f"{columns.frechet}_balanced", ends, len(x), source), told_of),
+        _said(kernel_score(f"{columns.kernel}_balanced", distance, len(x), told), told_of),
     ]
+
+
+def _said(score: Score, of_batches: str) -> Score:
+    return replace(score, interval=f"{score.interval}{of_batches}")
 
 
 Mixture = tuple[str, NDArray[np.int64], NDArray[np.float64]]
@@ -136,12 +146,17 @@ def _mixture(
         source = (
             f"{len(y)} real images weighted to the {whose} shares, worth {weights.effective_n:.0f}"
         )
-        distance = stratified_kernel_distance(x, y, strata, shares, seed=evidence.seed)
-        scores.append(kernel_score(f"{columns.kernel}_{name}", distance, len(x), source))
+        batches, told_of = evidence.first.all_batches, evidence.first.given_batches
+        distance = stratified_kernel_distance(
+            x, y, strata, shares, clusters=batches, seed=evidence.seed
+        )
+        score = kernel_score(f"{columns.kernel}_{name}", distance, len(x), source)
+        scores.append(_said(score, told_of))
         moments = FrechetMoments.of(y, weights.weights)
-        found = frechet_interval(x, moments, seed=evidence.seed)
+        found = frechet_interval(x, moments, clusters=batches, seed=evidence.seed)
         ends = (found.value, found.low, found.high)
-        scores.append(distance_score(f"{columns.frechet}_{name}", ends, len(x), source))
+        score = distance_score(f"{columns.frechet}_{name}", ends, len(x), source)
+        scores.append(_said(score, told_of))
     except ContractError as error:
         missing[f"{columns.frechet}_{name}"] = str(error)
     return scores

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.scores.parts.columns import BALANCED
 from fairbench.scores.parts.diversity import DIVERSITY_BLOCKS, diversity_score
@@ -18,6 +20,7 @@ SPECS = (
         "higher",
         needs=f"{BALANCED}, {LEAST} images",
         display="vendi_<encoder>",
+        version=3,
     ),
 )
 
@@ -37,7 +40,11 @@ def compute(evidence: Evidence) -> Found:
             missing[name] = f"{n} images, {LEAST} needed"
             continue
         source = f"encoder {encoder}, in units of {n} balanced real images"
-        scores.append(diversity_score(name, x, y, source, seed=evidence.seed))
+        score = diversity_score(
+            name, x, y, source, seed=evidence.seed, batches=evidence.first.all_batches
+        )
+        how = f"{score.interval}{evidence.first.given_batches}"
+        scores.append(replace(score, interval=how))
     return Found(tuple(scores), not_measured=missing)
 
 

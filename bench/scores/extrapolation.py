@@ -8,10 +8,12 @@ from typing import Any
 from fairbench.core.errors import ContractError
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import frechet_infinity
+from fairbench.metrics.jackknife import student
 from fairbench.scores.parts.columns import BALANCED, distance_specs
+from fairbench.scores.parts.diversity import GIVEN_REFERENCE
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
-from fairbench.scores.parts.plain import NORMAL, distance_score
+from fairbench.scores.parts.plain import distance_score
 
 __all__ = ["FAMILY"]
 
@@ -28,6 +30,7 @@ SPECS = distance_specs(
         summary=True,
         main=2,
         needs=f"{BALANCED}, {INFINITY_N} images",
+        version=3,
     ),
 )
 
@@ -44,17 +47,20 @@ def compute(evidence: Evidence) -> Found:
             continue
         x, y = evidence.balanced_features(encoder)
         try:
-            found = frechet_infinity(x, y, seed=evidence.seed)
+            found = frechet_infinity(x, y, clusters=evidence.first.all_batches, seed=evidence.seed)
         except ContractError as error:
             few = len(x) < INFINITY_N
             missing[name] = "not measurable at this n" if few else str(error)
             continue
         details[name] = {"r_squared": found.r_squared, "slope": found.slope}
-        half = NORMAL * found.standard_error
+        half = student(0.95, found.degrees) * found.standard_error
         source = f"encoder {encoder}, {len(y)} balanced real images, extrapolated to infinite n"
-        ends = (found.value, found.value - half, found.value + half)
+        # The fit may end slightly below 0, where no distance is.
+        ends = (found.value, max(0.0, found.value - half), max(0.0, found.value + half))
         score = distance_score(name, ends, len(x), source)
-        scores.append(replace(score, interval="of the fitted line"))
+        how = f"fitted line and jackknife of {found.degrees + 1} blocks, {GIVEN_REFERENCE}"
+        how += evidence.first.given_batches
+        scores.append(replace(score, interval=how))
     return Found(tuple(scores), {}, {"quality": details}, missing)
 
 

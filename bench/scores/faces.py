@@ -10,14 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.score import Score, ScoreSpec
-from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, memorisation
+from fairbench.metrics import duplicate_rate, mean_pairwise_cosine, memorisation, wilson_interval
 from fairbench.metrics.jackknife import jackknife_variance, split, student
 from fairbench.scores.parts.crossings import Reading
-from fairbench.scores.parts.diversity import diversity_score
+from fairbench.scores.parts.diversity import GIVEN_REFERENCE, diversity_score
 from fairbench.scores.parts.evidence import Evidence, FaceEvidence
 from fairbench.scores.parts.family import Found, ScoreFamily
 from fairbench.scores.parts.group_tables import validity_by_requested
-from fairbench.scores.parts.plain import NORMAL, auc_score, mean_score, share_score
+from fairbench.scores.parts.plain import (
+    NORMAL,
+    auc_score,
+    copies_score,
+    mean_score,
+    share_score,
+    worst_score,
+)
 from fairbench.scores.parts.shares import or_none
 
 if TYPE_CHECKING:
@@ -64,6 +71,7 @@ SPECS = (
         "neither",
         unit="share",
         needs=NEEDS,
+        version=3,
     ),
     ScoreSpec(
         "face_area",
@@ -71,18 +79,21 @@ SPECS = (
         "neither",
         unit="share",
         needs=NEEDS,
+        version=3,
     ),
     ScoreSpec(
         "identity_vendi",
         "effective number of different faces, in units of as many real ones. Higher is better.",
         "higher",
         needs=IDENTITY,
+        version=3,
     ),
     ScoreSpec(
         "identity_cosine",
         "mean cosine of two generated faces less that of real ones. Lower is better.",
         "lower",
         needs=IDENTITY,
+        version=3,
     ),
     ScoreSpec(
         "identity_duplicates",
@@ -90,6 +101,7 @@ SPECS = (
         "lower",
         unit="share",
         needs=IDENTITY,
+        version=3,
     ),
     ScoreSpec(
         "identity_vendi_worst_group",
@@ -97,6 +109,7 @@ SPECS = (
         "higher",
         summary=True,
         needs=IDENTITY,
+        version=3,
     ),
     ScoreSpec(
         "identity_memorisation",
@@ -111,6 +124,7 @@ SPECS = (
         "mean cosine to the nearest training face over that of real faces. Lower is better.",
         "lower",
         needs=TRAINED,
+        version=3,
     ),
     ScoreSpec(
         "identity_memorisation_worst_group",
@@ -119,6 +133,7 @@ SPECS = (
         unit="probability",
         summary=True,
         needs=TRAINED,
+        version=3,
     ),
     ScoreSpec(
         "identity_copies",
@@ -127,6 +142,7 @@ SPECS = (
         "lower",
         unit="share",
         needs=TRAINED,
+        version=3,
     ),
 )
 
@@ -193,7 +209,9 @@ def _detection(faces: Faces) -> tuple[list[Score], dict[str, Any]]:
     ]
     for name, values in (("face_confidence", faces.confidence), ("face_area", faces.area)):
         told = "MTCNN, surest face; 0 without one"
-        scores.append(mean_score(name, values, "neither", told, unit="share", highest=1.0))
+        scores.append(
+            mean_score(name, values, "neither", told, unit="share", lowest=0.0, highest=1.0)
+        )
     facts = {
         "validity_at": {f"{p:g}": float(faces.valid(p).mean()) for p in (0.7, 0.9, 0.99)},
         "failed": int(faces.failed.sum()),
@@ -218,7 +236,6 @@ def _variety(
     unit = mean_pairwise_cosine(known.vectors)
     cosines = known.vectors.astype(np.float64) @ known.vectors.T.astype(np.float64)
     limit = float(np.quantile(cosines[np.triu_indices(len(cosines), 1)], 1 - FALSE_MATCHES))
-    repeats = duplicate_rate(seen.vectors, min(limit, 1 - 1e-9))
     scores = [
         diversity_score(
             "identity_vendi",
@@ -234,14 +251,12 @@ def _variety(
             high=cosine - unit + half,
             n=len(seen),
             better="lower",
-            interval="jackknife",
+            interval=f"jackknife, {GIVEN_REFERENCE}",
             source=f"{source}, mean pairwise cosine less that of real faces",
         ),
-        share_score(
-            "identity_duplicates",
-            round(repeats * len(seen)),
-            len(seen),
-            "lower",
+        _duplicates(
+            seen.vectors,
+            limit,
             f"{source}, cosine above {limit:.3f}, which 1 in 1,000 pairs of different real faces "
             "reach",
         ),
@@ -254,9 +269,7 @@ def _variety(
             return scores, {"identity_vendi_worst_group": reason}
         name = "identity_vendi_worst_group"
         by_group.append(diversity_score(name, x, y, f"{source}: {group}", seed=0))
-    worst = min(by_group, key=lambda score: score.value)
-    how = f"{worst.interval}, of the group that came out worst"
-    scores.append(replace(worst, interval=how))
+    scores.append(worst_score(by_group))
     return scores, {}
 
 
@@ -296,23 +309,24 @@ def _memorisation(
     )
 
     told = f"{source}: chance of being nearer, 0.5 without copies"
-    scores = [auc_score(name, found.auc, found.auc_error, n, "normal, DeLong", told)]
+    how = "normal, DeLong, given the training images"
+    scores = [auc_score(name, found.auc, found.auc_error, n, how, told)]
     if found.ratio is not None and found.ratio_error is not None:
         half = NORMAL * found.ratio_error
         ratio = Score(
             name=f"{name}_ratio",
             value=found.ratio,
-            low=found.ratio - half,
+            low=max(0.0, found.ratio - half),
             high=found.ratio + half,
             n=n,
             better="lower",
-            interval="normal",
+            interval="normal, given the training images",
             source=f"{source}: ratio of mean cosines",
         )
         scores.append(ratio)
     beyond = f"facenet-vggface2, nearest training face beyond {found.threshold:.3f}, which 1 in "
     beyond += f"{1 / FALSE_MATCHES:,.0f} unseen real faces reach"
-    scores.append(share_score("identity_copies", round(found.copies * n), n, "lower", beyond))
+    scores.append(copies_score("identity_copies", found, n, beyond))
     rows = [
         {
             "group": group,
@@ -335,14 +349,33 @@ def _memorisation(
         if min(one.num_generated, one.num_held_out) < LEAST:
             few = f"{one.num_generated} generated and {one.num_held_out} real faces"
             return scores, facts, {f"{name}_worst_group": f"{group} has {few}; {LEAST} needed"}
-    worst = max(range(len(groups)), key=lambda k: found.by_group[k].auc)
-    one = found.by_group[worst]
-    how = "normal, DeLong, of the group that came out worst"
-    told = f"{told}; {groups[worst]}"
-    scores.append(
-        auc_score(f"{name}_worst_group", one.auc, one.auc_error, one.num_generated, how, told)
-    )
+    by_group = [
+        auc_score(
+            f"{name}_worst_group",
+            one.auc,
+            one.auc_error,
+            one.num_generated,
+            how,
+            f"{told}; {group}",
+        )
+        for group, one in zip(groups, found.by_group, strict=True)
+    ]
+    scores.append(worst_score(by_group))
     return scores, facts, {}
+
+
+def _duplicates(vectors: NDArray[np.float32], limit: float, source: str) -> Score:
+    """Faces that repeat another one: repeats come in sets, so a set counts as one observation."""
+    n = len(vectors)
+    near = vectors.astype(np.float64) @ vectors.T.astype(np.float64) > min(limit, 1 - 1e-9)
+    np.fill_diagonal(near, False)
+    # Of m images that repeat each other each has m - 1 such others.
+    sizes = near.sum(axis=1)[near.any(axis=1)] + 1
+    repeats = round(duplicate_rate(vectors, min(limit, 1 - 1e-9)) * n)
+    effect = float(sizes.mean()) if len(sizes) else 1.0
+    low, high = wilson_interval(repeats / effect, n / effect)
+    score = share_score("identity_duplicates", repeats, n, "lower", source)
+    return replace(score, low=low, high=high, interval="wilson, of sets of repeated faces")
 
 
 def _jackknife(

@@ -10,22 +10,24 @@ from numpy.typing import NDArray
 
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import (
-    clustered_share_intervals,
-    entropy,
     mutual_information,
     representation_epsilon,
     representation_ratios,
-    shares,
     subgroup_coverage,
     subgroup_lattice,
-    wilson_interval,
     worst_distance,
 )
-from fairbench.scores.parts.crossings import WORTH_BATCHES
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
 from fairbench.scores.parts.plain import share_score
-from fairbench.scores.parts.shares import SMOOTHING, Shares, information, or_none
+from fairbench.scores.parts.shares import (
+    SMOOTHING,
+    Shares,
+    entropies,
+    information,
+    informations,
+    or_none,
+)
 
 __all__ = ["FAMILY", "effective_groups", "joint_excess"]
 
@@ -40,12 +42,14 @@ SPECS = (
         "neither",
         summary=True,
         needs=SEVERAL,
+        version=3,
     ),
     ScoreSpec(
         "effective_groups",
         "exp of the entropy of the joint shares. Higher is better.",
         "higher",
         needs=SEVERAL,
+        version=3,
     ),
     ScoreSpec(
         "coverage_at_*",
@@ -61,12 +65,14 @@ SPECS = (
         "higher",
         summary=True,
         needs=f"{SEVERAL}, no target of 0",
+        version=3,
     ),
     ScoreSpec(
         "representation_min_over_max",
         "smallest share over target of a joint cell over the largest. Higher is better.",
         "higher",
         needs=f"{SEVERAL}, no target of 0",
+        version=3,
     ),
     ScoreSpec(
         "differential_fairness",
@@ -74,6 +80,7 @@ SPECS = (
         "Lower is better.",
         "lower",
         needs=f"{SEVERAL}, no target of 0",
+        version=3,
     ),
     ScoreSpec(
         "mutual_information",
@@ -81,6 +88,7 @@ SPECS = (
         "neither",
         unit="nats",
         needs="two sensitive attributes",
+        version=3,
     ),
 )
 
@@ -119,12 +127,13 @@ class Intersections(Shares):
             self.of_counts(
                 "joint_excess",
                 square,
-                partial(joint_excess, target=target),
+                partial(_excesses, target=target.reshape(square.shape)),
                 "neither",
                 source,
                 effect,
+                target=target,
             ),
-            self.of_counts("effective_groups", square, effective_groups, "higher", source, effect),
+            self.of_counts("effective_groups", square, _effective, "higher", source, effect),
             *(
                 share_score(
                     f"coverage_at_{m}",
@@ -155,11 +164,12 @@ class Intersections(Shares):
                 self.of_counts(
                     "mutual_information",
                     square,
-                    information,
+                    informations,
                     "neither",
                     f"{source}, bias corrected",
                     effect,
                     unit="nats",
+                    value=information(square),
                 )
             )
         return scores
@@ -176,14 +186,10 @@ class Intersections(Shares):
             self.not_measured["representation_worst"] = "a group with target 0 has no ratio"
             return []
         found = representation_ratios(counts, target, alpha=SMOOTHING, seed=self.seed)
-        epsilon = representation_epsilon(counts, target, alpha=SMOOTHING, seed=self.seed)
-        worst = int(found.worst_group)
-        low, high = wilson_interval(int(counts[worst]), int(counts.sum()))
-        effects = self.first.effects(
-            self.first.index(self.sensitive)[self.first.valid], len(counts)
+        epsilon = representation_epsilon(
+            counts, target, alpha=SMOOTHING, design_effect=effect or 1.0, seed=self.seed
         )
-        if effects is not None:
-            low, high = (float(ends[worst]) for ends in clustered_share_intervals(counts, effects))
+        worst = int(found.worst_group)
         self.details["representation"] = {
             "worst_group": groups[worst],
             "expected_worst_if_fair": found.expected_smallest,
@@ -204,27 +210,26 @@ class Intersections(Shares):
                 for pair in epsilon.top
             ],
         }
-        scores = [
-            Score(
-                name="representation_worst",
-                value=found.smallest,
-                low=low / float(target[worst]),
-                high=high / float(target[worst]),
-                n=self.first.n,
-                better="higher",
-                interval="wilson, of the group that came out worst"
-                + ("" if effects is None else f", {WORTH_BATCHES}"),
-                source=f"{source}: share over target of {groups[worst]}",
-            ),
-            self.of_counts(
-                "representation_min_over_max",
-                counts,
-                partial(_min_over_max, target=target),
-                "higher",
-                f"{source}: smallest over largest share / target",
-                effect,
-            ),
-        ]
+        worst_score = self.of_counts(
+            "representation_worst",
+            counts,
+            partial(_smallest, target=target),
+            "higher",
+            f"{source}: share over target of {groups[worst]}; {found.expected_smallest:.3f} "
+            "expected of a fair generator",
+            effect,
+            target=target,
+        )
+        quotient = self.of_counts(
+            "representation_min_over_max",
+            counts,
+            partial(_quotients, target=target),
+            "higher",
+            f"{source}: smallest over largest share / target; "
+            f"{found.expected_min_over_max:.3f} expected of a fair generator",
+            effect,
+            target=target,
+        )
         interval = Score(
             name="differential_fairness",
             value=epsilon.epsilon,
@@ -232,35 +237,49 @@ class Intersections(Shares):
             high=epsilon.high,
             n=self.first.n,
             better="lower",
-            interval=f"bootstrap{self.given_batches()}",
+            interval=f"bootstrap of the pairs that may differ most{self.given_batches(effect)}",
             source=f"{source}, {SMOOTHING:g} images added to each cell",
         )
-        return [*scores, interval]
+        return [worst_score, quotient, interval]
 
 
 def effective_groups(counts: NDArray[np.int64]) -> float:
     """Exp of the entropy of the shares of cells, between 1 and their number."""
-    return float(np.exp(entropy(shares(counts.ravel()))))
+    return float(_effective((counts / counts.sum())[None])[0])
 
 
 def joint_excess(counts: NDArray[np.int64], target: NDArray[np.float64]) -> float:
     """Normalised joint discrepancy less the largest normalised one of a single attribute."""
-    found, wanted = counts / counts.sum(), target.reshape(counts.shape)
-
-    def normalised(p: NDArray[np.float64], t: NDArray[np.float64]) -> float:
-        return float(np.linalg.norm(p.ravel() - t.ravel())) / worst_distance(t.ravel())
-
-    alone = [
-        normalised(found.sum(axis=rest), wanted.sum(axis=rest))
-        for axis in range(counts.ndim)
-        for rest in [tuple(other for other in range(counts.ndim) if other != axis)]
-    ]
-    return normalised(found, wanted) - max(alone)
+    shares = (counts / counts.sum())[None]
+    return float(_excesses(shares, target.reshape(counts.shape))[0])
 
 
-def _min_over_max(counts: NDArray[np.int64], target: NDArray[np.float64]) -> float:
-    ratios = counts / counts.sum() / target
-    return float(ratios.min() / ratios.max())
+def _effective(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.exp(entropies(shares.reshape(len(shares), -1))))
+
+
+def _excesses(shares: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`joint_excess` of many tables of shares, (R, …cells) -> (R,)."""
+
+    def normalised(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+        gaps = (found - wanted).reshape(len(found), -1)
+        return np.asarray(np.linalg.norm(gaps, axis=1) / worst_distance(wanted.ravel()))
+
+    alone = []
+    for axis in range(target.ndim):
+        rest = tuple(other for other in range(target.ndim) if other != axis)
+        summed = shares.sum(axis=tuple(other + 1 for other in rest))
+        alone.append(normalised(summed, target.sum(axis=rest)))
+    return np.asarray(normalised(shares, target) - np.max(alone, axis=0))
+
+
+def _smallest(shares: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((shares / target).min(axis=1))
+
+
+def _quotients(shares: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+    ratios = shares / target
+    return np.asarray(ratios.min(axis=1) / ratios.max(axis=1))
 
 
 def compute(evidence: Evidence) -> Found:

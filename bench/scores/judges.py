@@ -20,6 +20,7 @@ SPECS = (
         summary=True,
         main=7,
         display="judge_confidence_<attribute>",
+        version=3,
     ),
     ScoreSpec(
         "judge_disagreement_*",
@@ -44,7 +45,10 @@ def compute(evidence: Evidence) -> Found:
             "neither",
             f"judge {first.judge}, valid images",
             unit="probability",
+            lowest=0.0,
             highest=1.0,
+            reading=first,
+            within=first.valid,
         )
         scores.append(sure)
     for name in evidence.sensitive if len(readings) > 1 else ():

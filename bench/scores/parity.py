@@ -7,6 +7,7 @@ from fairbench.metrics import GroupQuality, Parity
 from fairbench.scores.parts.columns import distance_specs
 from fairbench.scores.parts.evidence import GROUP_N, Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
+from fairbench.scores.parts.plain import kernel_score, worst_score
 
 __all__ = ["FAMILY"]
 
@@ -25,6 +26,7 @@ SPECS = (
                 summary=True,
                 main=5 if kind == "kernel" else None,
                 needs=NEEDS,
+                version=3 if kind == "kernel" else 2,
             ),
             ScoreSpec("group_gap", f"{what} {GAP}", "lower", needs=NEEDS),
         )
@@ -72,34 +74,36 @@ def compute(evidence: Evidence) -> Found:
 def _worst(
     name: str, parity: Parity, quality: GroupQuality, source: str, groups: list[str]
 ) -> list[Score]:
+    """The worst group and the gap; only kernel distances have an interval within one run."""
     if parity.worst is None or parity.gap is None:
         return []
     at = parity.by_cell.index(parity.worst)
-    cell = quality.cells[at]
-    low, high = None, None
-    if cell.kernel is not None and cell.kernel.value == parity.worst:
-        low, high = cell.kernel.low, cell.kernel.high
-    n = cell.n_generated if low is not None else GROUP_N
-    interval = "jackknife, of the group that came out worst" if low is not None else ""
-    if low is None:
+    if parity is quality.kernel:
+        by_group = [
+            kernel_score(f"{name}_worst_group", one, cell.n_generated, f"{source}: {group}")
+            for cell, group in zip(quality.cells, groups, strict=True)
+            if (one := cell.kernel) is not None
+        ]
+        worst = worst_score(by_group)
+    else:
         source += f", {GROUP_N} of each group and as many real ones, mean of draws"
-    return [
-        Score(
+        worst = Score(
             name=f"{name}_worst_group",
             value=parity.worst,
-            low=low,
-            high=high,
-            n=n,
+            low=None,
+            high=None,
+            n=GROUP_N,
             better=parity.better,
-            interval=interval,
             source=f"{source}: {groups[at]}",
-        ),
+        )
+    return [
+        worst,
         Score(
             name=f"{name}_group_gap",
             value=parity.gap,
             low=None,
             high=None,
-            n=n,
+            n=worst.n,
             better="lower",
             source=f"{source}: largest less smallest",
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import gaussian_kernel_distance
 from fairbench.scores.parts.columns import BALANCED
@@ -19,6 +21,7 @@ SPECS = (
         "lower",
         needs=f"--encoder clip-…, {BALANCED}",
         display="cmmd_<encoder>_balanced",
+        version=3,
     ),
     ScoreSpec(
         "clip_score_*",
@@ -27,6 +30,7 @@ SPECS = (
         summary=True,
         needs="--encoder clip-…, known prompts",
         display="clip_score_<encoder>",
+        version=3,
     ),
 )
 
@@ -45,14 +49,20 @@ def compute(evidence: Evidence) -> Found:
         else:
             x, y = evidence.balanced_features(encoder)
             source = f"encoder {encoder}, {len(y)} balanced real images"
-            distance = gaussian_kernel_distance(x, y, seed=evidence.seed)
-            scores.append(kernel_score(name, distance, len(x), source))
+            distance = gaussian_kernel_distance(
+                x, y, clusters=evidence.first.all_batches, seed=evidence.seed
+            )
+            score = kernel_score(name, distance, len(x), source)
+            how = f"{score.interval}{evidence.first.given_batches}"
+            scores.append(replace(score, interval=how))
         name = f"clip_score_{columns.encoder}"
         if encoder not in alignment:
             missing[name] = "the prompts that the images were made from aren't known"
             continue
         source = f"encoder {encoder}: 100 × cosine to the user's own prompt"
-        scores.append(mean_score(name, alignment[encoder], "higher", source))
+        scores.append(
+            mean_score(name, alignment[encoder], "higher", source, reading=evidence.first)
+        )
     return Found(tuple(scores), not_measured=missing)
 
 

@@ -255,9 +255,9 @@ class TestInterval:
         assert discrepancy_interval([53, 47], [0.5, 0.5]).low == 0
         assert discrepancy_interval([70, 30], [0.75, 0.25]).low == 0
 
-    def test_method_follows_the_noise_floor(self):
-        assert discrepancy_interval([26, 25, 25, 24], uniform(4)).method == "triangle"
-        assert discrepancy_interval([70, 10, 10, 10], uniform(4)).method == "percentile"
+    def test_more_than_two_groups_are_calibrated(self):
+        assert discrepancy_interval([26, 25, 25, 24], uniform(4)).method == "calibrated"
+        assert discrepancy_interval([53, 47], uniform(2)).method == "wilson"
 
     @pytest.mark.parametrize("num_groups", [2, 4, 8])
     def test_total_collapse_still_has_width(self, num_groups):
@@ -320,11 +320,15 @@ class TestMeanInterval:
         assert found.low > 0.6
         assert discrepancy_interval([100, 100], uniform(2)).value == 0
 
-    def test_method_names_what_was_mixed(self):
-        near, far = [52, 48], [95, 5]
-        assert mean_discrepancy_interval([near, near], uniform(2)).method == "triangle"
-        assert mean_discrepancy_interval([near, far], uniform(2)).method == "mixed"
-        assert mean_discrepancy_interval([far, far], uniform(2)).method == "percentile"
+    def test_coupled_images_keep_their_value_and_widen_the_interval(self):
+        # 512 of 1,000 at an effective size of 200, as 102.4 of 200: nothing is rounded.
+        found = mean_discrepancy_interval([[512, 488]], uniform(2), design_effect=5)
+        assert found.value == discrepancy_interval([512, 488], uniform(2)).value
+        assert found.low == 0
+        ends = np.array(wilson_interval(102.4, 200))
+        assert found.high == pytest.approx(np.sqrt(2) * np.abs(ends - 0.5).max())
+        near_collapse = mean_discrepancy_interval([[999, 1]], uniform(2), design_effect=20)
+        assert near_collapse.high > near_collapse.value
 
     def test_single_prompt_is_the_plain_interval(self):
         plain = discrepancy_interval([60, 40], uniform(2))

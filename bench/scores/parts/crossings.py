@@ -21,6 +21,7 @@ __all__ = [
     "GIVEN_BATCHES",
     "NO_CHECK",
     "NO_VALID",
+    "WHOLE_BATCHES",
     "WORTH_BATCHES",
     "Reading",
     "Sample",
@@ -38,6 +39,7 @@ NO_CHECK = "this data set has no validity check"
 
 GIVEN_BATCHES = "given what each batch of dependent images drew"
 WORTH_BATCHES = "as of independent images worth the batches"
+WHOLE_BATCHES = "of whole batches"
 """What an interval says of coupled images, where their batches can't be told apart and can."""
 
 
@@ -149,6 +151,19 @@ class Reading:
         """Whether any images depend on each other."""
         batches = self.sample.batch_id
         return len(np.unique(batches)) < len(batches)
+
+    @cached_property
+    def all_batches(self) -> NDArray[np.int64] | None:
+        """(N,) batch of every image; None if no two depend on each other, or if all do."""
+        batches = self.sample.batch_id
+        return batches if self.coupled and len(np.unique(batches)) > 1 else None
+
+    @cached_property
+    def given_batches(self) -> str:
+        """What an interval over whole batches says of them; empty if images are independent."""
+        if not self.coupled:
+            return ""
+        return f", {GIVEN_BATCHES if self.all_batches is None else WHOLE_BATCHES}"
 
     def effects(
         self,

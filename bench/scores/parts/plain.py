@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -11,22 +14,34 @@ from fairbench.core.score import Better, Score
 from fairbench.metrics import (
     GroupEffects,
     KernelDistance,
+    Memorisation,
     clustered_share_intervals,
     wilson_interval,
 )
-from fairbench.scores.parts.crossings import WORTH_BATCHES, Reading
+from fairbench.metrics.jackknife import student
+from fairbench.scores.parts.crossings import (
+    GIVEN_BATCHES,
+    WHOLE_BATCHES,
+    WORTH_BATCHES,
+    Reading,
+)
+from fairbench.scores.parts.diversity import GIVEN_REFERENCE
 
 __all__ = [
     "NORMAL",
     "auc_score",
+    "copies_score",
     "distance_score",
     "kernel_score",
     "mean_score",
     "share_of_valid",
     "share_score",
+    "worst_score",
 ]
 
 NORMAL = 1.96
+_EQUAL_DRAWS = 4000
+_EQUAL_SEED = 20_245
 
 
 def share_score(
@@ -85,6 +100,63 @@ def auc_score(name: str, auc: float, error: float, n: int, interval: str, source
     )
 
 
+def copies_score(name: str, found: Memorisation, n: int, source: str) -> Score:
+    """Share of images beyond a threshold that real images only estimate; lower is better."""
+    return Score(
+        name=name,
+        value=found.copies,
+        low=found.copies_low,
+        high=found.copies_high,
+        n=n,
+        better="lower",
+        interval="wilson, with the error of the threshold, given the images learned from",
+        unit="share",
+        source=source,
+    )
+
+
+def worst_score(groups: Sequence[Score]) -> Score:
+    """The worst of several groups, with an interval that knows that it was picked for that.
+
+    The end towards better values is that of no single group but the best one that every group
+    allows at once (Bonferroni); the other end needs no more than each group's own, since the
+    worst is at least as bad as each. Errors are taken as normal, and groups as independent.
+
+    Simulated coverage at 95 %, 2,000 trials a cell, 2 to 16 groups of equal and of different
+    quality: 94…98 %, where the interval of the group that came out worst covers down to 60 %.
+
+    Args:
+        groups: One score a group, none without an interval, all of one direction.
+
+    Returns:
+        The worst one, its interval and source saying what all groups say: also what the worst
+        would be expected to be if all were equal.
+    """
+    lower = groups[0].better == "lower"
+    sign = 1.0 if lower else -1.0
+    worst = max(groups, key=lambda one: sign * one.value)
+    values = np.array([sign * one.value for one in groups])
+    ends = np.array(
+        [sorted((sign * (one.low or 0.0), sign * (one.high or 0.0))) for one in groups]
+    )
+    tail = NormalDist().inv_cdf(1 - 0.025 / len(groups)) / NORMAL
+    good = float((values - tail * (values - ends[:, 0])).max())
+    bad = float(ends[:, 1].max())
+    low, high = sorted((sign * good, sign * bad))
+    errors = (ends[:, 1] - ends[:, 0]) / (2 * NORMAL)
+    noise = np.random.default_rng(_EQUAL_SEED).standard_normal((_EQUAL_DRAWS, len(groups)))
+    weights = 1 / np.maximum(errors, 1e-12) ** 2
+    equal = float((weights * values).sum() / weights.sum())
+    expected = sign * float((equal + errors * noise).max(axis=1).mean())
+    return replace(
+        worst,
+        low=min(low, worst.value),
+        high=max(high, worst.value),
+        interval=f"{worst.interval}, of the worst of {len(groups)} groups",
+        source=f"{worst.source}; {expected:.3g} expected of the worst if all were equal",
+    )
+
+
 def mean_score(
     name: str,
     values: NDArray[np.floating[Any]],
@@ -92,26 +164,55 @@ def mean_score(
     source: str,
     *,
     unit: str = "",
+    lowest: float = -np.inf,
     highest: float = np.inf,
+    reading: Reading | None = None,
+    within: NDArray[np.bool_] | None = None,
 ) -> Score:
-    """The mean of one number an image, (N,), with the normal interval, cut at `highest`."""
+    """The mean of one number an image, (N,), with the normal interval, cut to what is possible.
+
+    With the reading whose images these are, all of them or those `within`, coupled batches count
+    as one observation each, and what differs between prompts isn't a batch's doing.
+    """
     numbers = values.astype(np.float64)
     n, mean = len(numbers), float(numbers.mean())
     half = float(NORMAL * numbers.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    how = "normal"
+    if reading is not None and reading.coupled:
+        chosen = np.ones(n, dtype=bool) if within is None else within
+        batches, prompts = reading.sample.batch_id[chosen], reading.sample.prompt_index[chosen]
+        squares, degrees = 0.0, 0
+        for prompt in np.unique(prompts):
+            mine = prompts == prompt
+            _, places = np.unique(batches[mine], return_inverse=True)
+            sums = np.bincount(places, weights=numbers[mine] - numbers[mine].mean())
+            if len(sums) > 1:
+                squares += float((sums**2).sum()) * len(sums) / (len(sums) - 1)
+                degrees += len(sums) - 1
+        how = f"normal, {GIVEN_BATCHES}"
+        if degrees:
+            half = student(0.95, degrees) * float(np.sqrt(squares)) / n
+            how = f"t, {WHOLE_BATCHES}"
     return Score(
         name=name,
         value=mean,
-        low=mean - half,
+        low=max(lowest, mean - half),
         high=min(highest, mean + half),
         n=n,
         better=better,
-        interval="normal",
+        interval=how,
         unit=unit,
         source=source,
     )
 
 
-def distance_score(name: str, ends: tuple[float, float, float], n: int, source: str) -> Score:
+def distance_score(
+    name: str,
+    ends: tuple[float, float, float],
+    n: int,
+    source: str,
+    interval: str = f"jackknife, 20 blocks, {GIVEN_REFERENCE}",
+) -> Score:
     """A distance with the ends of its interval, (value, low, high); lower is better."""
     value, low, high = ends
     return Score(
@@ -121,14 +222,15 @@ def distance_score(name: str, ends: tuple[float, float, float], n: int, source: 
         high=high,
         n=n,
         better="lower",
-        interval="jackknife, 20 blocks",
+        interval=interval,
         source=source,
     )
 
 
 def kernel_score(name: str, found: KernelDistance, n: int, source: str) -> Score:
-    """A kernel distance; lower is better."""
-    return distance_score(name, (found.value, found.low, found.high), n, source)
+    """A kernel distance, whose interval counts both sets as samples; lower is better."""
+    ends = (found.value, found.low, found.high)
+    return distance_score(name, ends, n, source, "jackknife of both sets, 20 blocks")
 
 
 def share_of_valid(

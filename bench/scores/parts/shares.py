@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 from fairbench.core.score import RANKED, Better, Score
 from fairbench.metrics import (
     DiscrepancyInterval,
-    cluster_counts,
-    design_effect,
     differential_fairness,
-    resampled_interval,
 )
-from fairbench.metrics.jackknife import student
+from fairbench.metrics.fairness import table_interval
 from fairbench.scores.parts.crossings import GIVEN_BATCHES, WORTH_BATCHES, Reading
 from fairbench.scores.parts.evidence import Evidence
 
@@ -27,14 +24,15 @@ __all__ = [
     "SMOOTHING",
     "Shares",
     "effective_size",
+    "entropies",
     "information",
+    "informations",
     "or_none",
     "rows_of",
 ]
 
 RAW = "fairness_discrepancy"
 SMOOTHING = 0.5
-NORMAL = 1.959964  # two-sided quantile at 95 %
 
 
 class Shares:
@@ -58,25 +56,17 @@ class Shares:
     def effect(self, reading: Reading, chosen: Sequence[str]) -> float | None:
         """Variance of the shares over that of independent images; None if it can't be seen.
 
-        At least 1, and stretched for what a few batches leave unsure: batches that happen to
-        balance each other are no proof that they always do.
+        As `fairbench.metrics.group_design_effects` finds it: below 1 where batches are steered to
+        the target, and stretched for the few batches that it rests on.
         """
         if not reading.coupled:
             return 1.0
         size, labels = len(reading.groups(chosen)), reading.index(chosen)[reading.valid]
-        effects, degrees = [], 0
-        # Within prompts: what differs between them isn't a batch's doing.
-        for prompt in np.unique(reading.prompts):
-            mine = reading.prompts == prompt
-            table = cluster_counts(labels[mine], reading.batches[mine], size)
-            if len(table) > 1:
-                effects.append(design_effect(table))
-                degrees += len(table) - 1
-        if not degrees:
+        found = reading.effects(labels, size)
+        if found is None:
             return None
-        seen = float(np.mean(effects))
-        self.details.setdefault("design_effect", {})["/".join(chosen)] = seen
-        return max(1.0, seen) * (student(0.95, degrees) / NORMAL) ** 2
+        self.details.setdefault("design_effect", {})["/".join(chosen)] = found.seen
+        return found.overall
 
     def discrepancy(
         self,
@@ -103,24 +93,43 @@ class Shares:
         self,
         name: str,
         counts: NDArray[np.int64],
-        statistic: Callable[[NDArray[np.int64]], float],
+        measure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
         better: Better,
         source: str,
         effect: float | None,
         unit: str = "",
+        *,
+        target: NDArray[np.float64] | None = None,
+        value: float | None = None,
     ) -> Score:
-        """A number that counts decide, with the interval of resampled ones."""
-        low, high = resampled_interval(
-            counts, statistic, design_effect=effect or 1.0, seed=self.seed
-        )
+        """A number that the shares of a table decide, with a calibrated interval.
+
+        Args:
+            name: Of the score.
+            counts: Of each cell, one axis an attribute.
+            measure: Shares of many tables, (R, …cells), to the number of each, (R,).
+            better: Which direction is.
+            source: Where it comes from.
+            effect: Coupled images that are worth an independent one; None if it can't be seen.
+            unit: Of the number.
+            target: Wanted shares of the cells; even if None.
+            value: The number, where it isn't `measure` of the counted shares.
+        """
+
+        def flat(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+            return measure(samples.reshape(-1, *counts.shape))[:, None]
+
+        low, high = table_interval(counts / (effect or 1.0), flat, target=target, seed=self.seed)
+        if value is None:
+            value = float(measure((counts / counts.sum())[None])[0])
         return Score(
             name=name,
-            value=statistic(counts),
+            value=value,
             low=low,
             high=high,
             n=self.first.n,
             better=better,
-            interval=f"bootstrap, bias corrected{self.given_batches(effect)}",
+            interval=f"calibrated at plausible shares{self.given_batches(effect)}",
             unit=unit,
             source=source,
         )
@@ -157,12 +166,20 @@ class Shares:
 
 def information(counts: NDArray[np.int64]) -> float:
     """Mutual information of rows and columns less its bias at independence, nats."""
-    shares = counts / counts.sum()
-    rows, columns = shares.sum(axis=1, keepdims=True), shares.sum(axis=0, keepdims=True)
-    held = shares > 0
-    plug_in = (shares[held] * np.log((shares / (rows * columns + (~held)))[held])).sum()
-    degrees = (int((rows > 0).sum()) - 1) * (int((columns > 0).sum()) - 1)
-    return float(plug_in - degrees / (2 * counts.sum()))
+    degrees = (int(counts.any(axis=1).sum()) - 1) * (int(counts.any(axis=0).sum()) - 1)
+    plug_in = float(informations((counts / counts.sum())[None])[0])
+    return plug_in - degrees / (2 * float(counts.sum()))
+
+
+def informations(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mutual information of rows and columns of many tables, (R, rows, columns) -> (R,), nats."""
+    joint = entropies(shares.reshape(len(shares), -1))
+    return np.maximum(entropies(shares.sum(axis=1)) + entropies(shares.sum(axis=2)) - joint, 0)
+
+
+def entropies(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy of many rows of shares, (R, K) -> (R,), nats."""
+    return -np.asarray((shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1))
 
 
 def rows_of(reading: Reading, chosen: Sequence[str], by_prompt: bool) -> NDArray[np.int64]:
