@@ -41,6 +41,9 @@ class ClipEncoder(NetworkFromFile):
     Images keep their aspect: the shorter side is resized to the network's, antialiased bicubic on
     bytes as in CLIP's own preprocessing, and the centre is cut out.
 
+    Attributes:
+        logit_scale: What the model was trained to multiply cosines by, about 100.
+
     Source: Radford et al. 2021, arXiv 2103.00020.
     """
 
@@ -66,6 +69,7 @@ class ClipEncoder(NetworkFromFile):
         self.preprocessing = (
             f"PIL bicubic uint8 short side {self.side}, centre crop, CLIP normalisation"
         )
+        self.logit_scale = float(model.logit_scale.detach().exp())
         self._words = int(model.config.text_config.max_position_embeddings)
         module: nn.Module = model
         return module

@@ -261,18 +261,26 @@ def detect_faces(
 # --- identity ------------------------------------------------------------------------------
 
 
-def crop_faces(images: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+def crop_faces(
+    images: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    *,
+    side: int = CROP_SIDE,
+    margin: float = CROP_MARGIN,
+) -> NDArray[np.uint8]:
     """Cut faces out, with a margin, as squares of one size.
 
-    The square is centred on the box, its side is 1.25 times the box's longer side; what it
-    covers beyond the image repeats the image's edge. Faces are not turned upright.
+    The square is centred on the box, its side is 1 + `margin` times the box's longer side; what
+    it covers beyond the image repeats the image's edge. Faces are not turned upright.
 
     Args:
         images: (M, H, W, 3) uint8.
         boxes: (M, 4) left, top, right, bottom in pixels, finite.
+        side: Pixels a side of what comes out.
+        margin: Share of the box's longer side that is added.
 
     Returns:
-        (M, 160, 160, 3) uint8, by Pillow's antialiased bicubic.
+        (M, side, side, 3) uint8, by Pillow's antialiased bicubic.
 
     Raises:
         ContractError: If there isn't one finite box with an area for each image.
@@ -283,14 +291,16 @@ def crop_faces(images: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray
         )
     if (boxes[:, 2:] <= boxes[:, :2]).any():
         raise ContractError("expected boxes from left and top to right and bottom")
-    crops = np.empty((len(images), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+    crops = np.empty((len(images), side, side, 3), np.uint8)
     for crop, pixels, box in zip(crops, images, boxes.astype(np.float64), strict=True):
-        crop[:] = _crop(pixels, box)
+        crop[:] = _crop(pixels, box, side, margin)
     return crops
 
 
-def _crop(pixels: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint8]:
-    side = (1 + CROP_MARGIN) * (box[2:] - box[:2]).max()
+def _crop(
+    pixels: NDArray[np.uint8], box: NDArray[np.float64], size: int, margin: float
+) -> NDArray[np.uint8]:
+    side = (1 + margin) * (box[2:] - box[:2]).max()
     corner = (box[:2] + box[2:]) / 2 - side / 2
     height, width = pixels.shape[:2]
     # A detector's box reaches beyond the image by a part of a face at most.
@@ -300,9 +310,7 @@ def _crop(pixels: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uin
     start = np.add(corner, (left, top))
     region = (*start, *(start + side))
     return np.asarray(
-        Image.fromarray(padded).resize(
-            (CROP_SIDE, CROP_SIDE), Image.Resampling.BICUBIC, box=region
-        )
+        Image.fromarray(padded).resize((size, size), Image.Resampling.BICUBIC, box=region)
     )
 
 

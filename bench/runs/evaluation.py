@@ -136,21 +136,27 @@ def evaluate_images(
     faces = _faces(images, listed, question, instruments, cache, report)
     copies = count_copies(listed, dataset)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
+    # What some judge doesn't read can't be compared between judges, and is left out.
+    attributes = instruments.read_by_all(dataset.attributes)
     scores, tables, facts = score_all(
         sample,
         reference,
         task,
-        dataset.attributes,
-        dataset.sensitive,
+        attributes,
+        [name for name in dataset.sensitive if name in attributes],
         confusions_of(instruments),
         encoder_columns(instruments),
-        given=known.given,
+        given={name: levels for name, levels in known.given.items() if name in attributes},
         seen=seen,
         controls=question.controls,
         faces=faces,
         copies=copies,
         seed=seed,
     )
+    unread = [name for name in dataset.attributes if name not in attributes]
+    if unread:
+        facts["unread_attributes"] = unread
+        report.note(f"not every judge reads {', '.join(unread)}, so nothing is said of that")
     _warn_of_gaps(facts, report)
     _warn_of_copies(copies, report)
     labels = {

@@ -24,6 +24,7 @@ from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
+from fairbench.runs.judging import choose_judges, judging_config
 from fairbench.runs.running import Outcome
 from fairbench.runs.times import now
 from fairbench.scores.parts.crossings import crossing
@@ -49,6 +50,8 @@ def evaluate(
     encoders: Sequence[str] = (),
     faces: bool = False,
     controls: Sequence[str] = (),
+    judges: Sequence[str] = (),
+    accept_judge: bool = False,
     allow_download: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
@@ -73,6 +76,8 @@ def evaluate(
         faces: Whether to look for faces too, as on photographs.
         controls: Attributes within whose levels groups are compared too, as they are within the
             columns ``control_<name>`` of the labels.
+        judges: Judges to use instead of the data set's own: names or paths.
+        accept_judge: Whether to use judges below 90 % balanced accuracy too.
         allow_download: Get their weights from upstream if they are nowhere.
         device: Where the instruments run.
         batch_size: Images that a public encoder sees at once; None for its default.
@@ -110,10 +115,23 @@ def evaluate(
     _check_row_name(results, chosen, name)
     where = resolve_device(device)
     begin_run(where)
+    judging = choose_judges(
+        chosen,
+        question,
+        cache_folder(),
+        report,
+        asked=judges,
+        accept=accept_judge,
+        controls=controlled,
+        device=str(where),
+        batch_size=batch_size,
+        allow_download=allow_download,
+    )
     instruments = load_instruments(
         str(where),
         chosen.instruments(),
         encoders,
+        judges=judging.judges,
         faces=faces,
         allow_download=allow_download,
         batch_size=batch_size,
@@ -138,6 +156,7 @@ def evaluate(
     }
     if known.labels is not None:
         config["labels"] = known.labels.sha256
+    config |= judging_config(judges, accept_judge)
     if controls:
         config["control"] = sorted(set(controls))
     if seed:
@@ -195,6 +214,7 @@ def evaluate(
         groups=measured.tables,
         facts={
             **measured.facts,
+            **judging.facts(),
             "notes": list(read.notes),
             **({} if before is None else {"baseline": before}),
         },

@@ -48,6 +48,8 @@ def question_of(record: Record, results: Path = Path("results")) -> RunConfig:
             *([f"preset={preset}"] if preset else []),
             *(f"{name}={_text(value)}" for name, value in chosen.items()),
         ),
+        judges=tuple(had.get("judges", ())),
+        accept_judge=bool(had.get("accept_judge", False)),
         **{name: had["sampling"][name] for name in ("steps", "guidance", "eta")},
         results=results,
     )
@@ -73,8 +75,11 @@ def command_of(record: Record) -> str:
         ("eta", asked.eta),
         ("dtype", asked.dtype),
         *(("param", parameter) for parameter in asked.parameters),
+        *(("judge", judge) for judge in asked.judges),
     ]
     words = [word for name, value in options for word in (f"--{name}", _text(value))]
+    if asked.accept_judge:
+        words.append("--accept-judge")
     return shlex.join(["fairbench", "run", *words])
 
 

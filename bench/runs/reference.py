@@ -59,11 +59,13 @@ def make_reference(
     measured = measure(whole(part), instruments, cache, progress, listed=part.listing)
     rows, unbalanced = balanced_rows(dataset, task, part, answers)
     shares = None if backbone is None else dataset.training_shares(backbone)
+    read = instruments.read_by_all(dataset.attributes)
+    sensitive = [name for name in dataset.sensitive if name in read]
     natural = None
     if shares is not None:
         natural = np.stack(
             [
-                shares.given(prompt.stratum, dataset.sensitive, dataset.attributes)
+                shares.given(prompt.stratum, sensitive, dataset.attributes)
                 for prompt in task.prompts
             ]
         )

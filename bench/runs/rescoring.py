@@ -26,9 +26,11 @@ from fairbench.core.score import Score
 from fairbench.core.specs import InstrumentNames
 from fairbench.core.task import Task, parse_target
 from fairbench.datasets.base import Dataset, get_dataset
+from fairbench.diffusion.devices import resolve_device
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.copies import count_copies
 from fairbench.runs.generation import find_generated, generate
+from fairbench.runs.judging import choose_judges
 from fairbench.runs.plan import Plan, plan_keys, plan_run
 from fairbench.runs.provenance import code_version
 from fairbench.runs.question import command_of, question_of
@@ -247,9 +249,7 @@ def _command(record: Record, plan: Plan | None) -> str:
 def _asked(record: Record) -> tuple[Plan | None, Instruments]:
     """The plan of a record's question, None for images from elsewhere, and its instruments."""
     if "evaluated" in record.config:
-        names = get_dataset(record.dataset).instruments()
-        judging = InstrumentNames(names.judges, validity=names.validity)
-        return None, _instruments("auto", judging, (), False)
+        return None, _instruments("auto", *_judged(record), None, False)
     encoders = [
         name.removeprefix("encoder_")
         for name in record.config.get("hashes", {})
@@ -262,20 +262,47 @@ def _asked(record: Record) -> tuple[Plan | None, Instruments]:
         faces="face_detector" in record.config.get("hashes", {}),
     )
     plan = plan_run(asked)
-    own = plan.dataset.instruments()
-    instruments = _instruments(str(plan.device), own, (), asked.faces)
+    device, judged = str(plan.device), _judged(record)
+    instruments = _instruments(device, *judged, (), asked.faces)
     shipped = {one.name for one in instruments.encoders}
     further = tuple(name for name in encoders if name not in shipped)
     if further:
-        instruments = _instruments(str(plan.device), own, further, asked.faces)
+        instruments = _instruments(device, *judged, further, asked.faces)
     return plan, instruments
 
 
-@functools.lru_cache(maxsize=4)  # many records are measured by the same
+def _judged(record: Record) -> tuple[str, str, tuple[str, ...], bool]:
+    """Data set and task of a record, judges that it named, whether poor ones were taken."""
+    had = record.config
+    return (
+        record.dataset,
+        record.task,
+        tuple(had.get("judges", ())),
+        bool(had.get("accept_judge", False)),
+    )
+
+
+@functools.lru_cache(maxsize=16)  # many records are measured by the same
 def _instruments(
-    device: str, names: InstrumentNames, encoders: tuple[str, ...], faces: bool
+    device: str,
+    dataset: str,
+    task: str,
+    judges: tuple[str, ...],
+    accept: bool,
+    encoders: tuple[str, ...] | None,
+    faces: bool,
 ) -> Instruments:
-    return load_instruments(device, names, encoders, faces=faces)
+    """What measures; without encoders, not even the data set's own, for None."""
+    chosen = get_dataset(dataset)
+    question = chosen.task(task, conditional=True)
+    where = str(resolve_device(device))
+    judging = choose_judges(
+        chosen, question, cache_folder(), Reporter(), asked=judges, accept=accept, device=where
+    )
+    names = chosen.instruments()
+    if encoders is None:
+        names = InstrumentNames(names.judges, validity=names.validity)
+    return load_instruments(where, names, encoders or (), judges=judging.judges, faces=faces)
 
 
 def _other_instruments(record: Record, plan: Plan | None, instruments: Instruments) -> str:
@@ -362,11 +389,12 @@ def _from_labels(
         known = _from_counts(path, record, task, dataset, instruments, problems)
     if known is None:
         return None
+    attributes = instruments.read_by_all(dataset.attributes)
     scores, tables, facts = scores_of_labels(
         known,
         task,
-        dataset.attributes,
-        dataset.sensitive,
+        attributes,
+        [name for name in dataset.sensitive if name in attributes],
         confusions_of(instruments),
         seed=int(record.config.get("scoring_seed", 0)),
     )

@@ -500,6 +500,7 @@ def test_every_encoder_has_a_weight_file():
         "dinov2-vit-l-14",
         "clip-vit-l-14-336",
         "clip-vit-b-32",
+        "efficientnet_lite0",
     }
 
 
