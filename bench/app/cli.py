@@ -600,9 +600,9 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
             rows.append(first | {"details": rest, "parameters": parameters, "presets": presets})
         return rows
     if kind is Kind.METRICS:
-        from fairbench.scores.scoring import METRICS
+        from fairbench.scores.catalogue import metrics
 
-        return [{"name": name, "meaning": meaning} for name, meaning in METRICS.items()]
+        return [{"name": name, "meaning": meaning} for name, meaning in metrics().items()]
     if kind is Kind.INSTRUMENTS:
         from fairbench.instruments.catalogue import instrument_specs
 

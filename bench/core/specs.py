@@ -128,8 +128,12 @@ class InstrumentNames:
         judges: One or more; the first is the one that scores come from.
         encoders: The data set's own first; there may be none.
         validity: Tells proper images from others; None if nothing does.
+        detector: Finds faces in every run's images; None: only where a run asks for it.
+        identity: Tells faces apart; used together with a detector only.
     """
 
     judges: tuple[str, ...]
     encoders: tuple[str, ...] = ()
     validity: str | None = None
+    detector: str | None = None
+    identity: str | None = None

@@ -86,7 +86,10 @@ class ArrayImages:
 
     def take(self, rows: NDArray[Any]) -> ArrayImages:
         """The images at `rows`, (n,) integers or (N,) booleans, in that order."""
-        return ArrayImages(self.images[rows], {k: v[rows] for k, v in self.labels.items()})
+        taken = ArrayImages(self.images[rows], {k: v[rows] for k, v in self.labels.items()})
+        if "listing" in vars(self):  # hashed already
+            vars(taken)["listing"] = self.listing.take(np.arange(len(self))[rows])
+        return taken
 
     def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
         """(n, H, W, 3) uint8 arrays of at most `size` images, in order."""

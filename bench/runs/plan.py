@@ -19,7 +19,8 @@ from fairbench.instruments.measuring import Instruments
 from fairbench.methods import make_method
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Question, measuring_config
-from fairbench.runs.face_reading import FaceInstruments
+from fairbench.runs.reference import real_images
+from fairbench.runs.supply import check_supply
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable
@@ -80,9 +81,12 @@ def plan_run(config: RunConfig) -> Plan:
     method, preset = make_method(config.method, config.parameters)
     dataset = get_dataset(config.dataset)
     backbone = find_backbone(dataset, config.backbone)
-    _check_prompts(method.card, backbone, dataset)
+    card = method.configured_card()
+    _check_prompts(card, backbone, dataset)
+    check_supply(dataset, card)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
+    real_images(dataset, task)  # what quality is measured against must be there
     controls = check_controls(config.controls, dataset.attributes, dataset.sensitive)
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
@@ -183,13 +187,12 @@ class Keys:
     config: Mapping[str, Any]
 
 
-def plan_keys(plan: Plan, instruments: Instruments, looking: FaceInstruments | None) -> Keys:
+def plan_keys(plan: Plan, instruments: Instruments) -> Keys:
     """The keys of a planned run.
 
     Args:
         plan: The run.
         instruments: What its images will be measured with.
-        looking: What looks for faces, if anything does.
     Raises:
         AssetError: If the backbone's weights aren't those that it was shipped with.
     """
@@ -202,7 +205,7 @@ def plan_keys(plan: Plan, instruments: Instruments, looking: FaceInstruments | N
             f"{str(plan.backbone.expected_sha256())[:8]}…; reinstall fairbench-diffusion"
         )
     images_config = generation_config(plan, sha256)
-    config = images_config | measuring_config(plan.question, instruments, looking)
+    config = images_config | measuring_config(plan.question, instruments)
     if plan.config.controls:
         config["control"] = sorted(set(plan.config.controls))
     named = config | {"backbone": plan.backbone.name, "preset": plan.preset}

@@ -21,7 +21,6 @@ from fairbench.core.record import SCHEMA, PerImage, Record
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Known, evaluate_images
-from fairbench.runs.face_reading import FaceInstruments, load_face_instruments
 from fairbench.runs.generation import generate, help_to_prepare, training_data
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import Plan, plan_keys, plan_run
@@ -87,7 +86,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
             f"{config.method} doesn't follow a target: its images are those that it makes without "
             "one, and only measured against it"
         )
-    if (strange := foreign_training_set(plan)) is not None:
+    strange = foreign_training_set(plan)
+    if strange is not None:
         report.note(strange)
     from fairbench.diffusion.devices import begin_run, is_main_process
 
@@ -96,12 +96,10 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         str(plan.device),
         plan.dataset.instruments(),
         config.encoders,
+        faces=config.faces,
         allow_download=config.allow_download,
     )
-    looking = None
-    if config.faces:
-        looking = load_face_instruments(str(plan.device), allow_download=config.allow_download)
-    keys = plan_keys(plan, instruments, looking)
+    keys = plan_keys(plan, instruments)
     key, generation_key, full_config = keys.run, keys.generation, keys.config
     name = plan.method.configured_card().name
     path = record_path(config.results, plan.dataset.name, name, key)
@@ -112,8 +110,10 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
+    if strange is not None:
+        blank = dataclasses.replace(blank, facts={"training_set": strange})
     with _failures_recorded(config.results, blank):
-        record, images = _compute(plan, blank, instruments, looking, report)
+        record, images = _compute(plan, blank, instruments, report)
     path = write_record(config.results, record, images)
     return Outcome(read_record(path), path, False)
 
@@ -160,11 +160,6 @@ def foreign_training_set(plan: Plan) -> str | None:
     )
 
 
-def _training_facts(plan: Plan) -> dict[str, str]:
-    said = foreign_training_set(plan)
-    return {} if said is None else {"training_set": said}
-
-
 def _plain_card(card: MethodCard) -> dict[str, Any]:
     return asdict(card) | {
         "supervision": sorted(card.supervision),
@@ -194,7 +189,6 @@ def _compute(
     plan: Plan,
     blank: Record,
     instruments: Instruments,
-    looking: FaceInstruments | None,
     report: Reporter,
 ) -> tuple[Record, PerImage]:
     cache = cache_folder()
@@ -221,7 +215,6 @@ def _compute(
         known,
         cache,
         report,
-        looking=looking,
     )
     from fairbench.diffusion.devices import peak_memory_mib
 
@@ -238,7 +231,7 @@ def _compute(
         network_calls_per_image=float(generated.network_calls.mean()),
         scores=found.scores,
         groups=found.tables,
-        facts={**generated.facts, **found.facts, **_training_facts(plan)},
+        facts={**generated.facts, **found.facts, **blank.facts},
         created=now(),
     )
     picture = record_path(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.score import Score
 from fairbench.core.task import Control, Task
-from fairbench.scores.catalogue import broken_families, families, metrics
+from fairbench.scores.catalogue import broken_families, families
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.evidence import Columns, Evidence, FaceEvidence, Reference
 from fairbench.scores.parts.family import Found, ScoreFamily, Table
@@ -23,13 +23,6 @@ __all__ = ["METRIC_VERSION", "found_in", "score_all"]
 
 METRIC_VERSION = 2
 """Raised whenever the same arrays give other scores."""
-
-
-def __getattr__(name: str) -> Any:
-    """``METRICS``, pattern of names -> meaning, made from the families when first asked for."""
-    if name == "METRICS":
-        return metrics()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def score_all(

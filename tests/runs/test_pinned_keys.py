@@ -68,7 +68,7 @@ def test_every_committed_record_has_the_keys_of_its_question(
     assert len(records) == len(list(COMMITTED.glob("*/*/*.json")))
     moved = []
     for record in records:
-        keys = plan_keys(plan_run(_question(record, tmp_path)), instruments, None)
+        keys = plan_keys(plan_run(_question(record, tmp_path)), instruments)
         if (keys.run, keys.generation) != (record.key, record.generation_key):
             moved.append(record.key)
         assert {**keys.config} == {**record.config}, record.key

@@ -9,15 +9,18 @@ import pytest
 from fairbench.core.measurements import Measurements
 from fairbench.core.task import Prompt, Task
 from fairbench.datasets import cartoonfaces
+from fairbench.datasets.base import ArrayImages
 from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.datasets.cartoonfaces import DEFAULT_BIAS, load_split, training_split
 from fairbench.instruments import faces
 from fairbench.instruments.faces import Faces, Identities
-from fairbench.runs.face_reading import FaceInstruments, face_scores, read_faces
+from fairbench.instruments.measuring import Instruments
+from fairbench.runs.face_reading import face_reading, read_faces
 from fairbench.scores.catalogue import spec_of
-from fairbench.scores.faces import FAMILY
+from fairbench.scores.faces import FAMILY, score_faces
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.evidence import Evidence, Reference
+from fairbench.storage.readings import ImageList
 
 LEVELS = {"gender": ("f", "m")}
 RNG = np.random.default_rng(0)
@@ -28,6 +31,10 @@ def pictures(n):
     return RNG.integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
 
 
+def source(images):
+    return ArrayImages(images, {})
+
+
 class Detector:
     weights_sha256, preprocessing, dtype = "d" * 64, "none", "float32"
 
@@ -36,11 +43,34 @@ class Network:
     weights_sha256, preprocessing, dtype = "e" * 64, "none", "float32"
 
 
+class Judge:
+    name, confusion = "one", {}
+    weights_sha256, preprocessing, dtype = "f" * 64, "none", "float32"
+
+
+def instruments_of(network=True):
+    missing = "" if network else "no weights"
+    return Instruments(
+        (Judge(),),
+        detector=Detector(),
+        identity=Network() if network else None,
+        no_identity=missing,
+    )
+
+
+def face_scores(images, reading, real, cells, sensitive, training, network=True):
+    listed = ImageList.of(images)
+    real, training = source(real), None if training is None else source(training)
+    found = read_faces(images, listed, real, training, instruments_of(network), None, None)
+    return score_faces(found, reading, sensitive, cells)
+
+
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     """A face in every image but blank ones, known by its pixels."""
 
-    def detect(images, detector, cache, progress):
+    def detect(images, detector, cache, progress, listed=None):
+        assert listed is None or listed == ImageList.of(images)
         sure = images.reshape(len(images), -1).any(axis=1).astype(np.float32)
         return Faces(
             sure,
@@ -65,17 +95,14 @@ def scored(images, groups, training, network=True, real=400):
     measured = Measurements({}, {"one": probabilities}, np.ones(n, dtype=bool))
     sample = Sample(measured, np.zeros(n, np.int64), None, np.arange(n))
     task = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.5, 0.5))
-    instruments = FaceInstruments(Detector(), Network() if network else None, "no weights")
     scores, facts = face_scores(
         images,
         Reading(sample, "one", LEVELS, task),
         pictures(real),
         np.arange(real) % 2,
         ("gender",),
-        instruments,
-        None,
-        None,
         training,
+        network,
     )
     for score in scores:
         spec = spec_of(score.name)
@@ -135,16 +162,13 @@ def test_what_cannot_be_compared_is_not(case):
     if case.startswith("no faces"):
         training[:] = 0
     groups = np.arange(100) % 2
-    instruments = FaceInstruments(Detector(), Network(), "")
     n = len(groups)
     measured = Measurements({}, {"one": {"gender": np.eye(2)[groups]}}, np.ones(n, dtype=bool))
     sample = Sample(measured, np.zeros(n, np.int64), None, np.arange(n))
     task = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.5, 0.5))
     reading = Reading(sample, "one", LEVELS, task)
     cells = np.zeros(real, int) if case.startswith("no real") else np.arange(real) % 2
-    scores, facts = face_scores(
-        pictures(n), reading, pictures(real), cells, ("gender",), instruments, None, None, training
-    )
+    scores, facts = face_scores(pictures(n), reading, pictures(real), cells, ("gender",), training)
     reason = facts["not_measured"]["identity_memorisation"]
     expected = "no real face of m" if case.startswith("no real") else "0 faces in the training"
     assert reason.startswith(expected)
@@ -172,25 +196,32 @@ def test_the_family_scores_what_was_read_without_a_network():
     sample = Sample(measured, np.zeros(200, np.int64), None, np.arange(200))
     task = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.5, 0.5))
     reading = Reading(sample, "one", LEVELS, task)
-    instruments, cells = FaceInstruments(Detector(), Network(), ""), np.arange(400) % 2
+    instruments, cells = instruments_of(), np.arange(400) % 2
+    listed = ImageList.of(made)
     reference = Reference({}, {"gender": cells}, np.zeros(400, np.int64), None)
-    found = read_faces(made, real, training, instruments, None, None)
+    found = read_faces(made, listed, source(real), source(training), instruments, None, None)
     evidence = Evidence((reading,), ("gender",), {}, {}, reference, faces=found)
-    expected, facts = face_scores(
-        made, reading, real, cells, ("gender",), instruments, None, None, training
-    )
+    expected, facts = face_scores(made, reading, real, cells, ("gender",), training)
     family = FAMILY.compute(evidence)
     assert list(family.scores) == expected
     assert family.facts == {"faces": facts}
     assert FAMILY.compute(dataclasses.replace(evidence, faces=None)).scores == ()
-    unknown = read_faces(made, real, None, instruments, None, None)
+    unknown = read_faces(made, listed, source(real), None, instruments, None, None)
     missing = FAMILY.compute(dataclasses.replace(evidence, faces=unknown)).not_measured
     assert missing.keys() == {"identity_memorisation"}
 
 
 def test_another_way_of_scoring_faces_is_another_question(monkeypatch):
-    looking = FaceInstruments(Detector(), None, "")
-    before = looking.readings()
-    assert FaceInstruments(Detector(), Network(), "").readings() != before
+    before = face_reading(instruments_of(network=False))
+    assert face_reading(instruments_of()) != before
     monkeypatch.setattr("fairbench.scores.faces.SCORES", 99)
-    assert looking.readings() != before
+    assert face_reading(instruments_of(network=False)) != before
+
+
+def test_without_a_detector_nothing_is_read():
+    images = pictures(2)
+    bare = Instruments((Judge(),))
+    assert read_faces(images, ImageList.of(images), source(images), None, bare, None, None) is None
+    assert face_reading(bare) == {}
+    assert not {"face_detector", "face_identity"} & bare.hashes().keys()
+    assert {"face_detector", "face_identity"} <= instruments_of().hashes().keys()
