@@ -46,6 +46,19 @@ class Question:
     backbone: BackboneSpec | None = None
     controls: tuple[Control, ...] = ()
 
+    def read_by(self, instruments: Instruments) -> dict[str, tuple[str, ...]]:
+        """The data set's attributes that every judge reads -> their levels."""
+        return {
+            name: levels
+            for name, levels in self.dataset.attributes.items()
+            if all(name in judge.attributes for judge in instruments.judges)
+        }
+
+    def crossed(self, instruments: Instruments) -> tuple[str, ...]:
+        """The attributes whose crossing is measured: those of the question that judges read."""
+        read = self.read_by(instruments)
+        return tuple(name for name in self.dataset.crossed(self.task.name) if name in read)
+
 
 @dataclass(frozen=True)
 class Known:
@@ -65,7 +78,7 @@ class Known:
     requested: NDArray[np.int64] | None = None
     texts: Sequence[str] | None = None
     given: Mapping[str, NDArray[np.int64]] = field(default_factory=lambda: MappingProxyType({}))
-    reference: NDArray[np.uint8] | None = None
+    reference: ImageSource | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +138,10 @@ def evaluate_images(
         seed: Of every resample behind the intervals.
     """
     dataset, task = question.dataset, question.task
+    crossed = question.crossed(instruments)
     measured = measure(images, instruments, cache, report.progress, known.texts, listed)
     reference = make_reference(
-        dataset, task, question.backbone, instruments, cache, report.progress
+        dataset, task, question.backbone, instruments, cache, report.progress, crossed
     )
     seen = None
     if known.reference is not None:
@@ -138,8 +152,8 @@ def evaluate_images(
         sample,
         reference,
         task,
-        dataset.attributes,
-        dataset.sensitive,
+        question.read_by(instruments),
+        crossed,
         confusions_of(instruments),
         encoder_columns(instruments),
         given=known.given,

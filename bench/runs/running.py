@@ -21,9 +21,10 @@ from fairbench.core.record import SCHEMA, PerImage, Record
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Known, evaluate_images
-from fairbench.runs.generation import generate, help_to_prepare, training_data
+from fairbench.runs.generation import generate, help_to_prepare
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import Plan, plan_keys, plan_run
+from fairbench.runs.supply import reference_source
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
@@ -80,7 +81,7 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         The outcome; None on any process but the first.
     """
     report = reporter or Reporter()
-    plan = plan_run(config)
+    plan = plan_run(config, report)
     if config.target != "uniform" and not plan.method.configured_card().uses_target:
         report.warn(
             f"{config.method} doesn't follow a target: its images are those that it makes without "
@@ -94,7 +95,7 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     begin_run(plan.device)
     instruments = load_instruments(
         str(plan.device),
-        plan.dataset.instruments(),
+        plan.dataset.instruments_for(plan.task.name),
         config.encoders,
         faces=config.faces,
         allow_download=config.allow_download,
@@ -198,14 +199,17 @@ def _compute(
     manifest = _manifest(requests, listed)
     _compare_manifests(plan.config.results, blank, manifest, report)
     started = time.monotonic()
-    reference = training_data(plan.dataset, plan.method.configured_card()).reference
+    card = plan.method.configured_card()
+    learned_from = None
+    if "reference-set" in card.supervision:
+        learned_from = reference_source(plan.dataset, card)
     texts = [request.prompt.text for request in requests]
     known = Known(
         prompt_index=np.array([request.prompt_index for request in requests]),
         batch_id=generated.batch_id,
         requested=generated.requested,
         texts=texts if plan.backbone.conditional else None,
-        reference=None if reference is None else reference.images,
+        reference=learned_from,
     )
     found = evaluate_images(
         generated.images,
