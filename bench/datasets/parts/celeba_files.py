@@ -523,7 +523,8 @@ def _parquet(
     called = [lower[one] for one in NAME_COLUMNS if one in lower and lower[one] != pictures]
     nested = f"{pictures}.path" if _has_paths(schema, pictures) else None
     columns = [*wanted, *called[:1], *filter(None, (said, nested))]
-    table = parquet.read_table(path, columns=columns)
+    with parquet.ParquetFile(path) as file:  # which, unlike read_table, keeps the struct
+        table = file.read(columns=columns)
     rows = table.num_rows
     if called:
         raw = table[called[0]].to_pylist()
@@ -539,8 +540,8 @@ def _parquet(
     }
     if said is not None:
         splits = _splits(path, [str(cell) for cell in table[said].to_pylist()])
-    elif word := SPLIT_WORD.search(path.relative_to(tree.root).as_posix()):
-        splits = [SPLIT_NAMES[word[1].lower()]] * rows
+    elif word := _split_word(path.relative_to(tree.root)):
+        splits = [SPLIT_NAMES[word]] * rows
     elif by_name and all(name in by_name for name in names):
         splits = [by_name[name] for name in names]
     else:
@@ -549,6 +550,14 @@ def _parquet(
             "file's name nor a column split says so; put list_eval_partition.txt beside it"
         )
     return names, splits, labels
+
+
+def _split_word(path: Path) -> str:
+    """The split that a file's name says, else that of its folder; "" if neither does."""
+    for text in (path.name, path.parent.as_posix()):
+        if word := SPLIT_WORD.search(text):
+            return word[1].lower()
+    return ""
 
 
 def _has_paths(schema: object, column: str) -> bool:
