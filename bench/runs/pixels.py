@@ -1,4 +1,4 @@
-"""Images of a source as one array: held where that is small, else decoded when rows are asked for."""
+"""Images of a source as one array: held where that is small, else decoded row by row."""
 
 from __future__ import annotations
 

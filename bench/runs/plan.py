@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 from fairbench.core.errors import AssetError, InputError
 from fairbench.core.keys import run_key
 from fairbench.core.method import Method, MethodCard, Request, SamplingConfig
+from fairbench.core.progress import Reporter
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Task, parse_target
-from fairbench.core.progress import Reporter
 from fairbench.datasets.base import Dataset
 from fairbench.diffusion.devices import process_count
 from fairbench.instruments.measuring import Instruments

@@ -65,10 +65,7 @@ def make_reference(
     natural = None
     if shares is not None:
         natural = np.stack(
-            [
-                shares.given(prompt.stratum, crossed, dataset.attributes)
-                for prompt in task.prompts
-            ]
+            [shares.given(prompt.stratum, crossed, dataset.attributes) for prompt in task.prompts]
         )
     return Reference(
         features=measured.features,

@@ -68,7 +68,9 @@ def download(repository: str) -> Path:
         snapshot_download(repository, allow_patterns=[*NEEDED], ignore_patterns=[*UNNEEDED])
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise AssetError(f"{repository} can't be downloaded ({reason}); {missing(repository)}") from error
+        raise AssetError(
+            f"{repository} can't be downloaded ({reason}); {missing(repository)}"
+        ) from error
     found = hub_folder(repository)
     if found is None:
         raise AssetError(

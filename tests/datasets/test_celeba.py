@@ -16,12 +16,22 @@ from fairbench.datasets import celeba
 from fairbench.datasets.base import get_dataset
 from fairbench.datasets.celeba import ATTRIBUTES, PROFILES, CelebA
 from fairbench.datasets.parts.celeba_files import find_tree
-from fairbench.datasets.parts.problems import DataProblems
+from fairbench.datasets.parts.problems import DataError
 from fairbench.inputs.resizing import to_square
 
-pytestmark = pytest.mark.usefixtures("own_cache")
 LAYOUTS = ("torchvision", "drive", "kaggle", "parquet", "png")
 PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head></html>"
+
+
+@pytest.fixture(scope="module")
+def common_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cached(common_cache, monkeypatch):
+    """What one test prepares of a tree that none changes serves the others."""
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(common_cache))
 
 
 def prepared(root):
@@ -80,7 +90,9 @@ def test_images_are_the_central_square_resized(trees, stand_ins):
         for i, pixels in zip(rows, batch, strict=True):
             path = trees["torchvision"] / "celeba" / "img_align_celeba" / f"{i + 1:06d}.jpg"
             with Image.open(path) as image:
-                np.testing.assert_array_equal(to_square(image.crop((0, 20, 178, 198)), side), pixels)
+                np.testing.assert_array_equal(
+                    to_square(image.crop((0, 20, 178, 198)), side), pixels
+                )
     assert len({dataset.sized(side).data_sha256() for side in (64, 128, 256)}) == 3
     assert [dataset.sized(side).side for side in (None, 32, 65, 512)] == [256, 64, 128, 256]
 
@@ -268,7 +280,9 @@ DAMAGES = {
         "expected 160 pictures.*80 are missing, such as 000081.*copied or unpacked by half",
     ),
     "truncated picture": (
-        lambda root, p, a, e: (p / "000007.jpg").write_bytes((p / "000007.jpg").read_bytes()[:900]),
+        lambda root, p, a, e: (p / "000007.jpg").write_bytes(
+            (p / "000007.jpg").read_bytes()[:900]
+        ),
         r"1 of 160 images can't be used, such as .*000007\.jpg",
     ),
     "empty picture": (
@@ -335,10 +349,10 @@ def test_damage_is_named(tree, damage, own_cache):
 
 
 def test_every_problem_is_named_at_once(tree):
-    root, pictures, attributes, partition = tree
+    root, _, attributes, partition = tree
     attributes.write_bytes(PAGE)
     partition.write_bytes(PAGE)
-    with pytest.raises(DataProblems) as caught:
+    with pytest.raises(DataError) as caught:
         CelebA(root).prepare(Reporter())
     assert len(caught.value.problems) == 2
     assert len(caught.value.steps) == 3

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fairbench.core.errors import InputError
 from fairbench.datasets.parts.index import Found, stamps
 from fairbench.datasets.parts.pictures import ROW, image_column
-from fairbench.datasets.parts.problems import DataProblems
+from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.tables import (
     NAME_COLUMNS,
     LabelTable,
@@ -62,7 +62,7 @@ MD5 = MappingProxyType(
         "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
     }
 )
-"""Of the published files, as torchvision 0.19 to 0.29 states them (``torchvision.datasets.celeba``)."""
+"""Of the published files, as torchvision's ``datasets/celeba.py`` states them."""
 
 DEPTH = 5
 GLANCE = 100
@@ -72,22 +72,23 @@ PICTURE = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 ATTRIBUTES_FILE = re.compile(r"list_attr_celeba.*\.(txt|csv)$", re.IGNORECASE)
 PARTITION_FILE = re.compile(r"list_eval_partition.*\.(txt|csv)$", re.IGNORECASE)
 ARCHIVE = re.compile(r"\.(zip|7z|7z\.\d+)$", re.IGNORECASE)
-SPLIT_WORD = re.compile(r"(?:^|[^a-z])(train|validation|valid|val|test)(?:[^a-z]|$)", re.IGNORECASE)
+SPLIT_WORD = re.compile(
+    r"(?:^|[^a-z])(train|validation|valid|val|test)(?:[^a-z]|$)", re.IGNORECASE
+)
 
 SPLIT_NAMES = {
     **{"0": "train", "1": "validation", "2": "test"},
     **{"train": "train", "training": "train", "test": "test"},
     **{"validation": "validation", "valid": "validation", "val": "validation"},
 }
-ATTRIBUTE_NAMES = tuple(
-    (
-        "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose "
-        "Black_Hair Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses "
-        "Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache "
-        "Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks "
-        "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat "
-        "Wearing_Lipstick Wearing_Necklace Wearing_Necktie Young"
-    ).split()
+ATTRIBUTE_NAMES = (
+    *("5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs"),
+    *("Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair"),
+    *("Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee", "Gray_Hair"),
+    *("Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache"),
+    *("Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline"),
+    *("Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings"),
+    *("Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young"),
 )
 """Of upstream's text, in its order: what a table without a header has."""
 
@@ -136,7 +137,7 @@ def steps(root: Path | None) -> list[str]:
         f"get img_align_celeba.zip, list_attr_celeba.txt and list_eval_partition.txt at {HOME} "
         "(agree to its terms: non-commercial research, no copies), or a parquet copy",
         f"unzip img_align_celeba.zip into {place}/celeba and put both lists beside the folder",
-        f"fairbench data prepare celeba --data-root {place}",
+        f"run: fairbench data prepare celeba --data-root {place}",
     ]
 
 
@@ -159,12 +160,13 @@ def find_tree(root: Path) -> Tree:
     """Look for CelebA's files below a folder; no file is opened, and few pictures are listed.
 
     Raises:
-        InputError: If there is no such folder.
+        DataError: If there is no such folder.
     """
     if not root.is_dir():
         seen = "a file" if root.exists() else "nothing"
-        raise InputError(
-            f"--data-root {root}: expected the folder of CelebA's files, seen {seen} there"
+        raise DataError(
+            [f"--data-root {root}: expected the folder of CelebA's files, seen {seen} there"],
+            steps(None),
         )
     tree = Tree(root)
     _walk(root, tree, 0)
@@ -221,7 +223,7 @@ def read_tree(root: Path) -> Found:
     """What CelebA's tables say of the pictures below a folder.
 
     Raises:
-        DataProblems: With all that is wrong, as far as it can be seen without opening a picture.
+        DataError: With all that is wrong, as far as it can be seen without opening a picture.
     """
     tree = find_tree(root)
     problems = tree.lacking()
@@ -237,7 +239,7 @@ def read_tree(root: Path) -> Found:
     if tree.folders and rows:
         files = _match(problems, notes, tree, rows)
     if problems or attributes is None or partition is None:
-        raise DataProblems(problems, steps(root))
+        raise DataError(problems, steps(root))
     stems = sorted(rows)
     try:
         labels = {
@@ -247,7 +249,7 @@ def read_tree(root: Path) -> Found:
         places = {stem_of(name): i for i, name in enumerate(partition.names)}
         splits = _splits(tree.partitions[0], partition.columns["partition"])
     except InputError as error:
-        raise DataProblems([str(error)], steps(root)) from None
+        raise DataError([str(error)], steps(root)) from None
     order = np.array([rows[stem] for stem in stems])
     watched = [tree.attributes[0], tree.partitions[0]]
     watched += sorted({(root / place).parent for place in files.values()})
@@ -264,9 +266,7 @@ def read_tree(root: Path) -> Found:
     )
 
 
-def _table(
-    problems: list[str], paths: Sequence[Path], wanted: Sequence[str]
-) -> LabelTable | None:
+def _table(problems: list[str], paths: Sequence[Path], wanted: Sequence[str]) -> LabelTable | None:
     """The first of several tables that can be read; what is wrong with it joins the problems."""
     default = ATTRIBUTE_NAMES if len(wanted) > 1 else wanted
     for path in paths[:1]:
@@ -337,7 +337,10 @@ def _match(
         )
     if strange and not numbered:
         notes.append(f"passed over {len(strange)} pictures without a row, such as {min(strange)}")
-    return {stem: chosen[stem].relative_to(tree.root).as_posix() for stem in rows.keys() & chosen.keys()}
+    return {
+        stem: chosen[stem].relative_to(tree.root).as_posix()
+        for stem in rows.keys() & chosen.keys()
+    }
 
 
 def _renumbered(
@@ -353,8 +356,8 @@ def _renumbered(
     how = "a numbering of its own"
     if not missing:
         return (
-            f"{folder}: {len(numbered)} of {count} pictures have no row, such as {numbered[0]}: the "
-            "tables are cut, or those of another copy; get them again"
+            f"{folder}: {len(numbered)} of {count} pictures have no row, such as {numbered[0]}: "
+            "the tables are cut, or those of another copy; get them again"
         )
     if same:
         how = "numbers of another length, as CelebA-HQ's"
@@ -481,7 +484,7 @@ def _read_parquets(tree: Tree) -> Found:
     if not used and not problems:
         problems.append(f"{tree.root}: no parquet file here has a column of encoded images")
     if problems:
-        raise DataProblems(problems, steps(tree.root))
+        raise DataError(problems, steps(tree.root))
     notes = []
     if len(set(names)) < len(names):
         # Numbered anew in each file: the labels stand beside the pictures, so nothing is lost.
@@ -535,7 +538,9 @@ def _parquet(
     place = path.relative_to(tree.root).with_suffix("").as_posix()
     names = [stem_of(str(cell)) if cell else f"{place}-{i:09d}" for i, cell in enumerate(raw)]
     labels = {
-        name: _levels(path, [str(cell) for cell in table[lower[column.lower()]].to_pylist()], values)
+        name: _levels(
+            path, [str(cell) for cell in table[lower[column.lower()]].to_pylist()], values
+        )
         for name, (column, values) in COLUMNS.items()
     }
     if said is not None:

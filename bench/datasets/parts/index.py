@@ -27,6 +27,7 @@ from fairbench.datasets.parts.pictures import (
     pixels_sha256,
     square,
 )
+from fairbench.datasets.parts.problems import DataError
 from fairbench.inputs.resizing import to_square
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import atomic_write
@@ -42,6 +43,9 @@ CHUNK = 256
 
 SUPERBATCH = 2048
 """Encoded images that are gathered at once for a reader, in whatever order they lie."""
+
+DIGEST = "sha256 "
+"""How the name of a column of hashes begins; a size follows."""
 
 WORST = 20
 """Problems that are listed one by one."""
@@ -199,13 +203,12 @@ def stamps(root: Path, paths: Sequence[Path]) -> dict[str, list[int]]:
     return found
 
 
-def load_index(path: Path, root: Path, sizes: Sequence[int], content: str) -> Index | None:
+def load_index(path: Path, root: Path, content: str) -> Index | None:
     """The index at a path; None if there is none, or none of the data as it lies there now.
 
     Args:
         path: As `index_path` gives it.
         root: The folder that it is of.
-        sizes: Pixels a side that it must have the hashes for.
         content: What else it must have been made with, such as what a user's file declares.
     """
     from pyarrow import parquet
@@ -221,10 +224,11 @@ def load_index(path: Path, root: Path, sizes: Sequence[int], content: str) -> In
             return None
         columns = {name: table[name] for name in table.column_names}
         hashes = {
-            size: np.frombuffer(
-                b"".join(columns[f"sha256 {size}"].to_pylist()), np.uint8
+            int(name.removeprefix(DIGEST)): np.frombuffer(
+                b"".join(column.to_pylist()), np.uint8
             ).reshape(-1, 32)
-            for size in sizes
+            for name, column in columns.items()
+            if name.startswith(DIGEST)
         }
         return Index(
             root,
@@ -246,8 +250,7 @@ def make_index(path: Path, found: Found, content: str, report: Reporter) -> Inde
     Held at once: names, labels and hashes, and a few hundred encoded pictures.
 
     Raises:
-        InputError: If a picture can't be decoded or has a size that isn't accepted; the message
-            counts them, and `report.warn` names the first ones.
+        DataError: If pictures can't be decoded or have a size that isn't accepted.
     """
     total = len(found.names)
     hashes = {size: np.empty((total, 32), np.uint8) for size in found.sizes}
@@ -273,15 +276,14 @@ def make_index(path: Path, found: Found, content: str, report: Reporter) -> Inde
     for done, (row, digests, problem) in enumerate(in_threads(read, waiting()), 1):
         if problem:
             bad.append(problem)
-            if len(bad) <= WORST:
-                report.warn(problem)
         for size, digest in zip(found.sizes, digests, strict=False):
             hashes[size][row] = np.frombuffer(digest, np.uint8)
         report.progress("decoding and hashing every image", done, total)
     if bad:
-        raise InputError(
-            f"{found.root}: {len(bad)} of {total} images can't be used, such as {bad[0]}; copy "
-            "these files again, then run fairbench data prepare again"
+        count = f"{found.root}: {len(bad)} of {total} images can't be used, such as {bad[0]}"
+        raise DataError(
+            (count, *bad[1:WORST]),
+            ("copy these files again", "run fairbench data prepare again"),
         )
     index = Index(
         found.root,
@@ -296,9 +298,7 @@ def make_index(path: Path, found: Found, content: str, report: Reporter) -> Inde
     return index
 
 
-def _write(
-    path: Path, index: Index, stamped: Mapping[str, Sequence[int]], content: str
-) -> None:
+def _write(path: Path, index: Index, stamped: Mapping[str, Sequence[int]], content: str) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -310,7 +310,7 @@ def _write(
     columns |= {f"label {name}": pyarrow.array(v) for name, v in index.labels.items()}
     for size, digests in index.hashes.items():
         stored = pyarrow.py_buffer(np.ascontiguousarray(digests))
-        columns[f"sha256 {size}"] = pyarrow.FixedSizeBinaryArray.from_buffers(
+        columns[f"{DIGEST}{size}"] = pyarrow.FixedSizeBinaryArray.from_buffers(
             pyarrow.binary(32), len(digests), [None, stored]
         )
     facts = {

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from fairbench.core.errors import InputError
 
-__all__ = ["DataProblems"]
+__all__ = ["DataError"]
 
 
-class DataProblems(InputError):
+class DataError(InputError):
     """Files of a data set that are missing or can't be used.
 
     Attributes:

@@ -103,9 +103,7 @@ class Profile:
         return rng.permutation(np.concatenate(picked))
 
 
-def equal_draw(
-    cells: NDArray[np.int64], count: int, most: int, seed: int
-) -> NDArray[np.int64]:
+def equal_draw(cells: NDArray[np.int64], count: int, most: int, seed: int) -> NDArray[np.int64]:
     """Indices of equally many images of each cell, the cells taken in turn.
 
     Any leading part is balanced as well as its length allows. Each cell gives `most` images, or

@@ -22,7 +22,9 @@ NAME_COLUMNS = ("file", "filename", "file_name", "image_id", "image", "name", "p
 
 IMAGE_NAME = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?)$", re.IGNORECASE)
 
-PAGE = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|meta|title)", re.IGNORECASE)
+PAGE = re.compile(
+    rb"\A(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml|meta|title)", re.IGNORECASE
+)
 
 SHOWN = 80  # characters of a line that a message quotes
 
@@ -215,7 +217,9 @@ def _parquet(path: Path, wanted: Collection[str] | None) -> LabelTable:
         header = list(parquet.read_schema(path).names)
         place = _name_place(path, header, [])
         kept = _kept(path, header, wanted)
-        stored = parquet.read_table(path, columns=[header[place], *(header[i] for i in kept.values())])
+        stored = parquet.read_table(
+            path, columns=[header[place], *(header[i] for i in kept.values())]
+        )
     except InputError:
         raise
     # pyarrow's own errors, OSError.
