@@ -7,6 +7,7 @@ labels says all that is needed, and everything else has its default.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import tomllib
@@ -22,7 +23,7 @@ from PIL import Image
 from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.prompts import Phrase
 from fairbench.datasets.parts.index import Found, stamps
-from fairbench.datasets.parts.pictures import ROW, image_column
+from fairbench.datasets.parts.pictures import ROW, encoded, image_column
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.tables import NAME_COLUMNS, LabelTable, read_table, stem_of
 from fairbench.inputs.sources import SUFFIXES, natural
@@ -43,6 +44,9 @@ MOST_LEVELS = 20
 
 LARGEST = 256
 """Pixels a side of images whose size isn't declared, at most."""
+
+GLANCE = 256
+"""Images whose sizes are read at once."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 LEVEL = re.compile(r"[^/,=]+")
@@ -257,13 +261,7 @@ def _rows_of(path: Path, images: Mapping[str, Any]) -> LabelTable:
 def _read(path: Path, file_column: str | None) -> LabelTable:
     if path.suffix.lower() == ".parquet" and (pictures := image_column(path)) is not None:
         return _parquet_with_pictures(path, pictures)
-    table = read_table(path)
-    if file_column is None:
-        return table
-    if file_column not in table.columns:
-        raise InputError(f"{path}: {unknown_name('file_column', file_column, table.columns)}")
-    rest = {name: cells for name, cells in table.columns.items() if name != file_column}
-    return LabelTable(table.columns[file_column], rest)
+    return read_table(path, called=file_column)
 
 
 def _parquet_with_pictures(path: Path, pictures: str) -> LabelTable:
@@ -500,12 +498,16 @@ def _size(declared: Declared, places: Sequence[str]) -> int:
             )
         return size
     smallest = LARGEST
-    for place in places:
-        if ROW in place:
-            continue
-        try:
-            with Image.open(declared.root / place) as image:
-                smallest = min(smallest, *image.size)
-        except (OSError, ValueError, Image.DecompressionBombError):
-            continue  # decoding it will say what is wrong
+    packed = bool(places) and ROW in places[0]
+    for start in range(0, len(places), GLANCE):
+        some = places[start : start + GLANCE]
+        files: Sequence[Any] = [declared.root / place for place in some]
+        if packed:
+            files = [io.BytesIO(data) for data in encoded(declared.root, some)]
+        for file in files:
+            try:
+                with Image.open(file) as image:
+                    smallest = min(smallest, *image.size)
+            except (OSError, ValueError, Image.DecompressionBombError):
+                continue  # decoding it will say what is wrong
     return max(8, smallest)

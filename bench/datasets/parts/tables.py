@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fairbench.core.errors import InputError
+from fairbench.core.errors import InputError, unknown_name
 
 __all__ = ["NAME_COLUMNS", "LabelTable", "is_web_page", "read_table", "stem_of"]
 
@@ -60,7 +60,11 @@ def is_web_page(path: Path) -> bool:
 
 
 def read_table(
-    path: Path, wanted: Collection[str] | None = None, *, default: Sequence[str] = ()
+    path: Path,
+    wanted: Collection[str] | None = None,
+    *,
+    default: Sequence[str] = (),
+    called: str | None = None,
 ) -> LabelTable:
     """Read a table of labels.
 
@@ -68,6 +72,8 @@ def read_table(
         path: ``.txt``, ``.csv``, ``.tsv`` or ``.parquet``.
         wanted: Columns to keep, in any case; None for all. Others are never held.
         default: Names of the columns beside the images' names where there is no header.
+        called: Name of the column of the images' names; None: one of `NAME_COLUMNS`, else the
+            first whose cells look like files of images.
 
     Raises:
         InputError: If it isn't there or can't be read, if it holds a web page, if a row has too
@@ -82,9 +88,9 @@ def read_table(
             "download's quota or sign-in page); delete it and get the file again"
         )
     if path.suffix.lower() == ".parquet":
-        table = _parquet(path, wanted)
+        table = _parquet(path, wanted, called)
     else:
-        table = _text(path, wanted, default)
+        table = _text(path, wanted, default, called)
     if not table.names:
         raise InputError(f"{path}: expected one row an image, seen none; get the file again")
     if table.stated is not None and table.stated != len(table.names):
@@ -147,7 +153,9 @@ def _comma(line: str) -> str | None:
     return next((mark for mark in (",", ";", "\t") if mark in line), None)
 
 
-def _text(path: Path, wanted: Collection[str] | None, default: Sequence[str]) -> LabelTable:
+def _text(
+    path: Path, wanted: Collection[str] | None, default: Sequence[str], called: str | None
+) -> LabelTable:
     lines = _lines(path)
     first = next(lines, None)
     stated = None
@@ -164,7 +172,7 @@ def _text(path: Path, wanted: Collection[str] | None, default: Sequence[str]) ->
     width = len(_cells(rows[0][1], comma)) if rows else len(header)
     if len(header) == width - 1:  # upstream's own text has no name for the column of names
         header = ["file", *header]
-    place = _name_place(path, header, _cells(rows[0][1], comma) if rows else [])
+    place = _name_place(path, header, _cells(rows[0][1], comma) if rows else [], called)
     kept = _kept(path, header, wanted)
     kept = {name: i for name, i in kept.items() if i != place and (wanted or name)}
     names: list[str] = []
@@ -192,10 +200,12 @@ def _is_row(cells: Sequence[str]) -> bool:
     return any(IMAGE_NAME.search(cell) for cell in cells)
 
 
-def _name_place(path: Path, header: Sequence[str], row: Sequence[str]) -> int:
+def _name_place(path: Path, header: Sequence[str], row: Sequence[str], called: str | None) -> int:
     """Which column holds the images' names."""
     lower = [name.strip().lower() for name in header]
-    for name in NAME_COLUMNS:
+    if called is not None and called.lower() not in lower:
+        raise InputError(f"{path}: {unknown_name('column', called, header)}")
+    for name in NAME_COLUMNS if called is None else (called.lower(),):
         if name in lower:
             return lower.index(name)
     for place, cell in enumerate(row):
@@ -210,12 +220,12 @@ def _name_place(path: Path, header: Sequence[str], row: Sequence[str]) -> int:
 # --- parquet -------------------------------------------------------------------------------
 
 
-def _parquet(path: Path, wanted: Collection[str] | None) -> LabelTable:
+def _parquet(path: Path, wanted: Collection[str] | None, called: str | None) -> LabelTable:
     from pyarrow import parquet
 
     try:
         header = list(parquet.read_schema(path).names)
-        place = _name_place(path, header, [])
+        place = _name_place(path, header, [], called)
         kept = _kept(path, header, wanted)
         stored = parquet.read_table(
             path, columns=[header[place], *(header[i] for i in kept.values())]
