@@ -54,9 +54,7 @@ class PromptAppend(MethodBase):
             raise InputError(
                 f"prompt_append needs a text-to-image backbone; {backbone.name} takes no prompt"
             )
-        indicator = Indicator(
-            self.indicator, task.target, preparation.seed, preparation.images_per_prompt
-        )
+        indicator = Indicator.of(self.indicator, task.target, preparation)
 
         class PromptSampler(IndicatedSampler):
             def text(self, request: Request, group: int | None) -> str:

@@ -81,6 +81,15 @@ Controls = Annotated[
     list[str] | None,
     typer.Option(help="Compare groups within each level of this attribute too; may be repeated."),
 ]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--judge", help="Judge instead of the data set's own: name or path; may be repeated."
+    ),
+]
+AcceptJudge = Annotated[
+    bool, typer.Option("--accept-judge", help="Use judges below 90 % balanced accuracy too.")
+]
 Download = Annotated[
     bool,
     typer.Option(
@@ -128,6 +137,8 @@ def run(
     encoder: Encoders = None,
     faces: FacesToo = False,
     control: Controls = None,
+    judge: Judges = None,
+    accept_judge: AcceptJudge = False,
     allow_download: Download = False,
     results: Results = Path("results"),
     force: Force = False,
@@ -157,6 +168,8 @@ def run(
                 encoders=tuple(encoder or ()),
                 faces=faces,
                 controls=tuple(control or ()),
+                judges=tuple(judge or ()),
+                accept_judge=accept_judge,
                 allow_download=allow_download,
                 results=results,
                 force=force,
@@ -218,6 +231,8 @@ def evaluate(
     encoder: Encoders = None,
     faces: FacesToo = False,
     control: Controls = None,
+    judge: Judges = None,
+    accept_judge: AcceptJudge = False,
     allow_download: Download = False,
     device: Device = "auto",
     batch_size: Annotated[
@@ -249,6 +264,8 @@ def evaluate(
                 encoders=tuple(encoder or ()),
                 faces=faces,
                 controls=tuple(control or ()),
+                judges=tuple(judge or ()),
+                accept_judge=accept_judge,
                 allow_download=allow_download,
                 device=device,
                 batch_size=batch_size,
@@ -454,6 +471,115 @@ def check_method(
 
 def _one_line_of(text: str) -> str:
     return " ".join(text.split())
+
+
+@app.command("train-judge")
+def train_judge(
+    dataset: DatasetName = None,
+    data_root: Root = None,
+    name: Annotated[str, typer.Option(help="Default: by depth and seed.")] = "",
+    seed: Annotated[int, typer.Option(help="Another seed makes another judge.")] = 0,
+    depth: Annotated[int, typer.Option(help="Layers of the ResNet: 18 or 34.")] = 18,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1500,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    side: Annotated[
+        int | None, typer.Option(help="Pixels that it sees; default: 64 or 128.")
+    ] = None,
+    crop: Annotated[
+        str, typer.Option(help="centre, or face: what MTCNN finds in photographs.")
+    ] = "centre",
+    device: Device = "auto",
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a judge on a data set's judge split; the same command resumes."""
+    with _guarded(debug):
+        from fairbench.runs.requisites import find_requisites
+
+        chosen = find_requisites(dataset, data_root, generating=False)
+        from fairbench.instruments.judge_training import JudgeRecipe
+        from fairbench.instruments.judge_training import train_judge as train
+        from fairbench.runs.judging import judge_report
+        from fairbench.storage.cache import cache_folder
+
+        recipe = JudgeRecipe(
+            seed=seed,
+            depth=depth,
+            steps=steps,
+            batch=batch,
+            side=side,
+            crop=crop,  # type: ignore[arg-type]
+            name=name,
+        )
+        cache = cache_folder()
+        with _reporting() as reporter:
+            chosen.prepare(reporter)
+            judge, folder, found = train(
+                chosen, recipe, cache, device=device, progress=reporter.progress
+            )
+            rows = judge_report(chosen, cache, reporter, asked=[judge.name], device=device)
+        if json_:
+            _print_json({"judge": judge.name, "folder": str(folder), "held_out": rows})
+            return
+        if found:
+            print("found the judge of this recipe, nothing trained")
+        _print_judges(rows)
+        print(f"judge    {folder}")
+
+
+@app.command()
+def calibrate(
+    dataset: DatasetName = None,
+    data_root: Root = None,
+    judge: Judges = None,
+    device: Device = "auto",
+    allow_download: Download = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Count judges' errors on a data set's judge split; say which of them may rank."""
+    with _guarded(debug):
+        from fairbench.runs.requisites import find_requisites
+
+        chosen = find_requisites(dataset, data_root, generating=False)
+        from fairbench.diffusion.devices import resolve_device
+        from fairbench.runs.judging import judge_report
+        from fairbench.storage.cache import cache_folder
+
+        with _reporting() as reporter:
+            chosen.prepare(reporter)
+            rows = judge_report(
+                chosen,
+                cache_folder(),
+                reporter,
+                asked=tuple(judge or ()),
+                device=str(resolve_device(device)),
+                allow_download=allow_download,
+            )
+        if json_:
+            _print_json(rows)
+        else:
+            _print_judges(rows)
+
+
+def _print_judges(rows: Sequence[Mapping[str, Any]]) -> None:
+    """How good judges are, one line a judge and attribute."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("judge", "attribute", "balanced accuracy", "images", "ranks", "remark"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        value = row["balanced_accuracy"]
+        table.add_row(
+            row["judge"],
+            row["attribute"],
+            "" if value is None else f"{value:.1%}",
+            str(row["held_out_images"] or ""),
+            "yes" if row["ranks"] else "no",
+            row["remark"],
+        )
+    _console().print(table)
 
 
 @app.command()

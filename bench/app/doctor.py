@@ -169,6 +169,7 @@ def _weights(*, verify: bool) -> Iterator[Finding]:
 
 def _verified() -> Iterator[Finding]:
     from fairbench.backbones.base import weights_sha256
+    from fairbench.instruments.judges import judge_names, load_judge
     from fairbench.instruments.measuring import load_instruments
 
     for dataset in _datasets():
@@ -182,7 +183,10 @@ def _verified() -> Iterator[Finding]:
             except FairbenchError as error:
                 yield Finding(f"split {role}", False, str(error), REINSTALL)
         try:
-            for name, sha256 in load_instruments("cpu", dataset.instruments()).hashes().items():
+            cache = cache_folder()
+            judges = [load_judge(n, dataset, cache) for n in judge_names(dataset, (), cache)]
+            loaded = load_instruments("cpu", dataset.instruments(), judges=judges)
+            for name, sha256 in loaded.hashes().items():
                 yield Finding(f"weights {name}", True, f"sha256 {sha256[:16]}… as on its card")
         except FairbenchError as error:
             yield Finding(f"instruments of {dataset.name}", False, str(error), REINSTALL)

@@ -111,6 +111,8 @@ class InstrumentSpec:
             None stands for its own.
         weights: Name of its weight file, as ``fairbench doctor`` lists it; empty if its weights
             come with it.
+        per_dataset: Whether what it is depends on the data set, as with a judge that is told the
+            levels; ``load`` is then given ``dataset=`` too.
     """
 
     name: str
@@ -118,6 +120,7 @@ class InstrumentSpec:
     title: str
     load: Callable[..., Any]
     weights: str = ""
+    per_dataset: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,11 @@ class InstrumentNames:
     """Which instruments measure a data set's images, by the names of their specs.
 
     Attributes:
-        judges: One or more; the first is the one that scores come from.
+        judges: The first is the one that scores come from; there may be none where `trained`
+            says that the user trains one.
+        trained: Whether judges that ``fairbench train-judge`` left for this data set take the
+            place of `judges` as soon as there is one; else they are used only where a run names
+            them.
         encoders: The data set's own first; there may be none.
         validity: Tells proper images from others; None if nothing does.
         detector: Finds faces in every run's images; None: only where a run asks for it.
@@ -137,3 +144,4 @@ class InstrumentNames:
     validity: str | None = None
     detector: str | None = None
     identity: str | None = None
+    trained: bool = False

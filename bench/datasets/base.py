@@ -225,28 +225,9 @@ class Dataset(ABC):
         """
         return self
 
-    def instruments_for(self, task: str) -> InstrumentNames:
-        """What measures images for a task, by name.
-
-        Raises:
-            InputError: If no judge is there that reads what the task asks.
-        """
-        return self.instruments()
-
     def crossed(self, task: str) -> tuple[str, ...]:
         """The attributes whose shares a task measures, and whose cells its references balance."""
         return self.task_spec(task).crossed or self.sensitive
-
-    def judge_parts(self) -> tuple[ImageSource, ImageSource] | None:
-        """Images to fit judges on, and images held out to measure them on; None without any.
-
-        The two halves of the `judge` split, whose order is no order of anything.
-        """
-        source = self.split("judge")
-        if source is None or len(source) < 2:
-            return None
-        half = (len(source) + 1) // 2
-        return source.take(np.arange(half)), source.take(np.arange(half, len(source)))
 
     # What follows from the above.
 
@@ -254,6 +235,11 @@ class Dataset(ABC):
     def name(self) -> str:
         """Its name on the command line."""
         return self.card.name
+
+    @property
+    def typed(self) -> str:
+        """What a user types after ``--dataset`` to mean it, its folder included."""
+        return self.name
 
     @property
     def attributes(self) -> Mapping[str, tuple[str, ...]]:

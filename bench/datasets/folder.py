@@ -24,7 +24,6 @@ from fairbench.core.task import Prompt
 from fairbench.datasets.base import DATA_ROOT, DATASETS, Composition, Dataset, Role
 from fairbench.datasets.parts.declared import FILE, Declared, declare, find_images
 from fairbench.datasets.parts.index import DiskImages, Index, index_path, load_index, make_index
-from fairbench.datasets.parts.judges import judge_folder, trained_judges
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.profiles import Profile, equal_draw
 
@@ -168,6 +167,11 @@ class Folder(Dataset):
     def _cells(self, names: tuple[str, ...]) -> int:
         return math.prod(len(self.attributes[name]) for name in names)
 
+    @property
+    def typed(self) -> str:
+        """The folder, by which it is found."""
+        return f"folder --data-root {self.declared.root}"
+
     # --- files ---
 
     def lacking(self) -> str:
@@ -225,11 +229,10 @@ class Folder(Dataset):
             )
             rows["method_reference"] = pool[equal_draw(cells, math.prod(shape), most, SEED)]
             rows["pool"] = np.setdiff1d(pool, rows["method_reference"])
-        for role, tag in (("judge", 0x1D6E), ("method_reference", 0x3EF)):
-            if role == "judge" or not most:
-                held = rows.get(role, np.empty(0, np.int64))
-                rng = np.random.default_rng(np.random.SeedSequence([SEED, tag]))
-                rows[role] = rng.permutation(held)  # a leading part is like the rest
+        if "method_reference" in rows and not most:
+            rng = np.random.default_rng(np.random.SeedSequence([SEED, 0x3EF]))
+            # A leading part, which a method may take, is like the rest.
+            rows["method_reference"] = rng.permutation(rows["method_reference"])
         return rows
 
     def split(self, role: Role) -> DiskImages | None:
@@ -284,34 +287,15 @@ class Folder(Dataset):
     # --- what measures ---
 
     def instruments(self) -> InstrumentNames:
-        """Those that the file names, else judges that were trained on it and an encoder."""
+        """What the file names; without a judge named, those that were trained on its split."""
         options = self.declared.options
         encoders = options.get("encoders")
         if encoders is None:
             there = importlib.util.find_spec(ENCODER_PACKAGE) is not None
             encoders = [ENCODER] if there else []
-        judges = options.get("judges", trained_judges(self.name))
-        return InstrumentNames(tuple(judges), tuple(encoders), options.get("validity"))
-
-    def instruments_for(self, task: str) -> InstrumentNames:
-        """As `instruments`, of judges that were trained those that read what the task measures.
-
-        Raises:
-            InputError: If there is none.
-        """
-        names = self.instruments()
-        trained = trained_judges(self.name)
-        wanted = set(self.crossed(task))
-        judges = tuple(
-            name for name in names.judges if name not in trained or wanted <= set(trained[name])
-        )
-        if judges:
-            return InstrumentNames(judges, names.encoders, names.validity)
-        raise InputError(
-            f"task {task} of {self.name} needs a judge that reads "
-            f"{' and '.join(self.crossed(task))}, and none is in {judge_folder(self.name)}; run "
-            f"fairbench train-judge --dataset folder --data-root {self.declared.root}, or name "
-            f"judges in {FILE}"
+        judges = tuple(options.get("judges", ()))
+        return InstrumentNames(
+            judges, tuple(encoders), options.get("validity"), trained=not judges
         )
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError, InputError
-from fairbench.core.method import Preparation
+from fairbench.core.progress import Progress
 from fairbench.diffusion.devices import process_count, resolve_autocast
 from fairbench.diffusion.sampling import Stream
 from fairbench.storage.files import atomic_write
 
-__all__ = ["Draws", "Loss", "TrainingPlan", "seeded_modules", "train_or_load"]
+__all__ = ["Draws", "Loss", "Surroundings", "TrainingPlan", "seeded_modules", "train_or_load"]
 
 CHECKPOINT_SECONDS = 30.0
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -129,6 +129,26 @@ class Draws:
         self.logged[name] = float(value)
 
 
+class Surroundings(Protocol):
+    """Of a training: where it belongs. A method's ``Preparation`` is one."""
+
+    @property
+    def seed(self) -> int:
+        """All randomness follows from it."""
+
+    @property
+    def cache(self) -> Path:
+        """Folder that checkpoints and finished networks are kept in."""
+
+    @property
+    def progress(self) -> Progress:
+        """``progress(what, done, total)``."""
+
+    @property
+    def dtype(self) -> str:
+        """Number format of a backbone that the training runs through."""
+
+
 Loss = Callable[[Draws], Tensor]
 """The mean loss over ``draws.rows`` rows, a scalar with gradients."""
 
@@ -163,6 +183,12 @@ class _Training:
         self.module, self.plan, self.loss_of = module, plan, loss_of
         self.validate, self.seed, self.what, self.device = validate, seed, what, device
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.statistics = _statistics(module)
+        if self.statistics and (plan.ema_decay > 0 or validate is not None):
+            raise ContractError(
+                f"{what}: batch norms' statistics are those of the last weights; expected "
+                f"ema_decay 0 and no validation, seen {plan.ema_decay:g}"
+            )
         if not self.parameters:
             raise ContractError(f"{what}: expected parameters to train, seen none")
         parts = plan.accumulate * self.accelerator.num_processes
@@ -201,6 +227,8 @@ class _Training:
         with torch.no_grad():
             for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
                 parameter.copy_(value)
+            for name, value in self.statistics.items():
+                value.copy_(saved["statistics"][name])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
@@ -215,6 +243,7 @@ class _Training:
             return
         state = {
             "parameters": [p.detach() for p in self.parameters],
+            "statistics": self.statistics,
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "step": self.step,
@@ -345,7 +374,7 @@ def train_or_load(
     content: Mapping[str, Any],
     plan: TrainingPlan,
     loss_of: Loss,
-    preparation: Preparation,
+    preparation: Surroundings,
     *,
     device: torch.device,
     what: str,
@@ -354,7 +383,8 @@ def train_or_load(
     """Train a module in place, or load what the same training left in the cache.
 
     Args:
-        module: Its parameters that require gradients are trained; others stay as they are.
+        module: Its parameters that require gradients are trained; others stay as they are. What
+            its batch norms count is kept with them.
         name: First part of the file's name, such as ``"tiw"``.
         content: Everything else that the result depends on: method and version, backbone, data,
             parameters. Plan, seed and number format are added here.
@@ -426,7 +456,18 @@ def _train_mode(module: nn.Module) -> None:
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return trained | _statistics(module)
+
+
+def _statistics(module: nn.Module) -> dict[str, Tensor]:
+    """What batch norms count of the batches that they see."""
+    return {
+        f"{prefix}.{name}" if prefix else name: value
+        for prefix, part in module.named_modules()
+        if isinstance(part, nn.modules.batchnorm._NormBase)
+        for name, value in part.named_buffers(recurse=False)
+    }
 
 
 def _load_finished(module: nn.Module, path: Path) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ __all__ = [
     "FeatureEncoder",
     "Instrument",
     "Kind",
+    "NetworkFromFile",
     "Outputs",
     "Runner",
     "Validity",
@@ -210,6 +211,52 @@ class Runner:
             dtype=torch.float16 if self.dtype == "float16" else torch.bfloat16,
             enabled=self.dtype != "float32",
         )
+
+
+class NetworkFromFile:
+    """An instrument that is one network, read from one weight file or folder.
+
+    A subclass names its `kind`, `outputs` and `preprocessing`, and reads the network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        weights_sha256: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int = BATCH,
+    ) -> None:
+        """Read the network and move it to its device.
+
+        Args:
+            name: What columns and messages call it.
+            path: Where its weights lie.
+            weights_sha256: Their hash.
+            device: As ``--device``.
+            dtype: One of `DTYPES`.
+            batch_size: Rows of every batch.
+
+        Raises:
+            AssetError: If what lies there doesn't hold these weights.
+            InputError: If the device isn't there, or can't compute in that format.
+        """
+        self.name = name
+        self.weights_sha256 = weights_sha256
+        self.dtype = dtype
+        self.batch_size = batch_size
+        module = self.network(path)
+        self._runner = Runner(module, device=device, dtype=dtype, batch_size=batch_size)
+
+    def network(self, path: Path) -> nn.Module:
+        """The network whose weights lie there, on the CPU.
+
+        Raises:
+            AssetError: If what lies there doesn't hold these weights.
+        """
+        raise NotImplementedError
 
 
 def channels_first(images: NDArray[Any]) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 from fairbench.core.errors import ContractError, InputError, unknown_name
 from fairbench.core.registry import Registry
 from fairbench.core.specs import InstrumentSpec
+from fairbench.datasets.base import Dataset
 from fairbench.instruments.base import Instrument, Kind
 
 __all__ = ["REGISTRY", "instrument_spec", "instrument_specs", "load_instrument"]
@@ -71,6 +72,7 @@ def load_instrument(
     device: str = "cpu",
     batch_size: int | None = None,
     allow_download: bool = False,
+    dataset: Dataset | None = None,
 ) -> Instrument:
     """Load an instrument.
 
@@ -80,14 +82,23 @@ def load_instrument(
         device: As ``--device``.
         batch_size: Images that it sees at once, if it leaves that open; None for its own number.
         allow_download: Get its weights from upstream if they are nowhere.
+        dataset: Whose images it is to read; needed by one that depends on it.
 
     Raises:
-        InputError: If there is no such instrument or device.
+        InputError: If there is no such instrument or device, or one that depends on the data
+            set and none is given.
         AssetError: If its weights are missing, damaged or those of another network.
         ContractError: If what is loaded is of another kind than its spec says.
     """
     spec = instrument_spec(name, kind)
-    instrument = spec.load(device=device, batch_size=batch_size, allow_download=allow_download)
+    options: dict[str, Any] = {}
+    if spec.per_dataset:
+        if dataset is None:
+            raise InputError(f"instrument {name} depends on the data set; name it by its dataset")
+        options["dataset"] = dataset
+    instrument = spec.load(
+        device=device, batch_size=batch_size, allow_download=allow_download, **options
+    )
     seen = getattr(instrument, "kind", type(instrument).__name__)
     if seen != spec.kind:
         raise ContractError(

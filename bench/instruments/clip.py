@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairbench.core.errors import AssetError, ContractError
 from fairbench.core.specs import InstrumentSpec
 from fairbench.instruments.base import (
-    BATCH,
     Kind,
+    NetworkFromFile,
     Outputs,
-    Runner,
     channels_first,
     normalised,
 )
@@ -28,7 +27,7 @@ from fairbench.instruments.loading import load_public, load_transformer
 from fairbench.storage.readings import check_images
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
 __all__ = ["INSTRUMENTS", "ClipEncoder"]
 
@@ -36,11 +35,14 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
-class ClipEncoder:
+class ClipEncoder(NetworkFromFile):
     """CLIP: images and texts to unit vectors of one space.
 
     Images keep their aspect: the shorter side is resized to the network's, antialiased bicubic on
     bytes as in CLIP's own preprocessing, and the centre is cut out.
+
+    Attributes:
+        logit_scale: What the model was trained to multiply cosines by, about 100.
 
     Source: Radford et al. 2021, arXiv 2103.00020.
     """
@@ -48,25 +50,11 @@ class ClipEncoder:
     kind: Kind = "encoder"
     outputs: Outputs = MappingProxyType({"features": np.float32})
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        weights_sha256: str,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = BATCH,
-    ) -> None:
-        """Load it from a folder in transformers' format, with its tokenizer.
-
-        Raises:
-            AssetError: If the folder doesn't hold a whole CLIP.
-            InputError: As `Runner`.
-        """
+    def network(self, path: Path) -> nn.Module:
+        """A whole CLIP with its tokenizer, from a folder in transformers' format."""
         from transformers import CLIPModel, CLIPTokenizer
 
-        model: CLIPModel = load_transformer(CLIPModel, path, "clip")
+        model = load_transformer(CLIPModel, path, "clip")
         try:
             self._tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
                 path, local_files_only=True
@@ -76,17 +64,15 @@ class ClipEncoder:
                 f"{path}: its tokenizer can't be read ({type(error).__name__}); get "
                 "vocab.json and merges.txt anew"
             ) from error
-        self.name = name
-        self.weights_sha256 = weights_sha256
-        self.dtype = dtype
-        self.batch_size = batch_size
         self.dimension = int(model.config.projection_dim)
         self.side = int(model.config.vision_config.image_size)
         self.preprocessing = (
             f"PIL bicubic uint8 short side {self.side}, centre crop, CLIP normalisation"
         )
+        self.logit_scale = float(model.logit_scale.detach().exp())
         self._words = int(model.config.text_config.max_position_embeddings)
-        self._runner = Runner(model, device=device, dtype=dtype, batch_size=batch_size)
+        module: nn.Module = model
+        return module
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Unit vectors (N, D); arguments and errors as for Inception."""

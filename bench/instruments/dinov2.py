@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fairbench.core.specs import InstrumentSpec
 from fairbench.instruments.base import (
-    BATCH,
     Kind,
+    NetworkFromFile,
     Outputs,
-    Runner,
     channels_first,
     normalised,
 )
@@ -25,7 +24,7 @@ from fairbench.instruments.loading import load_public, load_transformer
 from fairbench.storage.readings import check_images
 
 if TYPE_CHECKING:
-    from transformers import Dinov2Model
+    pass
 
 __all__ = ["INSTRUMENTS", "DinoEncoder"]
 
@@ -33,7 +32,7 @@ SIDE = 224
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class DinoEncoder:
+class DinoEncoder(NetworkFromFile):
     """DINOv2: the class token after the last norm.
 
     Images are resized to 224 x 224 in torch, antialiased bicubic on floats, oblong ones
@@ -48,31 +47,14 @@ class DinoEncoder:
     side = SIDE
     preprocessing = f"torch bicubic antialias float {SIDE}, ImageNet normalisation"
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        weights_sha256: str,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = BATCH,
-    ) -> None:
-        """Load it from a folder in transformers' format.
-
-        Raises:
-            AssetError: If the folder doesn't hold a whole DINOv2.
-            InputError: As `Runner`.
-        """
+    def network(self, path: Path) -> nn.Module:
+        """A whole DINOv2, from a folder in transformers' format."""
         from transformers import Dinov2Model
 
-        model: Dinov2Model = load_transformer(Dinov2Model, path, "dinov2")
-        self.name = name
-        self.weights_sha256 = weights_sha256
-        self.dtype = dtype
-        self.batch_size = batch_size
+        model = load_transformer(Dinov2Model, path, "dinov2")
         self.dimension = int(model.config.hidden_size)
-        self._runner = Runner(model, device=device, dtype=dtype, batch_size=batch_size)
+        module: nn.Module = model
+        return module
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Class tokens (N, D); arguments and errors as for Inception."""

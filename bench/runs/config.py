@@ -33,6 +33,8 @@ class RunConfig:
         encoders: Public encoders to measure with beside the data set's own.
         faces: Whether to look for faces too, as on photographs.
         controls: Attributes within whose levels groups are compared too.
+        judges: Judges to use instead of the data set's own: names or paths.
+        accept_judge: Whether to use judges below 90 % balanced accuracy too.
         allow_download: Get weights, and a backbone of the hub, if they are nowhere.
         results: Folder of records.
         force: Compute although a record exists.
@@ -56,6 +58,8 @@ class RunConfig:
     encoders: tuple[str, ...] = ()
     faces: bool = False
     controls: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    accept_judge: bool = False
     allow_download: bool = False
     results: Path = Path("results")
     force: bool = False

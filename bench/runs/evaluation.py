@@ -46,19 +46,6 @@ class Question:
     backbone: BackboneSpec | None = None
     controls: tuple[Control, ...] = ()
 
-    def read_by(self, instruments: Instruments) -> dict[str, tuple[str, ...]]:
-        """The data set's attributes that every judge reads -> their levels."""
-        return {
-            name: levels
-            for name, levels in self.dataset.attributes.items()
-            if all(name in judge.attributes for judge in instruments.judges)
-        }
-
-    def crossed(self, instruments: Instruments) -> tuple[str, ...]:
-        """The attributes whose crossing is measured: those of the question that judges read."""
-        read = self.read_by(instruments)
-        return tuple(name for name in self.dataset.crossed(self.task.name) if name in read)
-
 
 @dataclass(frozen=True)
 class Known:
@@ -138,7 +125,9 @@ def evaluate_images(
         seed: Of every resample behind the intervals.
     """
     dataset, task = question.dataset, question.task
-    crossed = question.crossed(instruments)
+    # What some judge doesn't read can't be compared between judges, and is left out.
+    attributes = instruments.read_by_all(dataset.attributes)
+    crossed = [name for name in dataset.crossed(task.name) if name in attributes]
     measured = measure(images, instruments, cache, report.progress, known.texts, listed)
     reference = make_reference(
         dataset, task, question.backbone, instruments, cache, report.progress, crossed
@@ -152,16 +141,20 @@ def evaluate_images(
         sample,
         reference,
         task,
-        question.read_by(instruments),
+        attributes,
         crossed,
         confusions_of(instruments),
         encoder_columns(instruments),
-        given=known.given,
+        given={name: levels for name, levels in known.given.items() if name in attributes},
         seen=seen,
         controls=question.controls,
         faces=faces,
         seed=seed,
     )
+    unread = [name for name in dataset.attributes if name not in attributes]
+    if unread:
+        facts["unread_attributes"] = unread
+        report.note(f"not every judge reads {', '.join(unread)}, so nothing is said of that")
     _warn_of_gaps(facts, report)
     labels = {
         judge: {name: table.argmax(1) for name, table in by_attribute.items()}

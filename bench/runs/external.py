@@ -22,6 +22,7 @@ from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
+from fairbench.runs.judging import choose_judges
 from fairbench.runs.reference import real_images
 from fairbench.runs.requisites import find_requisites
 from fairbench.runs.running import Outcome, now
@@ -48,6 +49,8 @@ def evaluate(
     encoders: Sequence[str] = (),
     faces: bool = False,
     controls: Sequence[str] = (),
+    judges: Sequence[str] = (),
+    accept_judge: bool = False,
     allow_download: bool = False,
     device: str = "auto",
     batch_size: int | None = None,
@@ -71,6 +74,8 @@ def evaluate(
         faces: Whether to look for faces too, as on photographs.
         controls: Attributes within whose levels groups are compared too, as they are within the
             columns ``control_<name>`` of the labels.
+        judges: Judges to use instead of the data set's own: names or paths.
+        accept_judge: Whether to use judges below 90 % balanced accuracy too.
         allow_download: Get their weights from upstream if they are nowhere.
         device: Where the instruments run.
         batch_size: Images that a public encoder sees at once; None for its default.
@@ -106,15 +111,27 @@ def evaluate(
             "share's interval is wider than ±10 points"
         )
     _check_row_name(results, chosen, name)
-    names = chosen.instruments_for(question.name)
     chosen.prepare(report)
     real_images(chosen, question)  # what quality is measured against must be there
     where = resolve_device(device)
     begin_run(where)
+    judging = choose_judges(
+        chosen,
+        question,
+        cache_folder(),
+        report,
+        asked=judges,
+        accept=accept_judge,
+        controls=controlled,
+        device=str(where),
+        batch_size=batch_size,
+        allow_download=allow_download,
+    )
     instruments = load_instruments(
         str(where),
-        names,
+        chosen.instruments(),
         encoders,
+        judges=judging.judges,
         faces=faces,
         allow_download=allow_download,
         batch_size=batch_size,
@@ -187,7 +204,7 @@ def evaluate(
         network_calls_per_image=0.0,
         scores=measured.scores,
         groups=measured.tables,
-        facts={**measured.facts, "notes": list(read.notes)},
+        facts={**measured.facts, **judging.facts(), "notes": list(read.notes)},
         manifest=(),
         created=now(),
     )

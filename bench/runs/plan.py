@@ -109,7 +109,6 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     _check_prompts(card, backbone, dataset)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
-    dataset.instruments_for(task.name)
     controls = check_controls(config.controls, dataset.attributes, dataset.crossed(task.name))
     dataset.prepare(report or Reporter())
     check_supply(dataset, card)

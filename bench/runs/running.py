@@ -22,6 +22,7 @@ from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Known, evaluate_images
 from fairbench.runs.generation import generate, help_to_prepare
+from fairbench.runs.judging import choose_judges
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import Plan, plan_keys, plan_run
 from fairbench.runs.supply import reference_source
@@ -93,10 +94,22 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     from fairbench.diffusion.devices import begin_run, is_main_process
 
     begin_run(plan.device)
+    judging = choose_judges(
+        plan.dataset,
+        plan.task,
+        cache_folder(),
+        report,
+        asked=config.judges,
+        accept=config.accept_judge,
+        controls=plan.question.controls,
+        device=str(plan.device),
+        allow_download=config.allow_download,
+    )
     instruments = load_instruments(
         str(plan.device),
-        plan.dataset.instruments_for(plan.task.name),
+        plan.dataset.instruments(),
         config.encoders,
+        judges=judging.judges,
         faces=config.faces,
         allow_download=config.allow_download,
     )
@@ -111,8 +124,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
-    if strange is not None:
-        blank = dataclasses.replace(blank, facts={"training_set": strange})
+    told = {} if strange is None else {"training_set": strange}
+    blank = dataclasses.replace(blank, facts={**told, **judging.facts()})
     with _failures_recorded(config.results, blank):
         record, images = _compute(plan, blank, instruments, report)
     path = write_record(config.results, record, images)

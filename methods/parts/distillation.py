@@ -346,9 +346,7 @@ def prepare(
         "backbone": backbone.weights_sha256,
         "data": images_sha256(reference),
     }
-    indicator = Indicator(
-        method.indicator, task.target, preparation.seed, preparation.images_per_prompt
-    )
+    indicator = Indicator.of(method.indicator, task.target, preparation)
     classifiers, banks = [], []
     facts: dict[str, Any] = {"training_seconds": 0.0, "classifier": {}, "normalised_loss": {}}
     for attribute, levels in task.attributes.items():

@@ -521,7 +521,7 @@ def prepare(
         preparation.sampling,
         bank,
         group_gates(bank, list(learned), cells, method.strength),
-        Indicator(method.indicator, task.target, preparation.seed, preparation.images_per_prompt),
+        Indicator.of(method.indicator, task.target, preparation),
         method,
         facts,
     )

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fairbench.core.method import Request, SamplingConfig
+from fairbench.core.method import Preparation, Request, SamplingConfig
 from fairbench.diffusion.backbone import Backbone
 from fairbench.diffusion.sampling import DDIMSampler, Stream, indicator_rng
 
@@ -60,6 +62,13 @@ class Indicator:
             self.quotas.append(systematic(target, n, rng))
             self.of_prompt.append(int(_group_at(self.ends, rng.random(1))[0]))
 
+    @classmethod
+    def of(
+        cls, kind: IndicatorKind, target: Sequence[float], preparation: Preparation
+    ) -> Indicator:
+        """That of a run: its seed, and as many images of each prompt as it asks for."""
+        return cls(kind, target, preparation.seed, preparation.images_per_prompt)
+
     def batch_id(self, request: Request) -> int | None:
         """The prompt, if one draw serves all its images, so that they depend on each other."""
         return request.prompt_index if self.kind == "per_prompt" else None
@@ -88,3 +97,12 @@ class IndicatedSampler(DDIMSampler):
         """Shared by images for which one draw was made."""
         shared = self.indicator.batch_id(request)
         return super().batch_id(request) if shared is None else shared
+
+    def rows(self, groups: Sequence[int | None]) -> Tensor:
+        """The groups of B images on the device, filled up with the first to a network batch.
+
+        Padding rows of a network call are treated like any other, so that shapes never change.
+        """
+        rows = torch.zeros(self.backbone.network_batch, dtype=torch.long)
+        rows[: len(groups)] = torch.tensor([group or 0 for group in groups])
+        return rows.to(self.backbone.device)

@@ -141,12 +141,7 @@ def prepare(
         edit_shares(natural[min(p, len(natural) - 1)], np.array(task.target))
         for p in range(len(task.prompts))
     ]
-    indicators = [
-        Indicator(
-            method.indicator, found.tolist(), preparation.seed, preparation.images_per_prompt
-        )
-        for found in shares
-    ]
+    indicators = [Indicator.of(method.indicator, found.tolist(), preparation) for found in shares]
     facts = {
         "training_seconds": seen["seconds"] + learned["seconds"],
         "classifier": seen,

@@ -15,9 +15,9 @@ from fairbench.core.errors import ContractError
 from fairbench.core.method import Preparation, Request, Sampler, Samples, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.sampling import DDIMSampler, ddim
+from fairbench.diffusion.sampling import ddim
 from fairbench.methods.parts.classifier import AttributeClassifier, train_classifier
-from fairbench.methods.parts.indicator import Indicator
+from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
 
 if TYPE_CHECKING:
     from fairbench.methods.rejection import Rejection
@@ -54,7 +54,7 @@ class _Search:
             self.image, self.probability = image, float(probabilities[self.group])
 
 
-class RejectionSampler(DDIMSampler):
+class RejectionSampler(IndicatedSampler):
     """DDIM, again and again until the classifier sees the drawn group.
 
     Attempts of an image are made ahead of their turn where a network call has free rows. The
@@ -81,15 +81,10 @@ class RejectionSampler(DDIMSampler):
         indicator: Indicator,
         facts: Mapping[str, Any],
     ) -> None:
-        super().__init__(backbone, preparation.sampling)
+        super().__init__(backbone, preparation.sampling, indicator)
         self.method, self.names, self.classifier = method, list(task.attributes), classifier
-        self.indicator = indicator
         self.facts = facts
         self.extra_parameters = sum(p.numel() for p in classifier.parameters())
-
-    def group(self, request: Request) -> int:
-        """The group that the indicator draws."""
-        return self.indicator(request)
 
     def _schedule(self, pending: Sequence[_Search]) -> list[tuple[_Search, int]]:
         """Attempts that fill one network call, every pending image in turn."""
@@ -157,8 +152,6 @@ def prepare(
 ) -> Sampler:
     """Train the classifier, or load it."""
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
-    indicator = Indicator(
-        method.indicator, task.target, preparation.seed, preparation.images_per_prompt
-    )
+    indicator = Indicator.of(method.indicator, task.target, preparation)
     facts = {"training_seconds": seen["seconds"], "classifier": seen}
     return RejectionSampler(backbone, preparation, method, task, classifier, indicator, facts)

@@ -15,11 +15,10 @@ from fairbench.core.method import Preparation, Request, Sampler, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone, Edit
 from fairbench.diffusion.denoisers import Denoiser, edited
-from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.methods.parts.bottleneck import Heads, guided_times, learn_heads
 from fairbench.methods.parts.classifier import train_classifier
 from fairbench.methods.parts.distribution_guidance import capped, paper_size
-from fairbench.methods.parts.indicator import Indicator
+from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
 
 if TYPE_CHECKING:
     from fairbench.methods.sample_guidance import SampleGuidance
@@ -47,7 +46,7 @@ def sample_gradient(
     return pi, (-own * (chosen - pi) / tau) @ weight
 
 
-class SampleSampler(DDIMSampler):
+class SampleSampler(IndicatedSampler):
     """DDIM with every image's bottleneck pushed towards its own group.
 
     Args:
@@ -68,16 +67,12 @@ class SampleSampler(DDIMSampler):
         indicator: Indicator,
         facts: Mapping[str, Any],
     ) -> None:
-        super().__init__(backbone, preparation.sampling)
-        self.method, self.heads, self.indicator, self.facts = method, heads, indicator, facts
+        super().__init__(backbone, preparation.sampling, indicator)
+        self.method, self.heads, self.facts = method, heads, facts
         self.extra_parameters = sum(
             part.weight.numel() + part.bias.numel() for part in heads.values()
         )
         self.guided_times = guided_times(method, backbone, self.config)
-
-    def group(self, request: Request) -> int:
-        """The group that the indicator draws."""
-        return self.indicator(request)
 
     def branch(
         self,
@@ -88,11 +83,7 @@ class SampleSampler(DDIMSampler):
     ) -> Denoiser:
         """The branch, with its bottleneck pushed where the method has heads for it."""
         plain = super().branch(name, context, requests, groups)
-        # Padding rows are pushed too, to any group, so that the shapes never change.
-        wanted = torch.zeros(self.backbone.network_batch, dtype=torch.long)
-        wanted[: len(groups)] = torch.tensor([group or 0 for group in groups])
-        wanted = wanted.to(self.backbone.device)
-        edit = self._edit(name, wanted) if name in self.heads else None
+        edit = self._edit(name, self.rows(groups)) if name in self.heads else None
         return edited(plain, self.backbone, edit)
 
     def _edit(self, branch: str, wanted: Tensor) -> Edit:
@@ -123,9 +114,7 @@ def prepare(
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
     grouping = "/".join(task.attributes)
     heads, learned = learn_heads(method, task, backbone, classifier, data, preparation, [grouping])
-    indicator = Indicator(
-        method.indicator, task.target, preparation.seed, preparation.images_per_prompt
-    )
+    indicator = Indicator.of(method.indicator, task.target, preparation)
     facts = {
         "training_seconds": seen["seconds"] + learned["seconds"],
         "classifier": seen,

@@ -18,10 +18,9 @@ from fairbench.core.method import Preparation, Request, Sampler, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone
 from fairbench.diffusion.denoisers import Denoiser
-from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.schedule import Prediction
 from fairbench.methods.parts.classifier import AttributeClassifier, train_classifier
-from fairbench.methods.parts.indicator import Indicator
+from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
 
 if TYPE_CHECKING:
     from fairbench.methods.universal_guidance import UniversalGuidance
@@ -68,7 +67,7 @@ def guided_noise(predicted: Prediction, gradient: Tensor, scale: float) -> Predi
     return dataclasses.replace(predicted, kind="epsilon", value=predicted.noise + shift)
 
 
-class UniversalSampler(DDIMSampler):
+class UniversalSampler(IndicatedSampler):
     """DDIM with the noise shifted by a classifier's gradient at every step.
 
     Args:
@@ -91,14 +90,10 @@ class UniversalSampler(DDIMSampler):
         indicator: Indicator,
         facts: Mapping[str, Any],
     ) -> None:
-        super().__init__(backbone, preparation.sampling)
+        super().__init__(backbone, preparation.sampling, indicator)
         self.method, self.names, self.classifier = method, list(task.attributes), classifier
-        self.indicator, self.facts = indicator, facts
+        self.facts = facts
         self.extra_parameters = sum(p.numel() for p in classifier.parameters())
-
-    def group(self, request: Request) -> int:
-        """The group that the indicator draws."""
-        return self.indicator(request)
 
     def denoiser(
         self, requests: Sequence[Request], groups: Sequence[int | None]
@@ -106,9 +101,7 @@ class UniversalSampler(DDIMSampler):
         """The guided denoiser and its calls an image and step."""
         inner, calls = super().denoiser(requests, groups)
         width = self.backbone.network_batch
-        wanted = torch.zeros(width, dtype=torch.long)
-        wanted[: len(groups)] = torch.tensor([group or 0 for group in groups])
-        wanted = wanted.to(self.backbone.device)
+        wanted = self.rows(groups)
 
         def denoise(x: Tensor, t: int) -> Prediction:
             predicted = inner(x, t)
@@ -149,8 +142,6 @@ def prepare(
             f"timestep {first} (zero terminal SNR); use sample_guidance"
         )
     classifier, seen = train_classifier(method, task, data, preparation, backbone.device)
-    indicator = Indicator(
-        method.indicator, task.target, preparation.seed, preparation.images_per_prompt
-    )
+    indicator = Indicator.of(method.indicator, task.target, preparation)
     facts = {"training_seconds": seen["seconds"], "classifier": seen}
     return UniversalSampler(backbone, preparation, method, task, classifier, indicator, facts)

@@ -145,7 +145,8 @@ def test_a_declaration_says_everything(tmp_path):
     even = dataset.training_set("balanced").labels
     counts = np.bincount(even["shape"] * 2 + even["ink"], minlength=4)
     assert counts.max() - counts.min() <= 1
-    assert dataset.instruments_for("shape").judges == ("marks/judge",)
+    assert dataset.instruments().judges == ("marks/judge",)
+    assert not dataset.instruments().trained
     assert get_dataset(str(tmp_path / "dataset.toml")).name == "marks"
 
 
@@ -263,9 +264,3 @@ def test_a_folder_without_a_table_says_what_to_put_there(tmp_path):
         (tmp_path / name).write_text("file,x\n")
     assert "several tables (a.csv, b.csv)" in get_dataset("folder", tmp_path).lacking()
     assert "no such folder or file" in get_dataset("folder", tmp_path / "gone").lacking()
-
-
-def test_a_judge_is_needed(tmp_path):
-    simple(tmp_path)
-    with pytest.raises(InputError, match="fairbench train-judge --dataset folder --data-root"):
-        get_dataset("folder", tmp_path).instruments_for("shape")
