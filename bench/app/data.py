@@ -63,7 +63,7 @@ class Problems:
 
 
 def prepare(name: str, root: Path | None, report: Reporter) -> Prepared | Problems:
-    """Check a data set and write its index.
+    """Check a data set, whether that was done before or not, and write its index.
 
     Args:
         name: As ``--dataset``.
@@ -75,7 +75,7 @@ def prepare(name: str, root: Path | None, report: Reporter) -> Prepared | Proble
     """
     dataset = get_dataset(name, root)
     try:
-        dataset.prepare(report)
+        dataset.prepare(report, anew=True)
     except DataError as error:
         return Problems(dataset.name, error.problems, error.steps)
     return Prepared(dataset.name, _splits(dataset), dataset.data_sha256(), dataset.notes())

@@ -206,13 +206,17 @@ class Dataset(ABC):
         """
         return ""
 
-    def prepare(self, report: Reporter) -> None:
+    def prepare(self, report: Reporter, *, anew: bool = False) -> None:
         """Check every image and write what later runs read, unless that was done before.
+
+        Args:
+            report: Told about progress.
+            anew: Check although it was done before.
 
         Raises:
             InputError: If something is missing or damaged.
         """
-        del report  # its files come with it: there is nothing to do
+        del report, anew  # its files come with it: there is nothing to do
 
     def notes(self) -> tuple[str, ...]:
         """What preparing found worth saying of its files; one line each."""

@@ -195,19 +195,25 @@ class CelebA(Dataset):
             (*problems, *files.steps(self.root))
         )
 
-    def prepare(self, report: Reporter) -> None:
+    def prepare(self, report: Reporter, *, anew: bool = False) -> None:
         """Join tables and pictures, decode and hash every picture, write the index.
+
+        Args:
+            report: Told about progress.
+            anew: Check although an index is there; it is taken away first.
 
         Raises:
             DataError: If something is missing or damaged.
         """
         if self.root is None:
             raise DataError([NO_ROOT], files.steps(None))
-        if self._stored() is not None:
+        path = index_path(self.name, self.root)
+        if anew:
+            path.unlink(missing_ok=True)
+        elif self._stored() is not None:
             return
         found = files.read_tree(self.root)
-        report.note(f"celeba: preparing {self.root}, once: every picture is decoded and hashed")
-        path = index_path(self.name, self.root)
+        report.note(f"celeba: preparing {self.root}: every picture is decoded and hashed")
         vars(self)["_index"] = make_index(path, found, CONTENT, report)
 
     def _stored(self) -> Index | None:

@@ -75,7 +75,7 @@ class UsersOwn(Dataset):
             [f"give --data-root a folder of images with labels.csv or {FILE}"],
         )
 
-    def prepare(self, report: Reporter) -> None:
+    def prepare(self, report: Reporter, *, anew: bool = False) -> None:
         """Nothing can be prepared.
 
         Raises:
@@ -178,17 +178,23 @@ class Folder(Dataset):
         """Nothing that can be seen before images are looked for; `prepare` does that."""
         return ""
 
-    def prepare(self, report: Reporter) -> None:
+    def prepare(self, report: Reporter, *, anew: bool = False) -> None:
         """Join table and images, decode and hash every image, write the index.
+
+        Args:
+            report: Told about progress.
+            anew: Check although an index is there; it is taken away first.
 
         Raises:
             DataError: If something is missing or damaged.
         """
-        if self._stored() is not None:
+        path = index_path(self.name, self.declared.root)
+        if anew:
+            path.unlink(missing_ok=True)
+        elif self._stored() is not None:
             return
         found = find_images(self.declared)
-        report.note(f"{self.name}: preparing {self.declared.root}, once")
-        path = index_path(self.name, self.declared.root)
+        report.note(f"{self.name}: preparing {self.declared.root}: every image is decoded")
         vars(self)["_index"] = make_index(path, found, self.declared.content, report)
 
     def _stored(self) -> Index | None:

@@ -110,13 +110,13 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
     controls = check_controls(config.controls, dataset.attributes, dataset.crossed(task.name))
-    dataset.prepare(report or Reporter())
-    check_supply(dataset, card)
-    real_images(dataset, task)  # what quality is measured against must be there
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
+    dataset.prepare(report or Reporter())
+    check_supply(dataset, card)
+    real_images(dataset, task)  # what quality is measured against must be there
     from fairbench.diffusion.devices import resolve_device, resolve_dtype
 
     device = resolve_device(config.device)

@@ -121,9 +121,14 @@ def test_the_index_is_written_once_and_made_anew_when_files_change(tree, own_cac
     # The same name with other bytes: seen when the picture is read.
     source = prepared(root).split("evaluation")
     path = root / source.index.places[source.rows[0]]
-    path.write_bytes((pictures / "000002.jpg").read_bytes()[:-1])
+    path.write_bytes((pictures / "000002.jpg").read_bytes()[:600])
     with pytest.raises(FairbenchError, match=r"has changed since|can't be read"):
         list(source.batches(8))
+    # A run trusts the index, `data prepare` doesn't.
+    prepared(root)
+    with pytest.raises(InputError, match="1 of 160 images can't be used"):
+        CelebA(root).prepare(Reporter(), anew=True)
+    assert not index.exists()
     path.unlink()
     with pytest.raises(AssetError, match="run fairbench data prepare again"):
         list(source.batches(8))
@@ -351,6 +356,33 @@ def test_what_needn_t_be_there_isn_t_asked_for(tree):
     assert dataset._index.places[2].endswith("000003.jpg")
     assert any("2 pictures lie there as .jpg and .png" in note for note in dataset.notes())
     assert any("official set has 202,599" in note for note in dataset.notes())
+
+
+def test_labels_follow_names_whatever_the_order_of_the_rows(tree, stand_ins):
+    root, _, attributes, partition = tree
+    head, *rows = attributes.read_text().splitlines()[1:]
+    attributes.write_text("\n".join(["160", head, *reversed(rows)]))
+    lines = partition.read_text().splitlines()
+    partition.write_text(
+        "image_id,partition\n" + "\n".join(sorted(lines, key=lambda t: t[5])).replace(" ", ",")
+    )
+    index = prepared(root)._index
+    _, values, splits = stand_ins.faces()
+    np.testing.assert_array_equal(index.labels["gender"] == 1, values["Male"] == 1)
+    np.testing.assert_array_equal(index.splits == "test", splits == 2)
+
+
+def test_pictures_in_the_wild_and_files_one_folder_higher(tree):
+    root, pictures, _, _ = tree
+    wild = root / "celeba" / "img_celeba"
+    wild.mkdir()
+    Image.new("RGB", (409, 687)).save(wild / "000001.jpg")
+    assert len(prepared(root)._index) == 160
+    (pictures / "000001.jpg").unlink()
+    with pytest.raises(InputError, match="1 are missing, such as 000001"):
+        CelebA(root).prepare(Reporter())
+    line = CelebA(pictures).lacking()
+    assert "list_attr_celeba.txt lies one folder higher: give that folder" in line
 
 
 def test_parquet_numbered_anew_in_each_file_loses_nothing(tmp_path, stand_ins):

@@ -69,8 +69,8 @@ GLANCE = 100
 """Images of a folder after which a first look goes on elsewhere."""
 
 PICTURE = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
-ATTRIBUTES_FILE = re.compile(r"list_attr_celeba.*\.(txt|csv)$", re.IGNORECASE)
-PARTITION_FILE = re.compile(r"list_eval_partition.*\.(txt|csv)$", re.IGNORECASE)
+ATTRIBUTES_FILE = re.compile(r"list_attr_celeba.*\.(txt|csv|parquet)$", re.IGNORECASE)
+PARTITION_FILE = re.compile(r"list_eval_partition.*\.(txt|csv|parquet)$", re.IGNORECASE)
 ARCHIVE = re.compile(r"\.(zip|7z|7z\.\d+)$", re.IGNORECASE)
 SPLIT_WORD = re.compile(
     r"(?:^|[^a-z])(train|validation|valid|val|test)(?:[^a-z]|$)", re.IGNORECASE
@@ -123,10 +123,15 @@ class Tree:
                 f"no folder of pictures (img_align_celeba/ with {IMAGES:,} .jpg)"
                 + "".join(f"; {what_archive(path)}" for path in self.archives[:3])
             )
-        if not self.attributes:
-            found.append("no list_attr_celeba.txt or list_attr_celeba.csv")
-        if not self.partitions:
-            found.append("no list_eval_partition.txt or list_eval_partition.csv")
+        above = {path.name for path in self.root.resolve().parent.glob("list_*")}
+        for files, pattern, name in (
+            (self.attributes, ATTRIBUTES_FILE, "list_attr_celeba"),
+            (self.partitions, PARTITION_FILE, "list_eval_partition"),
+        ):
+            if not files:
+                there = sorted(filter(pattern.search, above))
+                hint = f" ({there[0]} lies one folder higher: give that folder)" if there else ""
+                found.append(f"no {name}.txt or {name}.csv{hint}")
         return found
 
 
@@ -174,6 +179,8 @@ def find_tree(root: Path) -> Tree:
         # Upstream's own text first: it states its number of rows.
         found.sort(key=lambda path: (path.suffix.lower() != ".txt", path.name.lower(), str(path)))
     tree.folders.sort(key=lambda path: ("png" in path.name.lower(), str(path)))
+    aligned = [path for path in tree.folders if "align" in path.relative_to(root).as_posix()]
+    tree.folders = aligned or tree.folders  # img_celeba/ has the same names, in the wild
     tree.parquets.sort()
     tree.archives.sort()
     return tree
