@@ -222,6 +222,10 @@ class Dataset(ABC):
         """What preparing found worth saying of its files; one line each."""
         return ()
 
+    def facts(self) -> Mapping[str, Any]:
+        """What a record says of its images beside their hash; nothing if they come with it."""
+        return {}
+
     def sized(self, side: int | None) -> Dataset:
         """The data set with images of the size that suits a generator of `side` pixels a side.
 

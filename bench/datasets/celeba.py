@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,14 @@ from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, Tas
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import DATA_ROOT, Composition, Dataset, Role
 from fairbench.datasets.parts import celeba_files as files
-from fairbench.datasets.parts.index import DiskImages, Index, index_path, load_index, make_index
+from fairbench.datasets.parts.index import (
+    DiskImages,
+    Index,
+    index_path,
+    is_fresh,
+    load_index,
+    make_index,
+)
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.profiles import Profile, equal_draw
 
@@ -86,6 +94,9 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
 order couldn't be checked against a table of the paper's. It gives 58 % female and 23.9 % black
 hair, which are CelebA's own shares.
 """
+
+
+DEFAULT_PROFILE = "gender_90"
 
 
 class CelebA(Dataset):
@@ -183,7 +194,7 @@ class CelebA(Dataset):
         """What of its files is missing, where it was looked for and what to do."""
         if self.root is None:
             return "; ".join((NO_ROOT, *files.steps(None)))
-        if self._stored() is not None:
+        if is_fresh(index_path(self.name, self.root), self.root, CONTENT):
             return ""
         try:
             problems = files.find_tree(self.root).lacking()
@@ -242,6 +253,16 @@ class CelebA(Dataset):
         """What preparing found worth saying of the files."""
         return self._index.notes
 
+    def facts(self) -> Mapping[str, Any]:
+        """Crop, size and how many images there are of each role."""
+        return {
+            "crop": f"central square of {files.SIDE} pixels",
+            "side": self.side,
+            "splits": {role: len(rows) for role, rows in self._rows.items()},
+            "biased_training_set": DEFAULT_PROFILE,
+            "notes": list(self.notes()),
+        }
+
     # --- splits ---
 
     @cached_property
@@ -271,7 +292,7 @@ class CelebA(Dataset):
 
     def training_set(self, composition: Composition) -> DiskImages | None:
         """Images of the pool by the default bias, or balanced over gender × black hair."""
-        return self.profile("gender_90" if composition == "biased" else "balanced")
+        return self.profile(DEFAULT_PROFILE if composition == "biased" else "balanced")
 
     def profile(self, name: str) -> DiskImages | None:
         """Images of the pool with the shares of one of `PROFILES`; None if the pool has none.
@@ -283,7 +304,7 @@ class CelebA(Dataset):
         if pool is None:
             return None
         profile = PROFILES[name]
-        most = PROFILES["gender_90"].largest(pool.labels, TRAINING_IMAGES)
+        most = PROFILES[DEFAULT_PROFILE].largest(pool.labels, TRAINING_IMAGES)
         count = profile.largest(pool.labels, most)
         return pool.take(profile.draw(pool.labels, count, SEED)) if count else None
 

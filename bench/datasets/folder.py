@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,6 +220,16 @@ class Folder(Dataset):
     def notes(self) -> tuple[str, ...]:
         """What preparing found worth saying of the files."""
         return self._index.notes
+
+    def facts(self) -> Mapping[str, Any]:
+        """Size, and how many images there are of each role."""
+        (size,) = self._index.hashes
+        return {
+            "crop": "central square",
+            "side": size,
+            "splits": {role: len(rows) for role, rows in self._rows.items()},
+            "notes": list(self.notes()),
+        }
 
     # --- splits ---
 

@@ -25,7 +25,7 @@ from fairbench.runs.evaluation import Known, Question, evaluate_images, measurin
 from fairbench.runs.judging import choose_judges
 from fairbench.runs.reference import real_images
 from fairbench.runs.requisites import find_requisites
-from fairbench.runs.running import Outcome, now
+from fairbench.runs.running import Outcome, data_facts, now
 from fairbench.scores.parts.crossings import crossing
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
@@ -204,7 +204,12 @@ def evaluate(
         network_calls_per_image=0.0,
         scores=measured.scores,
         groups=measured.tables,
-        facts={**measured.facts, **judging.facts(), "notes": list(read.notes)},
+        facts={
+            **measured.facts,
+            **judging.facts(),
+            **data_facts(chosen),
+            "notes": list(read.notes),
+        },
         manifest=(),
         created=now(),
     )

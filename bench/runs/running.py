@@ -18,6 +18,7 @@ from fairbench.core.measurements import Measurements
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, PerImage, Record
+from fairbench.datasets.base import Dataset
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Known, evaluate_images
@@ -38,7 +39,7 @@ from fairbench.storage.records import (
     write_record,
 )
 
-__all__ = ["Outcome", "baseline_of", "run", "take_part"]
+__all__ = ["Outcome", "baseline_of", "data_facts", "run", "take_part"]
 
 GRID_COLUMNS = 16
 
@@ -124,8 +125,9 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
-    told = {} if strange is None else {"training_set": strange}
-    blank = dataclasses.replace(blank, facts={**told, **judging.facts()})
+    told: dict[str, Any] = {} if strange is None else {"training_set": strange}
+    told = {**told, **judging.facts(), **data_facts(plan.dataset)}
+    blank = dataclasses.replace(blank, facts=told)
     with _failures_recorded(config.results, blank):
         record, images = _compute(plan, blank, instruments, report)
     path = write_record(config.results, record, images)
@@ -179,6 +181,12 @@ def _plain_card(card: MethodCard) -> dict[str, Any]:
         "supervision": sorted(card.supervision),
         "deviations": list(card.deviations),
     }
+
+
+def data_facts(dataset: Dataset) -> dict[str, Any]:
+    """What a record says of the images that it was measured against."""
+    found = dataset.facts()
+    return {"data": dict(found)} if found else {}
 
 
 def now() -> str:

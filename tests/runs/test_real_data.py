@@ -114,6 +114,8 @@ def test_a_run_is_measured_against_the_test_partition(cheap, tree, tmp_path, sta
     assert {shape[1] for shape in SEEN} == {32, 64}
     count = int((stand_ins.faces()[2] == 2).sum())
     assert sum(shape[0] for shape in SEEN if shape[1] == 64) == count
+    assert record.facts["data"]["crop"] == "central square of 178 pixels"
+    assert record.facts["data"]["side"] == 64
     assert run(config).found
 
     # No picture of the data set is in anything that was written.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,16 @@ from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import atomic_write
 from fairbench.storage.readings import ImageList
 
-__all__ = ["DiskImages", "Found", "Index", "index_path", "load_index", "make_index", "stamps"]
+__all__ = [
+    "DiskImages",
+    "Found",
+    "Index",
+    "index_path",
+    "is_fresh",
+    "load_index",
+    "make_index",
+    "stamps",
+]
 
 VERSION = 1
 """Raised whenever an index has other columns or meanings; older ones are made anew."""
@@ -89,6 +98,7 @@ class Index:
         labels: Attribute -> (N,) uint8.
         hashes: Size -> (N, 32) uint8, SHA-256 of the pixels.
         notes: What a reader should know.
+        known: Size -> what `sha256` gives, as far as the index's file states it.
     """
 
     root: Path
@@ -98,12 +108,15 @@ class Index:
     labels: Mapping[str, NDArray[np.uint8]]
     hashes: Mapping[int, NDArray[np.uint8]]
     notes: tuple[str, ...] = ()
+    known: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def sha256(self, size: int) -> str:
         """Hash of names, splits, labels and pixels; of neither paths nor the layout."""
+        if size in self.known:
+            return self.known[size]
         total = hashlib.sha256(f"index {VERSION} size {size}\n".encode())
         columns = [self.labels[name] for name in sorted(self.labels)]
         total.update((",".join(sorted(self.labels)) + "\n").encode())
@@ -203,6 +216,29 @@ def stamps(root: Path, paths: Sequence[Path]) -> dict[str, list[int]]:
     return found
 
 
+def is_fresh(path: Path, root: Path, content: str) -> bool:
+    """Whether `load_index` would find one; its rows aren't read."""
+    return _facts(path, root, content) is not None
+
+
+def _facts(path: Path, root: Path, content: str) -> dict[str, Any] | None:
+    """What an index says of itself; None if there is none of the data as it lies there now."""
+    from pyarrow import parquet
+
+    if not path.is_file():
+        return None
+    try:
+        facts: dict[str, Any] = json.loads(parquet.read_schema(path).metadata[b"fairbench"])
+        if (facts["version"], facts["content"]) != (VERSION, content):
+            return None
+        if facts["stamps"] != stamps(root, [root / name for name in facts["stamps"]]):
+            return None
+    # A damaged file makes pyarrow raise nearly anything; it is made anew.
+    except Exception:
+        return None
+    return facts
+
+
 def load_index(path: Path, root: Path, content: str) -> Index | None:
     """The index at a path; None if there is none, or none of the data as it lies there now.
 
@@ -213,15 +249,11 @@ def load_index(path: Path, root: Path, content: str) -> Index | None:
     """
     from pyarrow import parquet
 
-    if not path.is_file():
+    facts = _facts(path, root, content)
+    if facts is None:
         return None
     try:
         table = parquet.read_table(path)
-        facts = json.loads(table.schema.metadata[b"fairbench"])
-        if (facts["version"], facts["content"]) != (VERSION, content):
-            return None
-        if facts["stamps"] != stamps(root, [root / name for name in facts["stamps"]]):
-            return None
         columns = {name: table[name] for name in table.column_names}
         hashes = {
             int(name.removeprefix(DIGEST)): np.frombuffer(
@@ -238,9 +270,9 @@ def load_index(path: Path, root: Path, content: str) -> Index | None:
             {name: columns[f"label {name}"].to_numpy() for name in facts["attributes"]},
             hashes,
             tuple(facts["notes"]),
+            {int(size): digest for size, digest in facts["sha256"].items()},
         )
-    # A damaged file makes pyarrow raise nearly anything; it is made anew.
-    except Exception:
+    except Exception:  # as above
         return None
 
 
@@ -319,6 +351,7 @@ def _write(path: Path, index: Index, stamped: Mapping[str, Sequence[int]], conte
         "stamps": dict(stamped),
         "attributes": list(index.labels),
         "notes": list(index.notes),
+        "sha256": {size: index.sha256(size) for size in index.hashes},
     }
     table = pyarrow.table(columns).replace_schema_metadata({"fairbench": json.dumps(facts)})
     with atomic_write(path) as file:
