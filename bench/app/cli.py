@@ -342,6 +342,31 @@ def leaderboard(
         _write_file(output, text.encode(), "--output")
 
 
+@app.command()
+def rescore(
+    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    make_images: Annotated[
+        bool,
+        typer.Option("--make-images", help="Make images again that are nowhere: takes hours."),
+    ] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Bring the scores of records up to date with today's definitions."""
+    with _guarded(debug):
+        from fairbench.runs.rescoring import rescore_all
+
+        with _reporting() as reporter:
+            found = rescore_all(results, make_images=make_images, report=reporter)
+        if json_:
+            _print_json([dataclasses.asdict(one) | {"path": str(one.path)} for one in found])
+            return
+        from fairbench.app.report import rescored
+
+        for line in rescored(found, results):
+            _console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def _format_of(output: Path, known: Sequence[Format]) -> Format:
     """The format whose files end as the output does."""
     for one in known:

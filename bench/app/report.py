@@ -10,10 +10,14 @@ from fairbench.core.score import Score
 from fairbench.scores.catalogue import spec_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
     from rich.table import Table
 
-__all__ = ["summary"]
+    from fairbench.runs.rescoring import Rescoring
+
+__all__ = ["rescored", "summary"]
 
 Item = TypeVar("Item")
 
@@ -42,6 +46,33 @@ def summary(record: Record, baseline: Record | None) -> RenderableType:
     _add_scores(table, record, baseline)
     _add_costs(table, record, baseline)
     return table
+
+
+def rescored(found: Sequence[Rescoring], results: Path) -> list[str]:
+    """What became of the records of a folder, line by line; equal reasons are said once.
+
+    Args:
+        found: What became of each.
+        results: The folder.
+    """
+    changed = [one for one in found if one.changed]
+    behind = [one for one in found if one.old]
+    current = len(found) - len({one.path for one in [*changed, *behind]})
+    lines = [f"{len(found)} complete records in {results}: {current} were up to date"]
+    for basis in dict.fromkeys(one.basis for one in changed):
+        group = [one for one in changed if one.basis == basis]
+        scores = sum(len(one.changed) for one in group)
+        lines.append(f"{len(group)} rescored from {basis}: {scores} scores")
+    for problem in dict.fromkeys(one.problem for one in behind):
+        group = [one for one in behind if one.problem == problem]
+        names = sorted({name for one in group for name in one.old})
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        lines.append(f"{len(group)} still hold older scores ({shown}): {problem}")
+        if command := next((one.command for one in group if one.command), ""):
+            lines.append(f"  for instance: {command}")
+    if any(one.command for one in behind):
+        lines.append("fairbench rescore --make-images makes the images of all of them again")
+    return lines
 
 
 def _title(record: Record) -> str:

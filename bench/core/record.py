@@ -47,6 +47,8 @@ class Record:
         created: UTC time of writing, ISO 8601.
         sidecar: SHA-256 of ``<key>.images.npz`` beside the record, which holds what is known of
             each image; None where there is none.
+        rescored: When scores were brought up to date last, by which code, and which of them, with
+            what that rested on; None if they are those of `created`.
     """
 
     schema: int
@@ -70,6 +72,7 @@ class Record:
     manifest: tuple[tuple[int, int, str], ...]
     created: str
     sidecar: str | None = None
+    rescored: Mapping[str, Any] | None = None
 
     def score(self, name: str) -> Score | None:
         """The score of that name, or None if the run didn't measure it."""

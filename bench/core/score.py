@@ -20,7 +20,8 @@ class Score:
     Attributes:
         name: Column name, such as ``"fairness_discrepancy"``.
         value: The number; finite.
-        low, high: Ends of the interval at `level`; None where none exists.
+        low, high: Ends of the interval at `level`; None where none exists, or where an end is
+            infinite, which `interval` then says.
         n: Images the number rests on.
         better: Which direction is better.
         interval: How the interval was made, such as ``"wilson"``; empty without one.
@@ -28,6 +29,7 @@ class Score:
         unit: Such as ``"share"``, ``"seconds"``; empty for a distance.
         source: What it was measured with: judge, encoder or reference, by name.
         level: Confidence level of the interval.
+        version: Of its `ScoreSpec` when it was computed; records that don't say hold version 2.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Score:
     unit: str = ""
     source: str = ""
     level: float = 0.95
+    version: int = 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class ScoreSpec:
         needs: What must be there to measure it, in words; empty for nothing but images.
         display: How patterns are written in lists, such as ``"kernel_<encoder>_balanced"``; empty
             for the pattern itself.
-        version: Raised whenever the same arrays give another value.
+        version: Raised whenever the same arrays give another value or other ends.
     """
 
     pattern: str

@@ -184,6 +184,7 @@ class _Training:
         self.validate, self.seed, self.what, self.device = validate, seed, what, device
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.statistics = _statistics(module)
+        self.counted = _copies(self.statistics)
         if self.statistics and (plan.ema_decay > 0 or validate is not None):
             raise ContractError(
                 f"{what}: batch norms' statistics are those of the last weights; expected "
@@ -243,7 +244,7 @@ class _Training:
             return
         state = {
             "parameters": [p.detach() for p in self.parameters],
-            "statistics": self.statistics,
+            "statistics": self.counted,
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "step": self.step,
@@ -274,6 +275,8 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
+        # A checkpoint is of the state before this step, whose loss moves the statistics already.
+        self.counted = _copies(self.statistics)
         total = 0.0
         logged: dict[str, float] = {}
         first = self.accelerator.process_index * self.plan.accumulate
@@ -458,6 +461,10 @@ def _train_mode(module: nn.Module) -> None:
 def _trained(module: nn.Module) -> dict[str, Tensor]:
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return trained | _statistics(module)
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 def _statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 Columns: ``file``, the image's name as the reader of images gives it; ``prompt``, what it was made
 from; ``requested_<attribute>``, the level that was asked for; ``<attribute>``, the level that
-a person saw in it; ``control_<name>``, any text, within whose values groups are compared too. All
-but ``file`` are optional.
+a person saw in it, empty or ``unsure`` for images that nobody looked at or could tell;
+``control_<name>``, any text, within whose values groups are compared too. All but ``file`` are
+optional. A table that holds nothing but what people saw may have rows for some of the images.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ REQUESTED = "requested_"
 CONTROL = "control_"
 """What the name of a column of a control variable begins with."""
 
+UNSURE = "unsure"
+"""What a person writes who can't tell, in any case; an empty cell means the same."""
+
+UNKNOWN = -1
+"""Stands for the level of an image that no person told."""
+
 MOST_LEVELS = 100
 """Values of a control variable: more are a number an image, not a variable to split by."""
 
@@ -47,7 +54,7 @@ class Labels:
         names: The N images.
         prompts: What each was made from; None if the table doesn't say.
         requested: Attribute -> (N,) int64, index of the level that was asked for.
-        given: Attribute -> (N,) int64, index of the level that a person saw.
+        given: Attribute -> (N,) int64, index of the level that a person saw; -1: nobody told.
         sha256: Of all of the above and the controls, in hex; the order of the table's rows
             changes nothing.
         controls: Variables to split by, their levels in natural order.
@@ -75,14 +82,15 @@ def read_labels(
 
     Args:
         path: A ``.csv`` in UTF-8 or a ``.parquet``.
-        names: Of the images, in their order; each must have one row.
+        names: Of the images, in their order; each must have one row, unless the table holds
+            nothing but what people saw.
         attributes: Attribute -> its levels in declared order; columns may name no others.
         unread: Further images, which may have a row.
 
     Raises:
         ContractError: If there are no names.
         InputError: If the table can't be read; if a column, a level or a file is unknown; if an
-            image has no row or two; if a cell is empty.
+            image has no row or two; if a cell is empty; if nobody saw a level in any image.
     """
     if not names:
         raise ContractError("expected the name of at least one image, seen none")
@@ -97,14 +105,23 @@ def read_labels(
             f"{path}: expected a column file with the images' names, seen "
             f"{', '.join(map(repr, table)) or 'no column'}; add it"
         )
-    _check_cells(path, table)
-    rows = _match(path, table["file"], names, unread)
+    seen = [column for column in table if column in attributes]
+    _check_cells(path, {name: cells for name, cells in table.items() if name not in seen})
+    some = bool(seen) and {*table} == {"file", *seen}
+    rows = _match(path, table["file"], names, unread, some=some)
     prompts = tuple(table["prompt"][row] for row in rows) if "prompt" in table else None
     levels: dict[str, NDArray[np.int64]] = {}
     for column, cells in table.items():
         if column in known and column not in ("file", "prompt"):
             declared = attributes[column.removeprefix(REQUESTED)]
-            levels[column] = _indices(path, table["file"], column, cells, declared)[rows]
+            index = _indices(path, table["file"], column, cells, declared, told=column in seen)
+            # One more at the end, which images without a row are given.
+            levels[column] = np.append(index, UNKNOWN)[rows]
+            if column in seen and (levels[column] == UNKNOWN).all():
+                raise InputError(
+                    f"{path}: column {column} tells no level of any image; fill some in, or "
+                    "leave the column out"
+                )
     requested = {
         c.removeprefix(REQUESTED): v for c, v in levels.items() if c.startswith(REQUESTED)
     }
@@ -252,9 +269,14 @@ def _check_cells(path: Path, table: Table) -> None:
 
 
 def _match(
-    path: Path, files: Sequence[str], names: Sequence[str], unread: Collection[str]
+    path: Path,
+    files: Sequence[str],
+    names: Sequence[str],
+    unread: Collection[str],
+    *,
+    some: bool,
 ) -> list[int]:
-    """Row of each image."""
+    """Row of each image; -1 where there is none, if `some` allows that."""
     rows: dict[str, int] = {}
     for row, file in enumerate(files):
         if file in rows:
@@ -271,12 +293,12 @@ def _match(
             f"{strange[0]!r}; expected names within the folder or archive, such as {names[0]!r}"
         )
     lacking = [name for name in names if name not in rows]
-    if lacking:
+    if lacking and not some:
         raise InputError(
             f"{path}: {_many(lacking, 'image')} of {len(names)} without a row, such as "
             f"{lacking[0]!r}; add a row for each"
         )
-    return [rows[name] for name in names]
+    return [rows.get(name, -1) for name in names]
 
 
 def _many(things: Sequence[str], what: str) -> str:
@@ -289,9 +311,14 @@ def _indices(
     column: str,
     cells: Sequence[str],
     levels: tuple[str, ...],
+    *,
+    told: bool,
 ) -> NDArray[np.int64]:
-    """Index of each cell's level."""
+    """Index of each cell's level; where people told it, they may have been unsure."""
     places = {level: index for index, level in enumerate(levels)}
+    if told:
+        unsure = {cell for cell in cells if cell.strip().lower() in ("", UNSURE)}
+        places |= dict.fromkeys(unsure - places.keys(), UNKNOWN)
     for row, cell in enumerate(cells):
         if cell not in places:
             error = unknown_name(f"level of {column}", cell, levels)

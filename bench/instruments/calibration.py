@@ -7,6 +7,7 @@ kept in the cache, under a key of the judge's weights and of the data.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +22,8 @@ from fairbench.core.keys import run_key
 from fairbench.core.progress import Progress, silent
 from fairbench.datasets.base import Dataset, ImageSource
 from fairbench.instruments.base import AttributeJudge, Instrument, read
-from fairbench.instruments.class_readers import Cut, DatasetJudge
+from fairbench.instruments.class_readers import Calibrated, Cut
+from fairbench.instruments.trained import judge_folder
 from fairbench.metrics import check_calibration
 from fairbench.metrics.counting import count_groups
 from fairbench.storage.files import atomic_write
@@ -34,7 +36,6 @@ __all__ = [
     "crossings_of",
     "halves",
     "held_out_facts",
-    "judge_folder",
     "under_confident",
 ]
 
@@ -45,11 +46,6 @@ HALVES_SEED = 0
 CHUNK = 512
 LAYOUT = 1
 """Raised whenever a stored calibration has another meaning."""
-
-
-def judge_folder(dataset: str, cache: Path) -> Path:
-    """Where what was trained and measured of a data set's judges lies."""
-    return cache / "judges" / dataset
 
 
 def halves(split: ImageSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -66,8 +62,9 @@ def halves(split: ImageSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def crossings_of(dataset: Dataset, attributes: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What errors are counted of: each attribute, and each crossing that a task asks for."""
+    """What errors are counted of: attributes, pairs of sensitive ones, crossings of tasks."""
     asked = {task.attributes for task in dataset.tasks if len(task.attributes) > 1}
+    asked |= {*itertools.combinations(dataset.sensitive, 2)}
     known = [chosen for chosen in sorted(asked) if all(name in attributes for name in chosen)]
     return [*((name,) for name in attributes), *known]
 
@@ -113,7 +110,8 @@ def held_out_facts(
         chosen: Attributes and crossings to count.
 
     Returns:
-        Name, crossings joined by ``"/"`` -> what was counted.
+        Name, crossings joined by ``"/"`` -> what was counted. One that has no image of some level,
+        or cell, is left out: nothing can be corrected by it.
     """
     found = {}
     for names in chosen:
@@ -127,6 +125,8 @@ def held_out_facts(
             )
         )
         counts = count_groups(truth * size + read_as, size**2).reshape(size, size)
+        if counts.sum(axis=1).min() == 0:
+            continue
         sure = np.prod([probabilities[name].max(1) for name in names], axis=0)
         found["/".join(names)] = Found(tuple(map(tuple, counts.tolist())), float(sure.mean()))
     return found
@@ -149,11 +149,11 @@ def under_confident(probabilities: NDArray[Any], labels: NDArray[Any]) -> str | 
 
 
 def calibrated(
-    judge: AttributeJudge | DatasetJudge,
+    judge: AttributeJudge,
     dataset: Dataset,
     cache: Path,
     progress: Progress = silent,
-) -> AttributeJudge | DatasetJudge:
+) -> AttributeJudge:
     """A judge with its errors on a data set: its own, those stored, or measured now.
 
     Args:
@@ -165,7 +165,7 @@ def calibrated(
     Raises:
         InputError: If there is no judge split.
     """
-    if judge.confusion or not isinstance(judge, DatasetJudge):
+    if judge.confusion or not isinstance(judge, Calibrated):
         return judge
     path = _path(judge, dataset, cache)
     stored = _stored(path, judge)
@@ -221,7 +221,7 @@ def _classes(
     return {name: np.concatenate([part[name] for part in parts]) for name in reader.outputs}
 
 
-def _path(judge: DatasetJudge, dataset: Dataset, cache: Path) -> Path:
+def _path(judge: Calibrated, dataset: Dataset, cache: Path) -> Path:
     key = run_key(
         {
             "layout": LAYOUT,
@@ -239,7 +239,7 @@ def _path(judge: DatasetJudge, dataset: Dataset, cache: Path) -> Path:
     return folder / f"{judge.name.replace('/', '_')}-{key}.json"
 
 
-def _stored(path: Path, judge: DatasetJudge) -> DatasetJudge | None:
+def _stored(path: Path, judge: Calibrated) -> Calibrated | None:
     """The judge with what a file says of it; None if there is none or it is damaged."""
     try:
         document = json.loads(path.read_bytes())
@@ -254,7 +254,7 @@ def _stored(path: Path, judge: DatasetJudge) -> DatasetJudge | None:
         return None
 
 
-def _with(judge: DatasetJudge, document: Mapping[str, Any]) -> DatasetJudge:
+def _with(judge: Calibrated, document: Mapping[str, Any]) -> Calibrated:
     cuts = {name: Cut(**cut) for name, cut in document["cuts"].items()}
     confusion = {
         name: np.array(one["confusion"], dtype=np.int64)

@@ -20,7 +20,7 @@ from fairbench.inputs.resizing import to_square
 from fairbench.instruments.base import Instrument, Kind, Outputs
 from fairbench.instruments.faces import FaceDetector, crop_faces
 
-__all__ = ["ClassReader", "Classes", "Cut", "DatasetJudge", "FaceCrops", "best_cut"]
+__all__ = ["Calibrated", "ClassReader", "Classes", "Cut", "DatasetJudge", "FaceCrops", "best_cut"]
 
 Probabilities = Mapping[str, NDArray[np.float32]]
 
@@ -120,20 +120,70 @@ def best_cut(
     return Cut(levels[older], int(starts[best[len(best) // 2] + 1]))
 
 
-class DatasetJudge:
-    """A class reader's classes as the levels of one data set.
+class Calibrated:
+    """A judge whose errors are counted on the images of the data set that it is used for.
 
     Attributes:
-        reader: The network.
-        levels: Attribute -> levels, of all attributes that the reader can tell.
+        levels: Attribute -> levels, of all attributes that it could read.
+        uncut: Those of them that are ages, and need a cut.
         cuts: Attribute -> where the older of its levels begins.
         refused: Attribute -> why what is said of it can't be trusted.
-        attributes: Attribute -> levels, of those that can be read as it stands: an age only with
-            a cut, and nothing that is refused.
-        confusion: As of every judge; empty until it was measured.
+        attributes: Attribute -> levels, of those that can be read as it stands.
+        confusion: As of every judge; empty until it was counted.
     """
 
     kind: Kind = "judge"
+    name: str
+    weights_sha256: str
+    preprocessing: str
+    dtype: str
+    outputs: Outputs
+    attributes: Mapping[str, tuple[str, ...]]
+    confusion: Mapping[str, NDArray[np.int64]]
+    levels: Mapping[str, tuple[str, ...]]
+    uncut: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    cuts: Mapping[str, Cut] = MappingProxyType({})
+    refused: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def reader(self) -> Instrument:
+        """What looks at images; `said` tells the levels of what it returns."""
+        return self
+
+    def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Attribute -> (N, K) float32 probabilities of (N, H, W, 3) uint8 images."""
+        raise NotImplementedError
+
+    def said(self, seen: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Attribute -> (N, K) of what the reader returned for N images."""
+        return dict(seen)
+
+    def fitted(
+        self, seen: Mapping[str, NDArray[Any]], labels: Mapping[str, NDArray[Any]]
+    ) -> Calibrated:
+        """The judge with the cuts that labelled images ask for.
+
+        Args:
+            seen: What the reader returned for them.
+            labels: Attribute -> (N,) index of the level.
+        """
+        return self
+
+    def measured(
+        self,
+        cuts: Mapping[str, Cut],
+        confusion: Mapping[str, NDArray[np.int64]],
+        refused: Mapping[str, str],
+    ) -> Calibrated:
+        """The judge with cuts and counts that were measured of it."""
+        raise NotImplementedError
+
+
+class DatasetJudge(Calibrated):
+    """A class reader's classes as the levels of one data set.
+
+    An age can be read only with a cut, and nothing can that is refused.
+    """
 
     def __init__(
         self,
@@ -156,10 +206,10 @@ class DatasetJudge:
         Raises:
             InputError: If the reader can't tell a single one.
         """
-        self.reader = reader
-        self.cuts: Mapping[str, Cut] = dict(cuts or {})
-        self.confusion: Mapping[str, NDArray[np.int64]] = MappingProxyType(dict(confusion or {}))
-        self.refused: Mapping[str, str] = dict(refused or {})
+        self._reader = reader
+        self.cuts = dict(cuts or {})
+        self.confusion = MappingProxyType(dict(confusion or {}))
+        self.refused = dict(refused or {})
         tables = {
             name: reader.classes[name].table(levels)
             for name, levels in attributes.items()
@@ -187,7 +237,7 @@ class DatasetJudge:
         self.attributes = MappingProxyType(
             {name: levels for name, levels in self.levels.items() if name in self._tables}
         )
-        self.outputs: Outputs = MappingProxyType(dict.fromkeys(self.attributes, np.float32))
+        self.outputs = MappingProxyType(dict.fromkeys(self.attributes, np.float32))
         self.name = reader.name
         self.weights_sha256 = reader.weights_sha256
         self.dtype = reader.dtype
@@ -195,15 +245,20 @@ class DatasetJudge:
         said = [f"{cut.older} from {cut.start} years" for cut in self.cuts.values()]
         self.preprocessing = ", ".join([reader.preprocessing, *said])
 
+    @property
+    def reader(self) -> ClassReader:
+        """The network."""
+        return self._reader
+
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Probabilities of every attribute's levels; arguments and errors as of every judge."""
         return self.said(self.reader(images))
 
-    def said(self, classes: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    def said(self, seen: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """The same of what the reader said already: name -> (N, C)."""
         found = {}
         for name, table in self._tables.items():
-            mass = np.asarray(classes[name], np.float64) @ table
+            mass = np.asarray(seen[name], np.float64) @ table
             total = mass.sum(axis=1, keepdims=True)
             # Classes that belong to no level leave little or nothing for the others.
             even = np.full_like(mass, 1 / table.shape[1])
@@ -213,16 +268,11 @@ class DatasetJudge:
         return found
 
     def fitted(
-        self, classes: Mapping[str, NDArray[Any]], labels: Mapping[str, NDArray[Any]]
+        self, seen: Mapping[str, NDArray[Any]], labels: Mapping[str, NDArray[Any]]
     ) -> DatasetJudge:
-        """The judge with the cuts that labelled images ask for.
-
-        Args:
-            classes: What the reader said of them: name -> (N, C).
-            labels: Attribute -> (N,) index of the level.
-        """
+        """The judge with the cuts that labelled images ask for; `seen`: name -> (N, C)."""
         cuts = {
-            name: best_cut(classes[name], labels[name], self.reader.classes[name], levels)
+            name: best_cut(seen[name], labels[name], self.reader.classes[name], levels)
             for name, levels in self.uncut.items()
         }
         return DatasetJudge(self.reader, self.levels, cuts)

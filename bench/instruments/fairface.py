@@ -109,7 +109,7 @@ class FairFace:
         self.preprocessing = f"{crops.preprocessing}; {SIDE} pixels, ImageNet normalisation"
         self.batch_size = batch_size
         self._crops = crops
-        self._runner = Runner(module, device=device, batch_size=batch_size)
+        self._runner = Runner(module.float(), device=device, batch_size=batch_size)
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Probabilities of race, gender and age.

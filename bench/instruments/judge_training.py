@@ -27,7 +27,6 @@ from fairbench.instruments.calibration import (
     crossings_of,
     halves,
     held_out_facts,
-    judge_folder,
     under_confident,
 )
 from fairbench.instruments.trained import (
@@ -37,7 +36,9 @@ from fairbench.instruments.trained import (
     Crop,
     Cropper,
     TrainedJudge,
+    judge_folder,
     judge_network,
+    labels_sha256,
     load_trained_judge,
     scaled,
 )
@@ -213,6 +214,7 @@ def train_judge(
         "key": key,
         "dataset": dataset.name,
         "data_sha256": dataset.data_sha256(),
+        "labels_sha256": labels_sha256(dataset),
         "architecture": f"torchvision ResNet-{recipe.depth}, one head an attribute",
         "depth": recipe.depth,
         "side": side,
@@ -224,6 +226,7 @@ def train_judge(
         "training": facts | {"plan": asdict(plan)},
         "held_out_images": len(held_out),
         "held_out": {},
+        "under_confident": {},
     }
     judge = TrainedJudge(recipe.judge_name, module, card, str(where))
     card |= _measured(judge, split.take(held_out), dataset, progress)

@@ -10,7 +10,6 @@ from fairbench.core.errors import InputError, unknown_name
 from fairbench.datasets.base import Dataset
 from fairbench.instruments.base import AttributeJudge
 from fairbench.instruments.catalogue import instrument_specs, load_instrument
-from fairbench.instruments.class_readers import DatasetJudge
 from fairbench.instruments.fairface import load_fairface
 from fairbench.instruments.trained import is_trained_judge, load_trained_judge, trained_judges
 
@@ -50,7 +49,7 @@ def load_judge(
     device: str = "cpu",
     batch_size: int | None = None,
     allow_download: bool = False,
-) -> AttributeJudge | DatasetJudge:
+) -> AttributeJudge:
     """Load a judge.
 
     Args:
@@ -76,7 +75,7 @@ def load_judge(
             allow_download=allow_download,
             dataset=dataset,
         )
-        return cast("AttributeJudge | DatasetJudge", found)
+        return cast(AttributeJudge, found)
     trained = trained_judges(dataset.name, cache)
     if name in trained:
         return load_trained_judge(trained[name], dataset, device)

@@ -6,6 +6,7 @@ its card, ``card.json``. A folder may be copied elsewhere and named by its path.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -24,9 +25,8 @@ from torch import Tensor, nn
 from fairbench.core.errors import AssetError, InputError
 from fairbench.datasets.base import Dataset
 from fairbench.inputs.resizing import to_square
-from fairbench.instruments.base import BATCH, Kind, Outputs, Runner, channels_first
-from fairbench.instruments.calibration import judge_folder
-from fairbench.instruments.class_readers import FaceCrops
+from fairbench.instruments.base import BATCH, Runner, channels_first
+from fairbench.instruments.class_readers import Calibrated, Cut, FaceCrops
 from fairbench.instruments.faces import load_detector
 from fairbench.storage.readings import check_images
 
@@ -39,7 +39,9 @@ __all__ = [
     "Cropper",
     "TrainedJudge",
     "is_trained_judge",
+    "judge_folder",
     "judge_network",
+    "labels_sha256",
     "load_trained_judge",
     "trained_judges",
 ]
@@ -50,6 +52,26 @@ MARGIN = 0.6
 """Around a face where faces are cut out: hair and glasses must be in view."""
 
 Crop = Literal["centre", "face"]
+
+
+def judge_folder(dataset: str, cache: Path) -> Path:
+    """Where what was trained and measured of a data set's judges lies."""
+    return cache / "judges" / dataset
+
+
+def labels_sha256(dataset: Dataset) -> str:
+    """Hash of the labels of a data set's judge split, in order; of no pixel.
+
+    So a judge serves a data set at every size that its images come in.
+    """
+    split = dataset.split("judge")
+    total = hashlib.sha256()
+    if split is None:
+        return total.hexdigest()
+    for name in sorted(dataset.attributes):
+        total.update(f"{name} {'/'.join(dataset.attributes[name])}\n".encode())
+        total.update(np.asarray(split.labels[name], np.int64).tobytes())
+    return total.hexdigest()
 
 
 def trained_judges(dataset: str, cache: Path) -> dict[str, Path]:
@@ -106,16 +128,13 @@ class Cropper:
         return np.stack([to_square(Image.fromarray(image), self._side) for image in images])
 
 
-class TrainedJudge:
+class TrainedJudge(Calibrated):
     """A ResNet that was trained on the judge split of one data set.
 
     Attributes:
-        card: Everything that was written down about it.
-        attributes: Attribute -> its levels.
-        confusion: Counts on the held-out half.
+        card: Everything that was written down about it, the counts on the held-out half too.
     """
 
-    kind: Kind = "judge"
     dtype = "float32"
     batch_size = BATCH
 
@@ -127,8 +146,10 @@ class TrainedJudge:
         self.attributes = MappingProxyType(
             {key: tuple(levels) for key, levels in card["attributes"].items()}
         )
-        self.outputs: Outputs = MappingProxyType(dict.fromkeys(self.attributes, np.float32))
-        self.confusion: Mapping[str, NDArray[np.int64]] = MappingProxyType(
+        self.levels = self.attributes
+        self.outputs = MappingProxyType(dict.fromkeys(self.attributes, np.float32))
+        self.refused = dict(card["under_confident"])
+        self.confusion = MappingProxyType(
             {
                 key: np.array(entry["confusion"], dtype=np.int64)
                 for key, entry in card["held_out"].items()
@@ -158,6 +179,17 @@ class TrainedJudge:
         parts = self._runner.run(self._cropper(images), scaled, self._softmax, self.name)
         return dict(zip(self.attributes, parts, strict=True))
 
+    def measured(
+        self,
+        cuts: Mapping[str, Cut],
+        confusion: Mapping[str, NDArray[np.int64]],
+        refused: Mapping[str, str],
+    ) -> TrainedJudge:
+        """The judge with counts on other images than those that its card tells of."""
+        other = copy.copy(self)
+        other.confusion, other.refused = MappingProxyType(dict(confusion)), dict(refused)
+        return other
+
     def _softmax(self, pixels: Tensor) -> list[Tensor]:
         sizes = [len(levels) for levels in self.attributes.values()]
         parts = torch.split(self._runner.module(pixels), sizes, dim=1)
@@ -179,13 +211,16 @@ def load_trained_judge(folder: Path, dataset: Dataset, device: str = "cpu") -> T
 
     Raises:
         AssetError: If a file is missing or damaged.
-        InputError: If it was trained for another data set, or for other data of this one.
+        InputError: If it was trained for another data set, or with other labels of this one.
+
+    Where the images are others than those that its card tells of, such as of another size, its
+    counts are left out, and must be made anew.
     """
     remedy = f"train it anew: fairbench train-judge --dataset {dataset.name}"
     path = folder / CARD
     try:
         card = json.loads(path.read_bytes())
-        made_for, data = card["dataset"], card["data_sha256"]
+        made_for, data = card["dataset"], card["labels_sha256"]
         name, side, depth = str(card["name"]), int(card["side"]), int(card["depth"])
         levels = {key: tuple(values) for key, values in card["attributes"].items()}
         path = folder / card["weights"]["file"]
@@ -195,10 +230,10 @@ def load_trained_judge(folder: Path, dataset: Dataset, device: str = "cpu") -> T
         raise AssetError(f"{path}: {error.strerror}; {remedy}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AssetError(f"{path}: is no card of a trained judge; {remedy}") from error
-    if made_for != dataset.name or data != dataset.data_sha256() or side < 1:
+    if made_for != dataset.name or data != labels_sha256(dataset) or side < 1:
         raise InputError(
             f"{folder}: was trained on other data than that of {dataset.name} (on {made_for}, "
-            f"sha256 {str(data)[:8]}…); {remedy}"
+            f"labels of sha256 {str(data)[:8]}…); delete it, or {remedy}"
         )
     if any(dataset.attributes.get(key) != values for key, values in levels.items()):
         raise InputError(f"{folder}: reads other attributes than {dataset.name} has; {remedy}")
@@ -213,4 +248,5 @@ def load_trained_judge(folder: Path, dataset: Dataset, device: str = "cpu") -> T
         module.load_state_dict(load_safetensors(packed), assign=True)
     except (RuntimeError, SafetensorError) as error:
         raise AssetError(f"{path}: doesn't hold the network of its card; {remedy}") from error
-    return TrainedJudge(name, module, card, device)
+    judge = TrainedJudge(name, module, card, device)
+    return judge if card["data_sha256"] == dataset.data_sha256() else judge.measured({}, {}, {})

@@ -19,6 +19,7 @@ from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset, ImageSource
 from fairbench.instruments.measuring import Instruments, measure
+from fairbench.runs.copies import MOST_COPIES, count_copies
 from fairbench.runs.face_reading import face_reading, read_faces
 from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
 from fairbench.scores.parts.crossings import NO_VALID, Sample
@@ -136,6 +137,7 @@ def evaluate_images(
     if known.reference is not None:
         seen = measure(known.reference, instruments, cache, report.progress).features
     faces = _faces(images, listed, question, instruments, cache, report)
+    copies = count_copies(listed, dataset)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
     scores, tables, facts = score_all(
         sample,
@@ -149,13 +151,17 @@ def evaluate_images(
         seen=seen,
         controls=question.controls,
         faces=faces,
+        copies=copies,
         seed=seed,
     )
     unread = [name for name in dataset.attributes if name not in attributes]
     if unread:
         facts["unread_attributes"] = unread
         report.note(f"not every judge reads {', '.join(unread)}, so nothing is said of that")
+    if about := dataset.facts():
+        facts["data"] = dict(about)
     _warn_of_gaps(facts, report)
+    _warn_of_copies(copies, report)
     labels = {
         judge: {name: table.argmax(1) for name, table in by_attribute.items()}
         for judge, by_attribute in measured.probabilities.items()
@@ -191,6 +197,21 @@ def _warn_of_gaps(facts: Mapping[str, Any], report: Reporter) -> None:
     for name, why in missing.items():
         if name.startswith("identity"):
             report.note(f"{name}: not measured: {why}")
+
+
+def _warn_of_copies(copies: Mapping[str, int], report: Reporter) -> None:
+    """Say what copies make of the sample, and whether it holds what it is compared with."""
+    images, distinct = copies["images"], copies["distinct"]
+    if images - distinct > MOST_COPIES * images:
+        report.warn(
+            f"{images - distinct} of {images} images are exact copies of others: the effective n "
+            f"is {distinct}, and intervals say too much"
+        )
+    if leaked := copies.get("evaluation", 0):
+        report.warn(
+            f"{leaked} of {images} images are real images that quality is measured against; "
+            "quality scores say nothing of them"
+        )
 
 
 def _faces(

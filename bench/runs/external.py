@@ -22,10 +22,11 @@ from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
-from fairbench.runs.judging import choose_judges
+from fairbench.runs.judging import choose_judges, judging_config
 from fairbench.runs.reference import real_images
 from fairbench.runs.requisites import find_requisites
-from fairbench.runs.running import Outcome, data_facts, now
+from fairbench.runs.running import Outcome
+from fairbench.runs.times import now
 from fairbench.scores.parts.crossings import crossing
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
@@ -157,6 +158,7 @@ def evaluate(
     }
     if known.labels is not None:
         config["labels"] = known.labels.sha256
+    config |= judging_config(judges, accept_judge)
     if controls:
         config["control"] = sorted(set(controls))
     if seed:
@@ -207,7 +209,6 @@ def evaluate(
         facts={
             **measured.facts,
             **judging.facts(),
-            **data_facts(chosen),
             "notes": list(read.notes),
         },
         manifest=(),

@@ -36,7 +36,7 @@ from fairbench.storage.cache import array_headers, load_arrays, remove, save_arr
 if TYPE_CHECKING:
     from fairbench.diffusion.backbone import Backbone
 
-__all__ = ["Generated", "generate", "help_to_prepare", "training_data"]
+__all__ = ["Generated", "find_generated", "generate", "help_to_prepare", "training_data"]
 
 PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seconds"})
 STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
@@ -71,10 +71,10 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     whole = folder / WHOLE
     if plan.config.force:
         remove(folder)
-    stored = load_arrays(whole)
-    if stored is not None and stored.keys() >= STORED:
-        report.note(f"images found in the cache ({len(stored['images'])})")
-        return _unpacked(stored)
+    found = find_generated(key, cache)
+    if found is not None:
+        report.note(f"images found in the cache ({len(found.images)})")
+        return found
     started = time.monotonic()
     backbone = _backbone(plan)
     with _method_cache(cache, forced=plan.config.force) as method_cache:
@@ -127,6 +127,14 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     for part in folder.glob("batch-*.npz"):
         part.unlink(missing_ok=True)
     return _unpacked(arrays)
+
+
+def find_generated(key: str, cache: Path) -> Generated | None:
+    """The images of a generation key, if the cache holds all of them."""
+    stored = load_arrays(cache / "images" / key / WHOLE)
+    if stored is None or not stored.keys() >= STORED:
+        return None
+    return _unpacked(stored)
 
 
 def help_to_prepare(plan: Plan, key: str, cache: Path, report: Reporter) -> None:

@@ -13,10 +13,10 @@ from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset
 from fairbench.instruments.base import AttributeJudge
 from fairbench.instruments.calibration import ACCEPTED, balanced_accuracy, calibrated
-from fairbench.instruments.class_readers import DatasetJudge
+from fairbench.instruments.class_readers import Calibrated
 from fairbench.instruments.judges import judge_names, load_judge
 
-__all__ = ["Judging", "choose_judges", "judge_report", "needed_attributes"]
+__all__ = ["Judging", "choose_judges", "judge_report", "judging_config", "needed_attributes"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ class Judging:
     def facts(self) -> dict[str, dict[str, str]]:
         """What a record says of them; nothing if all are good enough."""
         return {"accepted_judges": dict(self.accepted)} if self.accepted else {}
+
+
+def judging_config(asked: Sequence[str], accept: bool) -> dict[str, Any]:
+    """What a record keeps of the choice of judges; nothing if the user made none."""
+    kept: dict[str, Any] = {"judges": list(asked)} if asked else {}
+    return kept | ({"accept_judge": True} if accept else {})
 
 
 def needed_attributes(task: Task, controls: Sequence[Control]) -> tuple[str, ...]:
@@ -122,23 +128,23 @@ def choose_judges(
 
 
 def _calibrated(
-    judge: AttributeJudge | DatasetJudge,
+    judge: AttributeJudge,
     dataset: Dataset,
     cache: Path,
     report: Reporter,
     accept: bool,
-) -> AttributeJudge | DatasetJudge:
-    if accept and isinstance(judge, DatasetJudge) and dataset.split("judge") is None:
+) -> AttributeJudge:
+    if accept and isinstance(judge, Calibrated) and dataset.split("judge") is None:
         return judge  # what it can read without labelled images
     return calibrated(judge, dataset, cache, report.progress)
 
 
 def _lacking(
-    judge: AttributeJudge | DatasetJudge, dataset: Dataset, needed: Sequence[str], *, before: bool
+    judge: AttributeJudge, dataset: Dataset, needed: Sequence[str], *, before: bool
 ) -> str:
     """What of the needed attributes a judge doesn't read, in words; empty if nothing."""
-    reads = judge.levels if before and isinstance(judge, DatasetJudge) else judge.attributes
-    refused = judge.refused if isinstance(judge, DatasetJudge) else {}
+    reads = judge.levels if before and isinstance(judge, Calibrated) else judge.attributes
+    refused = judge.refused if isinstance(judge, Calibrated) else {}
     for name in needed:
         if name in refused:
             return f"can't be trusted with {name}: {refused[name]}"
@@ -146,20 +152,18 @@ def _lacking(
     return f"doesn't read {' and '.join(absent)}" if absent else ""
 
 
-def _poor(judge: AttributeJudge | DatasetJudge, task: Task) -> str:
+def _poor(judge: AttributeJudge, task: Task) -> str:
     """Which attributes of the task a judge reads too badly, in words; empty if none."""
     said = []
     for name in task.attributes:
         counts = judge.confusion.get(name)
         if counts is None:
             # Of a judge that a data set declares without counts, nothing is known either way.
-            if isinstance(judge, DatasetJudge):
+            if isinstance(judge, Calibrated):
                 said.append(f"{name} with an accuracy that isn't known")
             continue
         value = balanced_accuracy(counts)
-        if value is None:
-            said.append(f"{name} with an accuracy that isn't known for every level")
-        elif value < ACCEPTED:
+        if value is not None and value < ACCEPTED:
             said.append(f"{name} with a balanced accuracy of {value:.1%}")
     return f"reads {' and '.join(said)}, {ACCEPTED:.0%} is asked for" if said else ""
 
@@ -200,7 +204,7 @@ def judge_report(
     return rows
 
 
-def _row(judge: AttributeJudge | DatasetJudge, attribute: str, dataset: Dataset) -> dict[str, Any]:
+def _row(judge: AttributeJudge, attribute: str, dataset: Dataset) -> dict[str, Any]:
     levels = dataset.attributes[attribute]
     row: dict[str, Any] = {
         "judge": judge.name,
@@ -213,8 +217,8 @@ def _row(judge: AttributeJudge | DatasetJudge, attribute: str, dataset: Dataset)
         "remark": "",
     }
     counts = judge.confusion.get(attribute)
-    refused = judge.refused if isinstance(judge, DatasetJudge) else {}
-    cuts = judge.cuts if isinstance(judge, DatasetJudge) else {}
+    refused = judge.refused if isinstance(judge, Calibrated) else {}
+    cuts = judge.cuts if isinstance(judge, Calibrated) else {}
     if attribute in refused:
         row["remark"] = f"refused: {refused[attribute]}"
     elif judge.attributes.get(attribute) != levels:

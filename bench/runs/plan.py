@@ -21,6 +21,7 @@ from fairbench.instruments.measuring import Instruments
 from fairbench.methods import make_method
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Question, measuring_config
+from fairbench.runs.judging import judging_config
 from fairbench.runs.reference import real_images
 from fairbench.runs.requisites import find_requisites
 from fairbench.runs.supply import check_supply
@@ -239,8 +240,8 @@ class Keys:
     Attributes:
         generation: Key of everything that its images depend on.
         run: Key of that, and of everything that its scores depend on.
-        config: What the run key is of, with names that change nothing: those of the backbone and
-            the preset, for which the weights' hash and the parameters stand.
+        config: What the run key is of, with names that change nothing: those of the backbone, the
+            preset and the judges, for which the weights' hashes and the parameters stand.
     """
 
     generation: str
@@ -270,6 +271,7 @@ def plan_keys(plan: Plan, instruments: Instruments) -> Keys:
     if plan.config.controls:
         config["control"] = sorted(set(plan.config.controls))
     named = config | {"backbone": plan.backbone.name, "preset": plan.preset}
+    named |= judging_config(plan.config.judges, plan.config.accept_judge)
     return Keys(run_key(images_config), run_key(config), named)
 
 

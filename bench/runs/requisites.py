@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fairbench.core.errors import AssetError
+from fairbench.core.errors import InputError
 from fairbench.datasets.base import Dataset, get_dataset
 from fairbench.storage import hub
 
@@ -32,15 +32,15 @@ def find_requisites(
         allow_download: Whether a missing backbone may be got from the hub.
 
     Raises:
-        InputError: If there is no such data set.
-        AssetError: If files are missing; names all of them, the places looked in, what to type.
+        InputError: If there is no such data set, or files are missing; names all of them, the
+            places looked in, what to type.
     """
     dataset = get_dataset(name, root)
     reasons = [dataset.lacking()]
     if generating and not allow_download:
         reasons.append(missing_backbone(dataset, backbone))
     if any(reasons):
-        raise AssetError("; ".join(filter(None, reasons)))
+        raise InputError("; ".join(filter(None, reasons)))
     return dataset
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,15 @@ from fairbench.core.measurements import Measurements
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, PerImage, Record
-from fairbench.datasets.base import Dataset
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
-from fairbench.runs.evaluation import Known, evaluate_images
 from fairbench.runs.generation import generate, help_to_prepare
 from fairbench.runs.judging import choose_judges
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import Plan, plan_keys, plan_run
-from fairbench.runs.supply import reference_source
+from fairbench.runs.rescoring import refreshed
+from fairbench.runs.scoring import score_generated
+from fairbench.runs.times import now
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
@@ -39,7 +38,7 @@ from fairbench.storage.records import (
     write_record,
 )
 
-__all__ = ["Outcome", "baseline_of", "data_facts", "run", "take_part"]
+__all__ = ["Outcome", "baseline_of", "run", "take_part"]
 
 GRID_COLUMNS = 16
 
@@ -120,13 +119,15 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     path = record_path(config.results, plan.dataset.name, name, key)
     found = find_record(path)
     if found is not None and not config.force:
-        return Outcome(found, path, True) if is_main_process() else None
+        if not is_main_process():
+            return None
+        return Outcome(refreshed(found, path, plan, instruments, report), path, True)
     if not is_main_process():
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
     told: dict[str, Any] = {} if strange is None else {"training_set": strange}
-    told = {**told, **judging.facts(), **data_facts(plan.dataset)}
+    told = {**told, **judging.facts()}
     blank = dataclasses.replace(blank, facts=told)
     with _failures_recorded(config.results, blank):
         record, images = _compute(plan, blank, instruments, report)
@@ -183,16 +184,6 @@ def _plain_card(card: MethodCard) -> dict[str, Any]:
     }
 
 
-def data_facts(dataset: Dataset) -> dict[str, Any]:
-    """What a record says of the images that it was measured against."""
-    found = dataset.facts()
-    return {"data": dict(found)} if found else {}
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 @contextmanager
 def _failures_recorded(results: Path, blank: Record) -> Iterator[None]:
     """Leave a record of a run that fails or is interrupted; it never counts as found."""
@@ -220,27 +211,7 @@ def _compute(
     manifest = _manifest(requests, listed)
     _compare_manifests(plan.config.results, blank, manifest, report)
     started = time.monotonic()
-    card = plan.method.configured_card()
-    learned_from = None
-    if "reference-set" in card.supervision:
-        learned_from = reference_source(plan.dataset, card)
-    texts = [request.prompt.text for request in requests]
-    known = Known(
-        prompt_index=np.array([request.prompt_index for request in requests]),
-        batch_id=generated.batch_id,
-        requested=generated.requested,
-        texts=texts if plan.backbone.conditional else None,
-        reference=learned_from,
-    )
-    found = evaluate_images(
-        generated.images,
-        listed,
-        plan.question,
-        instruments,
-        known,
-        cache,
-        report,
-    )
+    found = score_generated(plan, generated, listed, instruments, cache, report)
     from fairbench.diffusion.devices import peak_memory_mib
 
     record = dataclasses.replace(

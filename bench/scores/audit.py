@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import count_groups, discrepancy_interval, noise_floor_for
-from fairbench.scores.parts.crossings import Reading, crossing
+from fairbench.scores.parts.auditing import errors_of, labelled
+from fairbench.scores.parts.crossings import Reading
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
 from fairbench.scores.parts.plain import share_score
@@ -45,7 +46,7 @@ def _audit(
 
     Args:
         reading: The sample as the primary judge reads it.
-        given: Attribute -> (N,) level that a person saw in each image.
+        given: Attribute -> (N,) level that a person saw in each image, -1 where nobody told.
         seed: Of every resample.
 
     Returns:
@@ -55,19 +56,24 @@ def _audit(
         were counted on. The facts hold the errors counted here.
     """
     scores, facts = [], {}
-    valid = reading.valid
-    for name, levels in given.items():
-        read = reading.labels[name][valid]
-        same = int((read == levels[valid]).sum())
-        source = f"judge {reading.judge} and given labels, valid images"
-        scores.append(share_score(f"judge_agreement_{name}", same, reading.n, "neither", source))
-        facts[name] = _errors(levels[valid], read, len(reading.levels[name])).tolist()
+    for name in given:
+        told, truth = labelled(reading, given, (name,))
+        if not told.any():
+            continue
+        read = reading.labels[name][told]
+        same, total = int((read == truth).sum()), int(told.sum())
+        source = f"judge {reading.judge} and given labels, valid images that have one"
+        scores.append(share_score(f"judge_agreement_{name}", same, total, "neither", source))
+        facts[name] = errors_of(reading, given, (name,)).tolist()
     chosen = tuple(reading.task.attributes)
     if not all(name in given for name in chosen):
         return scores, facts
+    told, truth = labelled(reading, given, chosen)
+    if not told.any():
+        return scores, facts
     target, size = reading.target(chosen), len(reading.groups(chosen))
-    truth = crossing(given, chosen, reading.levels)
-    counts = count_groups(truth[valid], size)
+    total = int(told.sum())
+    counts = count_groups(truth, size)
     found = discrepancy_interval(counts, target, seed=seed)
     scores.append(
         Score(
@@ -75,26 +81,22 @@ def _audit(
             value=found.value,
             low=found.low,
             high=found.high,
-            n=reading.n,
+            n=total,
             better="lower",
             interval=found.method,
-            floor=noise_floor_for(target, reading.n),
-            source="given labels, valid images, all prompts together",
+            floor=noise_floor_for(target, total),
+            source="given labels, valid images that have one, all prompts together",
         )
     )
-    errors = _errors(truth[valid], reading.index(chosen)[valid], size)
-    facts["/".join(chosen)] = errors.tolist()
+    facts["/".join(chosen)] = errors_of(reading, given, chosen).tolist()
     return scores, facts
-
-
-def _errors(truth: NDArray[np.int64], read: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(K, K) counts, rows are the given labels, columns what the judge read."""
-    return count_groups(truth * size + read, size**2).reshape(size, size)
 
 
 def compute(evidence: Evidence) -> Found:
     """What given labels say, where there are any."""
     scores, facts = _audit(evidence.first, evidence.given, evidence.seed)
+    if evidence.audited:
+        facts["errors counted on these images"] = dict(evidence.audited)
     return Found(tuple(scores), facts={"audit": facts} if facts else {})
 
 

@@ -216,6 +216,8 @@ class Discrepancies(Shares):
         judged = f"judge {worse}"
         if len(found) > 1:
             judged = f"the worse of {len(found)} judges ({worse})"
+        if labelled := self.audited.get("/".join(chosen)):
+            judged += f", errors counted on {labelled} labelled images of this run"
         return [
             Score(
                 name=name,

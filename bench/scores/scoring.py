@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from fairbench.core.score import Score
 from fairbench.core.task import Control, Task
-from fairbench.scores.catalogue import broken_families, families
+from fairbench.scores.catalogue import broken_families, families, spec_of
+from fairbench.scores.parts.auditing import audited_confusions
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.evidence import Columns, Evidence, FaceEvidence, Reference
 from fairbench.scores.parts.family import Found, ScoreFamily, Table
@@ -22,7 +24,7 @@ from fairbench.scores.parts.family import Found, ScoreFamily, Table
 __all__ = ["METRIC_VERSION", "found_in", "score_all"]
 
 METRIC_VERSION = 2
-"""Raised whenever the same arrays give other scores."""
+"""Part of run keys; what becomes of the same arrays is said score by score, `Score.version`."""
 
 
 def score_all(
@@ -38,6 +40,7 @@ def score_all(
     seen: Mapping[str, NDArray[np.float32]] | None = None,
     controls: Sequence[Control] = (),
     faces: FaceEvidence | None = None,
+    copies: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> tuple[tuple[Score, ...], dict[str, Table], dict[str, Any]]:
     """Every score, every table of groups, and further facts of one run.
@@ -51,33 +54,45 @@ def score_all(
         confusions: Judge, the primary one first -> attribute or crossing -> (K, K) counts on
             labelled images, rows are the truth.
         encoders: Encoder -> how its columns are called.
-        given: Attribute -> (N,) levels that a person saw in the images; tells how far to
-            trust the judges on them.
+        given: Attribute -> (N,) levels that a person saw in the images, -1 where nobody told.
+            With enough of every group the judges' errors are counted on these images, in place of
+            `confusions`; see `audited_confusions`.
         seen: Encoder -> features of a reference set that the method learned from, if it did.
         controls: Variables within whose levels groups are compared too, in tables and facts.
         faces: What the face stage said, if it was asked for.
+        copies: Counts of equal images, as in `Evidence`.
         seed: Of every resample behind the intervals.
 
     Shares are taken of valid images. What can't be measured is left out, and the fact
     ``not_measured`` says why: shares of nothing aren't 0.
     """
+    readings = tuple(Reading(sample, judge, attributes, task) for judge in confusions)
+    confusions, audited = audited_confusions(readings, given or {}, confusions)
     evidence = Evidence(
-        readings=tuple(Reading(sample, judge, attributes, task) for judge in confusions),
+        readings=readings,
         sensitive=tuple(sensitive),
         confusions=confusions,
+        audited=audited,
         encoders=encoders,
         reference=reference,
         given=given or {},
         seen=seen,
         controls=controls,
         faces=faces,
+        copies=copies,
         seed=seed,
     )
     found = found_in(evidence, families())
     facts = dict(found.facts)
     if missing := {**found.not_measured, **broken_families()}:
         facts["not_measured"] = missing
-    return found.scores, dict(found.tables), facts
+    return tuple(map(_stamped, found.scores)), dict(found.tables), facts
+
+
+def _stamped(score: Score) -> Score:
+    """The score with the version of what is known of it; families needn't say."""
+    spec = spec_of(score.name)
+    return score if spec is None else replace(score, version=spec.version)
 
 
 def found_in(evidence: Evidence, asked: Sequence[ScoreFamily]) -> Found:

@@ -35,6 +35,7 @@ __all__ = [
     "read_record",
     "read_records",
     "record_path",
+    "rewrite_record",
     "write_record",
 ]
 
@@ -100,6 +101,29 @@ def write_record(results: Path, record: Record, images: PerImage | None = None) 
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error}); choose another folder") from error
     return path
+
+
+def rewrite_record(path: Path, record: Record) -> None:
+    """Replace a record by one of the same key whose scores were brought up to date.
+
+    What is known of its images stays as it is, in whatever schema it was written.
+
+    Args:
+        path: Where it lies.
+        record: What to write there; it names the sidecar, or holds the manifest, that is there.
+
+    Raises:
+        ContractError: If the record holds something that JSON can't, or is of another key.
+        InputError: If the file can't be written to.
+    """
+    if record.key != path.stem:
+        raise ContractError(f"{path}: expected the record of key {path.stem}, seen {record.key}")
+    text = _to_text(record)
+    try:
+        with atomic_write(path) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error}); check its rights") from error
 
 
 def _packed(images: PerImage) -> bytes:
@@ -243,7 +267,12 @@ def read_records(results: Path, warn: Callable[[str], None]) -> list[Record]:
 def _to_text(record: Record) -> str:
     """JSON with an indent."""
     data = plain(record, "record")
-    del data["manifest"]  # the sidecar has it
+    del data["sidecar" if record.schema == 1 else "manifest"]  # the sidecar has the manifest
+    if record.rescored is None:
+        del data["rescored"]
+    for score in data["scores"]:
+        if score["version"] == _UNSAID:  # so that records from before there were others stay
+            del score["version"]
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -293,6 +322,7 @@ _RECORD_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "created": (str,),
     }
 )
+_UNSAID = 2  # version of a score that names none
 _SCORE_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
     {
         "name": (str,),
@@ -306,6 +336,7 @@ _SCORE_V1: Mapping[str, tuple[type, ...]] = MappingProxyType(
         "unit": (str,),
         "source": (str,),
         "level": _NUMBER,
+        "version": (int,),
     }
 )
 
@@ -319,13 +350,19 @@ _RECORD_V2: Mapping[str, tuple[type, ...]] = MappingProxyType(
 
 
 def _read_v1(data: object) -> Record:
-    values = _checked(data, _RECORD_V1, "the record")
+    values = _with_rescored(data, _RECORD_V1)
     manifest = tuple(_image(row) for row in values["manifest"])
     return _record({**values, "manifest": manifest})
 
 
 def _read_v2(data: object) -> Record:
-    return _record({**_checked(data, _RECORD_V2, "the record"), "manifest": ()})
+    return _record({**_with_rescored(data, _RECORD_V2), "manifest": ()})
+
+
+def _with_rescored(data: object, kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """A record's values; one that was never rescored doesn't say so."""
+    whole = {"rescored": None, **data} if isinstance(data, dict) else data
+    return _checked(whole, {**kinds, "rescored": (dict, NoneType)}, "the record")
 
 
 def _record(values: dict[str, Any]) -> Record:
@@ -337,8 +374,14 @@ def _record(values: dict[str, Any]) -> Record:
     for name, rows in values["groups"].items():
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"the groups of {name!r} aren't a list of objects")
-    scores = [Score(**_checked(row, _SCORE_V1, "a score")) for row in values["scores"]]
+    scores = [Score(**_score(row)) for row in values["scores"]]
     return Record(**{**values, "scores": tuple(scores)})
+
+
+def _score(row: object) -> dict[str, Any]:
+    """A score's values; its version where it names none."""
+    data = {"version": _UNSAID, **row} if isinstance(row, dict) else row
+    return _checked(data, _SCORE_V1, "a score")
 
 
 def _checked(data: object, kinds: Mapping[str, tuple[type, ...]], what: str) -> dict[str, Any]:

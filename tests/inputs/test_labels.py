@@ -129,7 +129,7 @@ def test_an_unknown_level(tmp_path):
     refused(changed(tmp_path, race=["asian", " white", "black"]), "' white'")
 
 
-@pytest.mark.parametrize("column", ["file", "prompt", "race", "requested_gender"])
+@pytest.mark.parametrize("column", ["file", "prompt", "requested_gender"])
 @pytest.mark.parametrize("cell", ["", "  "])
 def test_an_empty_cell(tmp_path, column, cell):
     cells = [FULL[column][0], cell, cell + " "]
@@ -139,9 +139,34 @@ def test_an_empty_cell(tmp_path, column, cell):
 
 @pytest.mark.parametrize("nothing", [None, float("nan")])
 def test_nothing_in_a_parquet(tmp_path, nothing):
-    cells = ["white", None, "black"] if nothing is None else [1.0, nothing, 2.0]
-    path = parquet(tmp_path / "labels.parquet", {**FULL, "race": cells})
-    refused(path, "row 2 ('a.png'): column race is empty")
+    cells = ["male", None, "female"] if nothing is None else [1.0, nothing, 2.0]
+    path = parquet(tmp_path / "labels.parquet", {**FULL, "requested_gender": cells})
+    refused(path, "row 2 ('a.png'): column requested_gender is empty")
+
+
+@pytest.mark.parametrize("cell", ["", "  ", "unsure", "Unsure ", None])
+def test_people_may_be_unsure(tmp_path, cell):
+    save, suffix = (parquet, ".parquet") if cell is None else (write, ".csv")
+    path = save(tmp_path / f"labels{suffix}", {**FULL, "race": ["asian", cell, "black"]})
+    assert read_labels(path, NAMES, ATTRIBUTES).given["race"].tolist() == [-1, 1, 2]
+
+
+def test_a_level_called_unsure_is_a_level(tmp_path):
+    path = write(tmp_path / "labels.csv", {"file": ["a"], "look": ["unsure"]})
+    levels = {"look": ("sure", "unsure")}
+    assert read_labels(path, ["a"], levels).given["look"].tolist() == [1]
+
+
+def test_some_images_are_enough_for_an_audit(tmp_path):
+    path = write(tmp_path / "labels.csv", {"file": ["b/1.png"], "race": ["black"]})
+    assert read_labels(path, NAMES, ATTRIBUTES).given["race"].tolist() == [-1, 1, -1]
+    prompted = {"file": ["b/1.png"], "race": ["black"], "prompt": ["a nurse"]}
+    refused(write(tmp_path / "labels.csv", prompted), "2 images of 3 without a row")
+
+
+def test_an_audit_that_tells_nothing_is_refused(tmp_path):
+    path = write(tmp_path / "labels.csv", {"file": ["a.png"], "race": ["unsure"]})
+    refused(path, "column race tells no level of any image")
 
 
 def test_a_file_that_comes_twice(tmp_path):

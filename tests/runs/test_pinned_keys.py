@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from fairbench.core.record import Record
 from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.diffusion import devices
 from fairbench.instruments.measuring import load_instruments
-from fairbench.methods import get_method
-from fairbench.runs.config import RunConfig
 from fairbench.runs.plan import plan_keys, plan_run
+from fairbench.runs.question import command_of, question_of
 from fairbench.storage.records import read_records
 
 COMMITTED = Path(__file__).parents[2] / "results"
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _question(record: Record, results: Path) -> RunConfig:
-    """What a user would type today to ask what the record answers."""
-    had = record.config
-    method = get_method(record.method)
-    preset = had["preset"]
-    given = dict(method.presets[preset]) if preset else {}
-    default = method()
-    chosen = {
-        name: value
-        for name, value in had["parameters"].items()
-        if value != given.get(name, getattr(default, name))
-    }
-    shares = had["target"]
-    uniform = len(set(shares.values())) == 1
-    return RunConfig(
-        record.method,
-        dataset=record.dataset,
-        task=record.task,
-        backbone=had["backbone"],
-        target="uniform" if uniform else ",".join(f"{k}={v!r}" for k, v in shares.items()),
-        num_images=had["num_images"],
-        seed=had["seed"],
-        dtype=had["dtype"],
-        device="cpu",
-        parameters=(
-            *([f"preset={preset}"] if preset else []),
-            *(f"{name}={_text(value)}" for name, value in chosen.items()),
-        ),
-        **{name: had["sampling"][name] for name in ("steps", "guidance", "eta")},
-        results=results,
-    )
 
 
 def test_every_committed_record_has_the_keys_of_its_question(
@@ -68,8 +29,20 @@ def test_every_committed_record_has_the_keys_of_its_question(
     assert len(records) == len(list(COMMITTED.glob("*/*/*.json")))
     moved = []
     for record in records:
-        keys = plan_keys(plan_run(_question(record, tmp_path)), instruments)
+        asked = replace(question_of(record, tmp_path), device="cpu")
+        keys = plan_keys(plan_run(asked), instruments)
         if (keys.run, keys.generation) != (record.key, record.generation_key):
             moved.append(record.key)
         assert {**keys.config} == {**record.config}, record.key
     assert not moved
+
+
+def test_the_command_of_a_record_asks_its_question() -> None:
+    records = {record.key: record for record in read_records(COMMITTED, pytest.fail)}
+    plain = next(r for r in records.values() if r.method == "vanilla" and r.task == "gender_race")
+    assert command_of(plain).startswith(
+        "fairbench run --method vanilla --dataset cartoonfaces --task gender_race --backbone "
+    )
+    assert "--target" not in command_of(plain)
+    named = next(record for record in records.values() if record.config["preset"])
+    assert f"--param preset={named.config['preset']}" in command_of(named)

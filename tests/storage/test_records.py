@@ -84,6 +84,18 @@ def test_record_survives_a_round_trip(tmp_path, make_record):
     assert read_record(path).score("nothing") is None
 
 
+def test_a_score_says_its_version_where_it_is_not_the_first_one(tmp_path, make_record):
+    scores = (
+        Score("a", 0.1, None, None, 10, "lower"),
+        Score("b", 0.1, None, None, 10, "lower", version=3),
+    )
+    path = write_record(tmp_path, make_record(scores=scores))
+    written = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    assert "version" not in written[0]
+    assert written[1]["version"] == 3
+    assert read_record(path).scores == scores
+
+
 def per_image(n=3, requested=True):
     return PerImage(
         sha256=tuple(f"{i:064x}" for i in range(n)),
@@ -277,8 +289,9 @@ def test_schema_2_still_loads():
 
 def test_the_reader_knows_every_field():
     known = {field.name for field in fields(Record)}
-    assert set(records._RECORD_V1) == known - {"sidecar"}
-    assert set(records._RECORD_V2) == known - {"manifest"}
+    # Only a record that was rescored says so.
+    assert set(records._RECORD_V1) == known - {"sidecar", "rescored"}
+    assert set(records._RECORD_V2) == known - {"manifest", "rescored"}
     assert set(records._SCORE_V1) == {field.name for field in fields(Score)}
 
 

@@ -101,11 +101,15 @@ class Evidence:
             labelled images, rows are the truth.
         encoders: Encoder -> how its columns are called.
         reference: Real images.
-        given: Attribute -> (N,) levels that a person saw in the images.
+        given: Attribute -> (N,) levels that a person saw in the images, -1 where nobody told.
+        audited: Attribute or crossing -> valid images on which `confusions` were counted because
+            people had told what they show; empty where they are those of held-out real images.
         seen: Encoder -> (T, D) features of images that the method learned from; None if it
             learned from none.
         controls: Variables within whose levels groups are compared too.
         faces: What the face stage said; None if it wasn't asked for.
+        copies: Exact copies: ``images``, ``distinct`` ones among them, and how many are images of
+            each split of the data set, by its role; None if they weren't counted.
         seed: Of every resample and draw.
     """
 
@@ -115,9 +119,11 @@ class Evidence:
     encoders: Mapping[str, Columns]
     reference: Reference
     given: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    audited: Mapping[str, int] = field(default_factory=dict)
     seen: Mapping[str, Features] | None = None
     controls: Sequence[Control] = ()
     faces: FaceEvidence | None = None
+    copies: Mapping[str, int] | None = None
     seed: int = 0
 
     @property

@@ -47,6 +47,7 @@ class Shares:
     def __init__(self, evidence: Evidence) -> None:
         self.readings, self.first = evidence.readings, evidence.first
         self.sensitive, self.confusions = evidence.sensitive, evidence.confusions
+        self.audited = evidence.audited
         self.task, self.seed = evidence.task, evidence.seed
         self.ranked = tuple(self.task.attributes)
         # What floors over several seeds are computed from.

@@ -1,0 +1,180 @@
+"""Scores from what a record kept of its images: hard labels, validity and batches, no pixels.
+
+Which scores that is enough for isn't kept in any list: what isn't known is filled in twice, in
+different ways, and what comes out the same both times doesn't depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.measurements import Measurements
+from fairbench.core.score import Score
+from fairbench.core.task import Task
+from fairbench.scores.parts.crossings import Sample
+from fairbench.scores.parts.evidence import Reference
+from fairbench.scores.parts.family import Table
+from fairbench.scores.scoring import score_all
+
+__all__ = ["KnownLabels", "expanded", "scores_of_labels"]
+
+Labels = Mapping[str, Mapping[str, NDArray[np.int64]]]
+
+
+@dataclass(frozen=True, eq=False)
+class KnownLabels:
+    """What is known of N images without looking at them.
+
+    Attributes:
+        labels: Judge -> attribute -> (N,) level; judges and attributes may be missing.
+        valid: (N,) bool.
+        validity_checked: Whether a validity check says so.
+        prompt_index: (N,) prompt of each.
+        batch_id: (N,) equal for images that depend on each other.
+        requested: (N,) group that was asked for; None if none was, or if it isn't known.
+        copies: Counts of equal images; None if they weren't counted.
+    """
+
+    labels: Labels
+    valid: NDArray[np.bool_]
+    validity_checked: bool
+    prompt_index: NDArray[np.int64]
+    batch_id: NDArray[np.int64]
+    requested: NDArray[np.int64] | None = None
+    copies: Mapping[str, int] | None = None
+
+
+def scores_of_labels(
+    known: KnownLabels,
+    task: Task,
+    attributes: Mapping[str, tuple[str, ...]],
+    sensitive: Sequence[str],
+    confusions: Mapping[str, Mapping[str, NDArray[np.int64]]],
+    *,
+    seed: int = 0,
+) -> tuple[tuple[Score, ...], dict[str, Table], dict[str, Any]]:
+    """Every score, table and fact for which hard labels and validity are enough.
+
+    Args:
+        known: The images.
+        task: Prompts, groups, target.
+        attributes: All attributes that the judges read.
+        sensitive: Those whose shares are asked to be fair.
+        confusions: Judge, the primary one first -> attribute or crossing -> (K, K) counts.
+        seed: Of every resample behind the intervals.
+
+    Returns:
+        As `score_all`, without what rests on anything else; the facts don't say what isn't
+        measured.
+    """
+    one, other = (
+        score_all(
+            Sample(measured, known.prompt_index, known.requested, known.batch_id),
+            _NOTHING,
+            task,
+            attributes,
+            sensitive,
+            confusions,
+            {},
+            copies=known.copies,
+            seed=seed,
+        )
+        for measured in _filled(known, attributes, list(confusions))
+    )
+    twice = {score.name: score for score in other[0]}
+    scores = tuple(score for score in one[0] if twice.get(score.name) == score)
+    tables, facts = agreed(one[1], other[1]) or {}, agreed(one[2], other[2]) or {}
+    facts.pop("not_measured", None)
+    return scores, tables, facts
+
+
+_NOTHING = Reference({}, {}, np.empty(0, np.int64), None)
+
+
+def _filled(
+    known: KnownLabels, attributes: Mapping[str, tuple[str, ...]], judges: Sequence[str]
+) -> Iterator[Measurements]:
+    """What is known, with the rest filled in, in two different ways."""
+    n = len(known.valid)
+    for other, doubt in enumerate((0.1, 0.3)):
+        probabilities = {}
+        for judge in judges:
+            read = known.labels.get(judge, {})
+            probabilities[judge] = {
+                name: _soft(read.get(name, np.full(n, other)), len(levels), doubt)
+                for name, levels in attributes.items()
+            }
+        yield Measurements({}, probabilities, known.valid, validity_checked=known.validity_checked)
+
+
+def _soft(labels: NDArray[np.int64], size: int, doubt: float) -> NDArray[np.float32]:
+    """(N, K) probabilities with those likeliest levels, of a judge that is in doubt."""
+    rows = np.full((len(labels), size), doubt / size, np.float32)
+    rows[np.arange(len(labels)), labels] += 1 - doubt
+    return rows
+
+
+def agreed(one: Any, other: Any) -> Any:
+    """The part of two values of plain types in which they are equal; None where they aren't.
+
+    Entries of dictionaries that differ are left out. Rows of equally long lists of dictionaries
+    are compared one by one; other lists are equal as a whole or not at all.
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        kept = {key: agreed(one[key], other[key]) for key in one.keys() & other.keys()}
+        return {
+            key: kept[key]
+            for key in one
+            if key in kept and (kept[key] is not None or one[key] is other[key] is None)
+        }
+    rows = isinstance(one, list) and isinstance(other, list) and len(one) == len(other)
+    if rows and all(isinstance(row, Mapping) for row in [*one, *other]):
+        return [agreed(mine, theirs) for mine, theirs in zip(one, other, strict=True)]
+    return one if one == other else None
+
+
+def expanded(
+    counts: Mapping[int, NDArray[np.int64]],
+    images: NDArray[np.int64],
+    chosen: Sequence[str],
+    attributes: Mapping[str, tuple[str, ...]],
+    judge: str,
+    *,
+    validity_checked: bool,
+    copies: Mapping[str, int] | None = None,
+) -> KnownLabels:
+    """Independent images that have the counts of a table: their order says nothing.
+
+    Args:
+        counts: Prompt -> (K,) valid images of each cell of the crossing, row-major.
+        images: (P,) images of each prompt, valid or not.
+        chosen: The attributes of the crossing.
+        attributes: Attribute -> its levels.
+        judge: Whose labels were counted.
+        validity_checked: Whether a validity check said which images are valid.
+        copies: Counts of equal images; None if they weren't counted.
+    """
+    shape = [len(attributes[name]) for name in chosen]
+    cells, valid, prompts = [], [], []
+    for prompt, total in enumerate(images.tolist()):
+        mine = np.repeat(np.arange(len(counts[prompt])), counts[prompt])
+        lacking = total - len(mine)
+        cells.append(np.concatenate([mine, np.zeros(lacking, np.int64)]))
+        valid.append(np.arange(total) < len(mine))
+        prompts.append(np.full(total, prompt))
+    levels = np.unravel_index(np.concatenate(cells), shape)
+    labels = {name: np.asarray(level) for name, level in zip(chosen, levels, strict=True)}
+    n = int(images.sum())
+    return KnownLabels(
+        {judge: labels},
+        np.concatenate(valid),
+        validity_checked,
+        np.concatenate(prompts),
+        np.arange(n),
+        copies=copies,
+    )
