@@ -13,7 +13,7 @@ INDEX = "model_index.json"
 NEEDED = ("*.json", "*.txt", "*.safetensors")
 """Files of a pipeline that are ever read."""
 
-UNNEEDED = ("*.fp16.*", "*non_ema*", "safety_checker/*", "*flax*", "*onnx*", "v1-5-*")
+UNNEEDED = ("*.fp16.*", "*non_ema*", "*flax*", "*onnx*", "v1-5-*")
 """Other formats of the same weights, and what no run loads."""
 
 
