@@ -385,6 +385,15 @@ def test_pictures_in_the_wild_and_files_one_folder_higher(tree):
     assert "list_attr_celeba.txt lies one folder higher: give that folder" in line
 
 
+def test_other_data_sets_may_lie_beside_it(tmp_path, stand_ins):
+    stand_ins.make(tmp_path / "celeba", "parquet", 40)
+    other = tmp_path / "a_set"
+    other.mkdir()
+    Image.new("RGB", (178, 218)).save(other / "000001.jpg")
+    (other / "list_attr_celeba.csv").write_text("someone else's")
+    assert len(prepared(tmp_path)._index) == 40
+
+
 def test_parquet_numbered_anew_in_each_file_loses_nothing(tmp_path, stand_ins):
     stand_ins.make(tmp_path, "parquet")
     for path in (tmp_path / "data").iterdir():

@@ -71,6 +71,7 @@ GLANCE = 100
 PICTURE = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 ATTRIBUTES_FILE = re.compile(r"list_attr_celeba.*\.(txt|csv|parquet)$", re.IGNORECASE)
 PARTITION_FILE = re.compile(r"list_eval_partition.*\.(txt|csv|parquet)$", re.IGNORECASE)
+OWN_FOLDER = re.compile(r"celeba([-_]?(dataset|faces|attrs?|parquet))?", re.IGNORECASE)
 ARCHIVE = re.compile(r"\.(zip|7z|7z\.\d+)$", re.IGNORECASE)
 SPLIT_WORD = re.compile(
     r"(?:^|[^a-z])(train|validation|valid|val|test)(?:[^a-z]|$)", re.IGNORECASE
@@ -174,7 +175,17 @@ def find_tree(root: Path) -> Tree:
             steps(None),
         )
     tree = Tree(root)
-    _walk(root, tree, 0)
+    # Beside a folder of that name may lie other data sets, with pictures and tables of their own.
+    own = [
+        path
+        for path in sorted(root.iterdir())
+        if path.is_dir() and OWN_FOLDER.fullmatch(path.name)
+    ]
+    for folder in own:
+        _walk(folder, tree, 1)
+    if not own or tree.lacking() or not (tree.folders or tree.parquets):
+        tree = Tree(root)
+        _walk(root, tree, 0)
     for found in (tree.attributes, tree.partitions):
         # Upstream's own text first: it states its number of rows.
         found.sort(key=lambda path: (path.suffix.lower() != ".txt", path.name.lower(), str(path)))
