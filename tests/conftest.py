@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,21 @@ def make_record():
         return Record(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def stand_ins():
+    """The module that draws CelebA's layouts."""
+    path = Path(__file__).parent / "stand_ins.py"
+    spec = importlib.util.spec_from_file_location("fairbench_stand_ins", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """A cache folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(folder))
+    return folder

@@ -125,6 +125,8 @@ def test_default_backbone_is_installed():
     found, broken = DATASETS.entries()
     assert not broken
     for dataset in found.values():
+        if dataset.card.on_disk:  # what doesn't come with fairbench needn't be there
+            continue
         spec = dataset.backbone(None)
         assert (spec.folder / "model_index.json").is_file()
         assert list((spec.folder / "unet").glob("*.safetensors"))

@@ -91,10 +91,20 @@ AcceptJudge = Annotated[
     bool, typer.Option("--accept-judge", help="Use judges below 90 % balanced accuracy too.")
 ]
 Download = Annotated[
-    bool, typer.Option("--allow-download", help="Get missing weights of --encoder and --faces.")
+    bool,
+    typer.Option(
+        "--allow-download", help="Get missing weights of --encoder, --faces and --backbone."
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the data set's files; default: what FAIRBENCH_DATA names."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-DatasetName = Annotated[str | None, typer.Option(help="Default: the embedded one.")]
+DatasetName = Annotated[
+    str | None,
+    typer.Option(help="Name, or path of a dataset.toml; default: the embedded one."),
+]
 TaskName = Annotated[str | None, typer.Option(help="Default: the data set's first.")]
 Target = Annotated[str, typer.Option(help='uniform or "GROUP=0.5,GROUP=0.5".')]
 Force = Annotated[bool, typer.Option("--force", help="Compute although a record exists.")]
@@ -104,6 +114,7 @@ Force = Annotated[bool, typer.Option("--force", help="Compute although a record 
 def run(
     method: Annotated[str, typer.Option(help="See: fairbench list methods.")],
     dataset: DatasetName = None,
+    data_root: Root = None,
     task: TaskName = None,
     backbone: Annotated[
         str | None, typer.Option(help="Name or pipeline folder; default: the data set's first.")
@@ -141,6 +152,7 @@ def run(
             RunConfig(
                 method=method,
                 dataset=dataset,
+                data_root=data_root,
                 task=task,
                 backbone=backbone,
                 target=target,
@@ -168,6 +180,7 @@ def run(
 
         for config in configs:
             make_method(config.method, config.parameters)  # before torch is even imported
+        _requisites(configs[0])
         from fairbench.runs.running import baseline_of, take_part
 
         records = []
@@ -185,10 +198,24 @@ def run(
             _print_json(documents[0] if seeds is None else documents)
 
 
+def _requisites(config: RunConfig) -> None:
+    """Look for data and backbone before torch is even imported."""
+    from fairbench.runs.requisites import find_requisites
+
+    find_requisites(
+        config.dataset,
+        config.data_root,
+        generating=True,
+        backbone=config.backbone,
+        allow_download=config.allow_download,
+    )
+
+
 @app.command()
 def evaluate(
     image_dir: Annotated[Path, typer.Argument(help="Folder, .zip, .tar or .npz of images.")],
     dataset: DatasetName = None,
+    data_root: Root = None,
     task: TaskName = None,
     name: Annotated[
         str | None, typer.Option(help="Row name; default: that of the images.")
@@ -223,12 +250,16 @@ def evaluate(
 ) -> None:
     """Measure images made elsewhere."""
     with _guarded(debug):
+        from fairbench.runs.requisites import find_requisites
+
+        find_requisites(dataset, data_root, generating=False)  # before torch is even imported
         from fairbench.runs.external import evaluate as evaluate_folder
 
         with _reporting() as reporter:
             outcome = evaluate_folder(
                 image_dir,
                 dataset=dataset,
+                data_root=data_root,
                 task=task,
                 name=name or _name_of(image_dir.resolve()),
                 target=target,
@@ -357,6 +388,64 @@ def _write_file(path: Path, content: bytes, option: str) -> None:
         raise InputError(f"{option} {path} can't be written: {error.strerror}") from error
 
 
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="Data sets: what is there, and preparing it.")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    dataset: Annotated[str, typer.Argument(metavar="NAME", help="See: fairbench data list.")],
+    data_root: Root = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file of a data set and write the index that later runs read."""
+    with _guarded(debug):
+        from fairbench.app.data import Problems, prepare
+
+        with _reporting() as reporter:
+            done = prepare(dataset, data_root, reporter)
+        if json_:
+            _print_json(dataclasses.asdict(done))
+        else:
+            for line in done.lines():
+                print(line)
+        if isinstance(done, Problems):
+            raise typer.Exit(2)
+
+
+@data_app.command("list")
+def data_list(
+    data_root: Root = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List data sets with their terms, and what of them is there."""
+    with _guarded(debug):
+        from fairbench.app.data import listing
+
+        rows = listing(data_root)
+        if json_:
+            _print_json(rows)
+            return
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for key in rows[0]:
+            table.add_column(key.replace("_", " "), overflow="fold")
+        for row in rows:
+            table.add_row(*(_shown(value) for value in row.values()))
+        _console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {count}" for key, count in value.items()) or "none"
+    return str(value)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str, typer.Argument(metavar="|".join(Kind), help="What to list.")],
@@ -414,6 +503,7 @@ def _one_line_of(text: str) -> str:
 @app.command("train-judge")
 def train_judge(
     dataset: DatasetName = None,
+    data_root: Root = None,
     name: Annotated[str, typer.Option(help="Default: by depth and seed.")] = "",
     seed: Annotated[int, typer.Option(help="Another seed makes another judge.")] = 0,
     depth: Annotated[int, typer.Option(help="Layers of the ResNet: 18 or 34.")] = 18,
@@ -431,7 +521,9 @@ def train_judge(
 ) -> None:
     """Train a judge on a data set's judge split; the same command resumes."""
     with _guarded(debug):
-        from fairbench.datasets.base import get_dataset
+        from fairbench.runs.requisites import find_requisites
+
+        chosen = find_requisites(dataset, data_root, generating=False)
         from fairbench.instruments.judge_training import JudgeRecipe
         from fairbench.instruments.judge_training import train_judge as train
         from fairbench.runs.judging import judge_report
@@ -446,8 +538,9 @@ def train_judge(
             crop=crop,  # type: ignore[arg-type]
             name=name,
         )
-        chosen, cache = get_dataset(dataset), cache_folder()
+        cache = cache_folder()
         with _reporting() as reporter:
+            chosen.prepare(reporter)
             judge, folder, found = train(
                 chosen, recipe, cache, device=device, progress=reporter.progress
             )
@@ -464,6 +557,7 @@ def train_judge(
 @app.command()
 def calibrate(
     dataset: DatasetName = None,
+    data_root: Root = None,
     judge: Judges = None,
     device: Device = "auto",
     allow_download: Download = False,
@@ -472,14 +566,17 @@ def calibrate(
 ) -> None:
     """Count judges' errors on a data set's judge split; say which of them may rank."""
     with _guarded(debug):
-        from fairbench.datasets.base import get_dataset
+        from fairbench.runs.requisites import find_requisites
+
+        chosen = find_requisites(dataset, data_root, generating=False)
         from fairbench.diffusion.devices import resolve_device
         from fairbench.runs.judging import judge_report
         from fairbench.storage.cache import cache_folder
 
         with _reporting() as reporter:
+            chosen.prepare(reporter)
             rows = judge_report(
-                get_dataset(dataset),
+                chosen,
                 cache_folder(),
                 reporter,
                 asked=tuple(judge or ()),

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import get_args
 
 from fairbench.core.errors import FairbenchError
-from fairbench.datasets.base import DATASETS, Dataset, Role
+from fairbench.core.specs import BackboneSpec
+from fairbench.datasets.base import DATASETS, Dataset, Role, get_dataset
 from fairbench.instruments.weights import weight_states
 from fairbench.runs.provenance import DISTRIBUTION, PACKAGES, package_versions
+from fairbench.storage import hub
 from fairbench.storage.cache import cache_folder
 
 __all__ = ["Finding", "examine"]
@@ -23,6 +25,7 @@ FURTHER_PACKAGES = (
     "matplotlib",
     "pandas",
     "platformdirs",
+    "pyarrow",
     "rich",
     "scikit-learn",
     "torch-fidelity",
@@ -106,12 +109,41 @@ def _cache() -> Finding:
 
 def _files() -> Iterator[Finding]:
     for dataset in _datasets():
+        if dataset.card.on_disk:
+            yield _on_disk(dataset)
         expected = list(dataset.files())
         for spec in dataset.backbones:
+            if spec.hub:
+                yield _of_the_hub(spec)
+                continue
             expected.append(spec.folder / "model_index.json")
             expected.append(spec.folder / "unet" / "diffusion_pytorch_model.safetensors")
         for path in expected:
             yield _file(path)
+
+
+def _on_disk(dataset: Dataset) -> Finding:
+    """Whether a data set's files are where FAIRBENCH_DATA says; it may be done without."""
+    reason = get_dataset(dataset.name).lacking()
+    what = f"data set {dataset.name}"
+    if not reason:
+        return Finding(what, True, "there", "")
+    remedy = f"fairbench data prepare {dataset.name} says what to do"
+    return Finding(what, False, reason.partition(";")[0], remedy, optional=True)
+
+
+def _of_the_hub(spec: BackboneSpec) -> Finding:
+    found = hub.hub_folder(spec.hub)
+    what = f"backbone {spec.name}"
+    if found is not None:
+        return Finding(what, True, str(found), "")
+    return Finding(
+        what,
+        False,
+        f"not at {hub.hub_place(spec.hub)}",
+        f"run 'hf download {spec.hub}', or --allow-download",
+        optional=True,
+    )
 
 
 def _datasets() -> list[Dataset]:
@@ -141,6 +173,8 @@ def _verified() -> Iterator[Finding]:
     from fairbench.instruments.measuring import load_instruments
 
     for dataset in _datasets():
+        if dataset.card.on_disk:
+            continue
         for role in get_args(Role):
             try:
                 data = dataset.split(role)
@@ -158,7 +192,7 @@ def _verified() -> Iterator[Finding]:
             yield Finding(f"instruments of {dataset.name}", False, str(error), REINSTALL)
     for dataset in _datasets():
         for spec in dataset.backbones:
-            if spec.folder.is_dir():
+            if spec.folder.is_dir() and not spec.hub:
                 seen = weights_sha256(spec.folder)
                 ok = seen == spec.expected_sha256()
                 found = f"sha256 {seen[:16]}…, {'as' if ok else 'not as'} trained"

@@ -29,6 +29,8 @@ class DatasetCard:
         said: Attribute -> level -> how a prompt says it, where that isn't the level's own name.
         citation: Where it is described; empty without one.
         default: Whether it is the one that is meant where no data set is named.
+        on_disk: Whether its images lie in a folder of the user's, which ``--data-root`` names.
+        home: Web page where its images come from; empty if they come with fairbench.
     """
 
     name: str
@@ -40,6 +42,8 @@ class DatasetCard:
     said: Mapping[str, Mapping[str, Phrase]] = field(default_factory=dict)
     citation: str = ""
     default: bool = False
+    on_disk: bool = False
+    home: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,15 @@ class TaskSpec:
         prompts: What a text-to-image backbone is asked for.
         per_prompt: Whether rows are ranked by the mean over the prompts; such a task needs a
             backbone that takes prompts.
+        crossed: Attributes whose shares are measured and whose cells its references balance,
+            those of the task among them; empty: the data set's `sensitive` ones.
     """
 
     name: str
     attributes: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     per_prompt: bool = False
+    crossed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class BackboneSpec:
         conditional: Whether it takes prompts.
         sampling: How it is sampled unless the user says otherwise.
         title: One line.
+        hub: Repository of the Hugging Face hub that holds it; its folder is then found in the
+            hub's cache when it is asked for. Empty for a folder on the disk.
     """
 
     name: str
@@ -77,6 +86,7 @@ class BackboneSpec:
     conditional: bool
     sampling: SamplingConfig
     title: str
+    hub: str = ""
 
     def expected_sha256(self) -> str | None:
         """Hash that its weights had when they were trained; None for a folder of the user's."""

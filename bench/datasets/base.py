@@ -6,6 +6,7 @@ of another package in the group of that name.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.errors import ContractError, InputError, unknown_name
+from fairbench.core.progress import Reporter
 from fairbench.core.registry import Registry
 from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, TaskSpec
 from fairbench.core.task import Prompt, Task
@@ -24,6 +26,7 @@ from fairbench.storage.readings import ImageList
 
 __all__ = [
     "DATASETS",
+    "DATA_ROOT",
     "ArrayImages",
     "Composition",
     "Dataset",
@@ -179,8 +182,60 @@ class Dataset(ABC):
         return None
 
     def files(self) -> tuple[Path, ...]:
-        """Every file that the data set needs and a user may lack."""
+        """Every file that comes with the data set and may be damaged."""
         return ()
+
+    # Data sets that lie on the user's disk; those that come with fairbench leave this as it is.
+
+    def at(self, root: Path | None) -> Dataset:
+        """The data set with its files below `root`; itself for None.
+
+        Raises:
+            InputError: If its files come with it.
+        """
+        if root is None:
+            return self
+        raise InputError(
+            f"--data-root {root}: the files of {self.name} come with it; leave --data-root out"
+        )
+
+    def lacking(self) -> str:
+        """What is missing of its files, where it was looked for and what to do; "" if nothing.
+
+        Cheap: no image is opened.
+        """
+        return ""
+
+    def prepare(self, report: Reporter, *, anew: bool = False) -> None:
+        """Check every image and write what later runs read, unless that was done before.
+
+        Args:
+            report: Told about progress.
+            anew: Check although it was done before.
+
+        Raises:
+            InputError: If something is missing or damaged.
+        """
+        del report, anew  # its files come with it: there is nothing to do
+
+    def notes(self) -> tuple[str, ...]:
+        """What preparing found worth saying of its files; one line each."""
+        return ()
+
+    def facts(self) -> Mapping[str, Any]:
+        """What a record says of its images beside their hash; nothing if they come with it."""
+        return {}
+
+    def sized(self, side: int | None) -> Dataset:
+        """The data set with images of the size that suits a generator of `side` pixels a side.
+
+        Only a data set that hands out several sizes has a choice; None: its default.
+        """
+        return self
+
+    def crossed(self, task: str) -> tuple[str, ...]:
+        """The attributes whose shares a task measures, and whose cells its references balance."""
+        return self.task_spec(task).crossed or self.sensitive
 
     # What follows from the above.
 
@@ -188,6 +243,11 @@ class Dataset(ABC):
     def name(self) -> str:
         """Its name on the command line."""
         return self.card.name
+
+    @property
+    def typed(self) -> str:
+        """What a user types after ``--dataset`` to mean it, its folder included."""
+        return self.name
 
     @property
     def attributes(self) -> Mapping[str, tuple[str, ...]]:
@@ -269,21 +329,53 @@ def matches(
 DATASETS: Registry[Dataset] = Registry("data set", "fairbench.datasets", "DATASET")
 
 
-def get_dataset(name: str | None) -> Dataset:
+DATA_ROOT = "FAIRBENCH_DATA"
+"""Environment variable that names the folder which is meant where there is no --data-root."""
+
+
+def get_dataset(name: str | None, root: Path | None = None) -> Dataset:
     """A data set by name, the default one for None.
 
+    Args:
+        name: A name, or the path of a file or folder that declares a data set of the user's.
+        root: Folder of its files; None: what ``FAIRBENCH_DATA`` names, for data sets that need
+            one.
+
     Raises:
-        InputError: If there is none of that name.
+        InputError: If there is none of that name, or a root is given to one that needs none.
     """
-    if name is None:
-        return default_dataset()
+    found = default_dataset() if name is None else _named(name)
+    if found is None:
+        found, root = _named(USERS_OWN), Path(str(name))
+        if found is None:
+            raise ContractError(f"expected a data set {USERS_OWN}, seen none")
+    if root is not None:
+        return found.at(root)
+    given = os.environ.get(DATA_ROOT)
+    if not given or not found.card.on_disk:
+        return found
+    return found.at(Path(given).expanduser())
+
+
+USERS_OWN = "folder"
+"""The data set that a file of the user's declares."""
+
+
+def _named(name: str) -> Dataset | None:
+    """A data set by name; None if the name is a path.
+
+    Raises:
+        InputError: If it is neither.
+    """
     found, broken = DATASETS.entries()
     by_name = {dataset.name: dataset for dataset in found.values()}
     if name in broken:
         raise InputError(broken[name])
-    if name not in by_name:
-        raise unknown_name("data set", name, by_name)
-    return by_name[name]
+    if name in by_name:
+        return by_name[name]
+    if Path(name).exists() and (Path(name).is_dir() or Path(name).suffix == ".toml"):
+        return None
+    raise unknown_name("data set", name, by_name)
 
 
 def default_dataset() -> Dataset:

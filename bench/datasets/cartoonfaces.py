@@ -12,7 +12,7 @@ import io
 import json
 import lzma
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from fairbench.core.method import SamplingConfig
 from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, TaskSpec
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import ArrayImages, Composition, Dataset, Role, Shares
+from fairbench.datasets.parts.profiles import Profile
 
 __all__ = [
     "ATTRIBUTES",
@@ -77,8 +78,11 @@ ASSETS = Path(__file__).parents[1] / "assets"
 FOLDER, BACKBONES = ASSETS / "cartoonfaces", ASSETS / "backbones"
 
 
+CELLS = MappingProxyType({name: ATTRIBUTES[name] for name in CELL_ATTRIBUTES})
+
+
 @dataclass(frozen=True)
-class BiasProfile:
+class BiasProfile(Profile):
     """Shares of the cells of role x gender x race in a training set.
 
     Attributes:
@@ -86,19 +90,7 @@ class BiasProfile:
         shares: (5, 2, 4) float64 by role, gender and race in declared order; sums to 1.
     """
 
-    name: str
-    shares: NDArray[np.float64]
-
-    def __post_init__(self) -> None:
-        expected = tuple(len(ATTRIBUTES[name]) for name in CELL_ATTRIBUTES)
-        if self.shares.shape != expected:
-            raise ContractError(
-                f"shares must have one entry a cell, shape {expected}; seen {self.shares.shape}"
-            )
-        if np.any(self.shares < 0) or not abs(float(self.shares.sum()) - 1) <= 1e-9:
-            raise ContractError(
-                f"shares must be non-negative and sum to 1; their sum is {self.shares.sum()}"
-            )
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: CELLS)
 
     @classmethod
     def from_conditionals(
@@ -111,54 +103,10 @@ class BiasProfile:
         shares = by_gender[:, :, None] * by_race / len(male)
         return cls(name, shares)
 
-    def counts(self, n: int) -> NDArray[np.int64]:
-        """(cells,) images a cell for a set of `n`, by largest remainder; sums to `n`."""
-        exact = self.shares.ravel() * n
-        counts = np.floor(exact).astype(np.int64)
-        short = n - int(counts.sum())
-        # Stable order: equal remainders go to the earlier cell, on every machine.
-        counts[np.argsort(-(exact - counts).round(9), kind="stable")[:short]] += 1
-        return counts
-
-    def marginal(self, attribute: str) -> dict[str, float]:
-        """Level -> share of one of the cell attributes."""
-        axis = CELL_ATTRIBUTES.index(attribute)
-        others = tuple(i for i in range(self.shares.ndim) if i != axis)
-        values = self.shares.sum(axis=others).tolist()
-        return dict(zip(ATTRIBUTES[attribute], values, strict=True))
-
-    def draw(
-        self, labels: Mapping[str, NDArray[np.uint8]], n: int, seed: int
-    ) -> NDArray[np.int64]:
-        """Indices of `n` images with these shares, drawn without replacement.
-
-        Args:
-            labels: Attribute -> (N,) labels of the images to draw from.
-            n: Images wanted.
-            seed: Which ones; the same seed draws the same images everywhere.
-        Returns:
-            (n,) indices in random order.
-        Raises:
-            ContractError: If a cell holds fewer images than the profile asks for.
-        """
-        cell = cell_index(labels)
-        rng = np.random.default_rng(np.random.SeedSequence([seed, 0xB1A5]))
-        picked = []
-        for index, count in enumerate(self.counts(n).tolist()):
-            members = np.flatnonzero(cell == index)
-            if len(members) < count:
-                raise ContractError(
-                    f"bias profile {self.name!r} needs {count} images of cell {index} for a set "
-                    f"of {n}, the split has {len(members)}; ask for fewer images"
-                )
-            picked.append(rng.permutation(members)[:count])
-        return rng.permutation(np.concatenate(picked))
-
 
 def cell_index(labels: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.int64]:
     """(N,) flat index of each image's role x gender x race cell."""
-    shape = tuple(len(ATTRIBUTES[name]) for name in CELL_ATTRIBUTES)
-    return np.ravel_multi_index(tuple(labels[name] for name in CELL_ATTRIBUTES), shape)
+    return BALANCED.cell_index(labels)
 
 
 DEFAULT_BIAS = BiasProfile.from_conditionals(

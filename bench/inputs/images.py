@@ -24,7 +24,7 @@ from fairbench.inputs.arrays import open_arrays
 from fairbench.inputs.resizing import to_square
 from fairbench.inputs.sources import Entry, list_images
 
-__all__ = ["MAX_PIXELS", "ImageSet", "read_images"]
+__all__ = ["MAX_PIXELS", "ImageSet", "decode", "read_images"]
 
 MAX_PIXELS = 64_000_000
 """Pixels of the largest image that is read; Pillow itself begins to warn at 89 million."""
@@ -150,11 +150,30 @@ def _count(n: int) -> str:
 @contextmanager
 def _opened(file: Entry) -> Iterator[Image.Image]:
     """Open an image lazily; whatever goes wrong with its bytes becomes an `InputError`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _lazily(file) as image:
+            yield image
+
+
+def decode(file: Entry) -> Image.Image:
+    """One file's image in RGB, upright, on white; may be called in several threads at once.
+
+    Raises:
+        InputError: If it is damaged, animated or too large.
+    """
+    # Filters of warnings belong to the whole process; the size is checked before any decoding.
+    with _lazily(file) as opened:
+        _check_header(file, opened)
+        opened.load()
+        return _to_rgb(file, _upright(opened, Counter()), Counter())
+
+
+@contextmanager
+def _lazily(file: Entry) -> Iterator[Image.Image]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with file.open() as stream, Image.open(stream, formats=FORMATS) as image:
-                yield image
+        with file.open() as stream, Image.open(stream, formats=FORMATS) as image:
+            yield image
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

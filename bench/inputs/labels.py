@@ -214,12 +214,8 @@ def _read_csv(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(
-            f"{path}: reading parquet needs pyarrow; pip install pyarrow, or save it as .csv"
-        ) from None
+    from pyarrow import parquet
+
     with _damage(path, "parquet"):
         stored = parquet.read_table(path)
         _check_header(path, stored.column_names)

@@ -7,6 +7,7 @@ or whose. It takes images of any size and prepares them by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.progress import Progress, silent
+from fairbench.datasets.base import ImageSource
 from fairbench.diffusion.devices import resolve_device
 from fairbench.storage.readings import ImageList, Reader, load_reading, save_reading
 
@@ -36,6 +38,7 @@ __all__ = [
     "channels_first",
     "normalised",
     "read",
+    "read_source",
 ]
 
 BATCH = 32
@@ -43,6 +46,9 @@ BATCH = 32
 
 CHUNK = 64
 """Images that an instrument is handed at once, rounded up to whole batches of its own."""
+
+HELD = 512
+"""Images of a data set that are decoded at once, about."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Number formats of the networks; results are float32 in any case."""
@@ -300,13 +306,75 @@ def read(
     stored = load_reading(listed, instrument, cache, instrument.outputs)
     if stored is not None:
         return stored
+    parts: list[Mapping[str, NDArray[Any]]] = []
+    _read_on(parts, instrument, images, progress, len(images))
+    return _kept(parts, instrument, listed, cache)
+
+
+def read_source(
+    source: ImageSource,
+    instruments: Sequence[Instrument],
+    cache: Path,
+    progress: Progress = silent,
+) -> list[dict[str, NDArray[Any]]]:
+    """What instruments say about a data set's images, each image decoded once for all of them.
+
+    Args:
+        source: The images, N >= 1; a few hundred are held at once.
+        instruments: What to read them with.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+
+    Returns:
+        As `read`, of each instrument.
+
+    Raises:
+        ContractError: If an instrument returns anything but what it declares.
+    """
+    listed = source.listing
+    found = [load_reading(listed, one, cache, one.outputs) for one in instruments]
+    missing = [one for one, stored in zip(instruments, found, strict=True) if stored is None]
+    parts: list[list[Mapping[str, NDArray[Any]]]] = [[] for _ in missing]
+    # Whole steps of every instrument, so that each sees the batches that one array would give it.
+    together = math.lcm(*(_step(one) for one in missing)) if missing else 1
+    for batch in source.batches(together * max(1, HELD // together)) if missing else ():
+        for one, said in zip(missing, parts, strict=True):
+            _read_on(said, one, batch, progress, len(source))
+    made = iter(
+        [_kept(said, one, listed, cache) for one, said in zip(missing, parts, strict=True)]
+    )
+    return [next(made) if stored is None else stored for stored in found]
+
+
+def _step(instrument: Instrument) -> int:
+    """Images that an instrument is handed at once."""
     batch: int = getattr(instrument, "batch_size", 1)
-    step = -(-CHUNK // batch) * batch
-    parts = []
+    return -(-CHUNK // batch) * batch
+
+
+def _read_on(
+    parts: list[Mapping[str, NDArray[Any]]],
+    instrument: Instrument,
+    images: NDArray[np.uint8],
+    progress: Progress,
+    total: int,
+) -> None:
+    """Read further images and join what was said to what was said before."""
+    done = sum(len(next(iter(part.values()))) for part in parts)
+    step = _step(instrument)
     for start in range(0, len(images), step):
         chunk = images[start : start + step]
         parts.append(_checked(instrument, instrument(chunk), len(chunk)))
-        progress(f"measuring: {instrument.name}", start + len(chunk), len(images))
+        done += len(chunk)
+        progress(f"measuring: {instrument.name}", done, total)
+
+
+def _kept(
+    parts: Sequence[Mapping[str, NDArray[Any]]],
+    instrument: Instrument,
+    listed: ImageList,
+    cache: Path,
+) -> dict[str, NDArray[Any]]:
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in instrument.outputs}
     save_reading(listed, instrument, cache, arrays)
     return arrays

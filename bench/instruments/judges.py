@@ -36,7 +36,7 @@ def judge_names(dataset: Dataset, asked: Sequence[str], cache: Path) -> tuple[st
     if not trained and not own.judges:
         raise InputError(
             f"data set {dataset.name} has no judge yet; train one: "
-            f"fairbench train-judge --dataset {dataset.name}"
+            f"fairbench train-judge --dataset {dataset.typed}"
         )
     return trained or own.judges
 

@@ -15,6 +15,7 @@ from fairbench.core.keys import run_key
 from fairbench.core.measurements import Measurements
 from fairbench.core.progress import Progress
 from fairbench.core.specs import InstrumentNames
+from fairbench.datasets.base import ImageSource
 from fairbench.instruments.base import (
     AlignsTexts,
     AttributeJudge,
@@ -22,6 +23,7 @@ from fairbench.instruments.base import (
     Instrument,
     Validity,
     read,
+    read_source,
 )
 from fairbench.instruments.catalogue import instrument_spec, load_instrument
 from fairbench.instruments.faces import (
@@ -202,7 +204,7 @@ def load_instruments(
 
 
 def measure(
-    images: NDArray[np.uint8],
+    images: NDArray[np.uint8] | ImageSource,
     instruments: Instruments,
     cache: Path,
     progress: Progress,
@@ -212,7 +214,7 @@ def measure(
     """Read every image once with every instrument, or take what it said from the store.
 
     Args:
-        images: (N, H, W, 3) uint8 of any size, N >= 1.
+        images: (N, H, W, 3) uint8 of any size, N >= 1; or a data set's, decoded in batches.
         instruments: What to measure with.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
@@ -225,17 +227,23 @@ def measure(
     """
     if len(images) == 0:
         raise ContractError("expected at least one image to measure, seen none")
-    hashed = ImageList.of(images) if listed is None else listed
-
-    def said(instrument: Instrument) -> dict[str, NDArray[Any]]:
-        return read(images, instrument, cache, progress, hashed)
-
-    probabilities = {judge.name: said(judge) for judge in instruments.judges}
-    seen = {encoder.name: said(encoder) for encoder in instruments.all_encoders}
     check = instruments.validity
+    every: list[Instrument] = [*instruments.judges, *instruments.all_encoders]
+    every += [] if check is None else [check]
+    if isinstance(images, np.ndarray):
+        hashed = ImageList.of(images) if listed is None else listed
+        said = [read(images, one, cache, progress, hashed) for one in every]
+    else:
+        said = read_source(images, every, cache, progress)
+    judged = len(instruments.judges)
+    probabilities = {j.name: arrays for j, arrays in zip(instruments.judges, said, strict=False)}
+    seen = {
+        encoder.name: arrays
+        for encoder, arrays in zip(instruments.all_encoders, said[judged:], strict=False)
+    }
     valid = np.ones(len(images), np.bool_)
     if check is not None:
-        valid = np.asarray(said(check)["validity"] >= check.threshold)
+        valid = np.asarray(said[-1]["validity"] >= check.threshold)
     features = {name: arrays["features"] for name, arrays in seen.items()}
     alignment = {
         encoder.name: encoder.alignment(features[encoder.name], prompts)

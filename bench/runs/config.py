@@ -22,6 +22,7 @@ class RunConfig:
     Attributes:
         method: Name of the method.
         dataset, task, backbone: Names; None for the default.
+        data_root: Folder of the data set's files; None: what ``FAIRBENCH_DATA`` names.
         target: ``"uniform"`` or ``"female=0.5,male=0.5"``.
         num_images: Images in all, spread evenly over the prompts.
         seed: Fixes all randomness of the run.
@@ -34,7 +35,7 @@ class RunConfig:
         controls: Attributes within whose levels groups are compared too.
         judges: Judges to use instead of the data set's own: names or paths.
         accept_judge: Whether to use judges below 90 % balanced accuracy too.
-        allow_download: Get their weights from upstream if they are nowhere.
+        allow_download: Get weights, and a backbone of the hub, if they are nowhere.
         results: Folder of records.
         force: Compute although a record exists.
     """
@@ -43,6 +44,7 @@ class RunConfig:
     dataset: str | None = None
     task: str | None = None
     backbone: str | None = None
+    data_root: Path | None = None
     target: str = "uniform"
     num_images: int = 1000
     seed: int = 0

@@ -66,7 +66,7 @@ class Known:
     requested: NDArray[np.int64] | None = None
     texts: Sequence[str] | None = None
     given: Mapping[str, NDArray[np.int64]] = field(default_factory=lambda: MappingProxyType({}))
-    reference: NDArray[np.uint8] | None = None
+    reference: ImageSource | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,12 @@ def evaluate_images(
         seed: Of every resample behind the intervals.
     """
     dataset, task = question.dataset, question.task
+    # What some judge doesn't read can't be compared between judges, and is left out.
+    attributes = instruments.read_by_all(dataset.attributes)
+    crossed = [name for name in dataset.crossed(task.name) if name in attributes]
     measured = measure(images, instruments, cache, report.progress, known.texts, listed)
     reference = make_reference(
-        dataset, task, question.backbone, instruments, cache, report.progress
+        dataset, task, question.backbone, instruments, cache, report.progress, crossed
     )
     seen = None
     if known.reference is not None:
@@ -136,14 +139,12 @@ def evaluate_images(
     faces = _faces(images, listed, question, instruments, cache, report)
     copies = count_copies(listed, dataset)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
-    # What some judge doesn't read can't be compared between judges, and is left out.
-    attributes = instruments.read_by_all(dataset.attributes)
     scores, tables, facts = score_all(
         sample,
         reference,
         task,
         attributes,
-        [name for name in dataset.sensitive if name in attributes],
+        crossed,
         confusions_of(instruments),
         encoder_columns(instruments),
         given={name: levels for name, levels in known.given.items() if name in attributes},
@@ -157,6 +158,8 @@ def evaluate_images(
     if unread:
         facts["unread_attributes"] = unread
         report.note(f"not every judge reads {', '.join(unread)}, so nothing is said of that")
+    if about := dataset.facts():
+        facts["data"] = dict(about)
     _warn_of_gaps(facts, report)
     _warn_of_copies(copies, report)
     labels = {

@@ -17,7 +17,7 @@ from fairbench.core.keys import run_key
 from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, Record
 from fairbench.core.task import Task, parse_target
-from fairbench.datasets.base import Dataset, get_dataset
+from fairbench.datasets.base import Dataset
 from fairbench.inputs.images import ImageSet, read_images
 from fairbench.inputs.labels import REQUESTED, Labels, read_labels
 from fairbench.instruments.measuring import load_instruments
@@ -25,6 +25,8 @@ from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
 from fairbench.runs.judging import choose_judges, judging_config
+from fairbench.runs.reference import real_images
+from fairbench.runs.requisites import find_requisites
 from fairbench.runs.running import Outcome
 from fairbench.runs.times import now
 from fairbench.scores.parts.crossings import crossing
@@ -41,6 +43,7 @@ def evaluate(
     folder: Path,
     *,
     dataset: str | None = None,
+    data_root: Path | None = None,
     task: str | None = None,
     name: str,
     target: str = "uniform",
@@ -65,6 +68,7 @@ def evaluate(
     Args:
         folder: Holds the images: a folder, a ``.zip``, a ``.tar`` or an ``.npz``.
         dataset: What they are measured against; None for the default.
+        data_root: Folder of the data set's files; None: what ``FAIRBENCH_DATA`` names.
         task: The question; None for the data set's first.
         name: What the row is called.
         target: As for a run.
@@ -92,7 +96,7 @@ def evaluate(
     from fairbench.runs.provenance import environment
 
     report = reporter or Reporter()
-    chosen = get_dataset(dataset)
+    chosen = find_requisites(dataset, data_root, generating=False)
     question = parse_target(target, chosen.task(task, conditional=True))
     if question.per_prompt and labels is None:
         raise InputError(
@@ -100,7 +104,7 @@ def evaluate(
             f"prompt made which; give --labels with a column prompt, or choose one of "
             f"{', '.join(chosen.pooled_tasks())}"
         )
-    controlled = check_controls(controls, chosen.attributes, chosen.sensitive)
+    controlled = check_controls(controls, chosen.attributes, chosen.crossed(question.name))
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed must lie in 0…{2**32 - 1}; seen {seed}")
     if batch_size is not None and batch_size < 1:
@@ -113,6 +117,8 @@ def evaluate(
             "share's interval is wider than ±10 points"
         )
     _check_row_name(results, chosen, name)
+    chosen.prepare(report)
+    real_images(chosen, question)  # what quality is measured against must be there
     where = resolve_device(device)
     begin_run(where)
     judging = choose_judges(
@@ -142,6 +148,7 @@ def evaluate(
     for note in read.notes:
         report.note(note)
     reading = time.monotonic() - started
+    chosen = chosen.sized(min(read.source_size))
     known = _Known.read(labels, read, question, chosen)
     listed = ImageList.of(read.images)
     if known.labels is not None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import (
@@ -28,10 +27,9 @@ from fairbench.core.method import (
 )
 from fairbench.core.progress import Reporter
 from fairbench.datasets.base import Dataset, ImageSource, matches
-from fairbench.inputs.resizing import to_square
 from fairbench.runs.hidden_labels import hidden_label_facts
+from fairbench.runs.pixels import pixels_of
 from fairbench.runs.plan import Plan
-from fairbench.runs.reference import whole
 from fairbench.runs.supply import reference_source, training_source
 from fairbench.storage.cache import array_headers, load_arrays, remove, save_arrays
 
@@ -308,7 +306,5 @@ def _image_set(
     subjects = np.full(len(source), -1)
     for i, prompt in enumerate(dataset.subjects):
         subjects[matches(prompt, source.labels, dataset.attributes, len(source))] = i
-    images = whole(source)
-    if side is not None and images.shape[1:3] != (side, side):
-        images = np.stack([to_square(Image.fromarray(one), side) for one in images])
-    return ImageSet(images, subjects, dict(source.labels) if labelled else None)
+    labels = dict(source.labels) if labelled else None
+    return ImageSet(pixels_of(source, side), subjects, labels)

@@ -113,7 +113,7 @@ def choose_judges(
             accepted[judge.name] = poor
         used.append(judge)
     if not used:
-        remedy = f"fairbench train-judge --dataset {dataset.name} makes one"
+        remedy = f"fairbench train-judge --dataset {dataset.typed} makes one"
         if weak:
             remedy += ", or --accept-judge takes what is there"
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 from fairbench.core.errors import AssetError, InputError
 from fairbench.core.keys import run_key
 from fairbench.core.method import Method, MethodCard, Request, SamplingConfig
+from fairbench.core.progress import Reporter
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Task, parse_target
-from fairbench.datasets.base import Dataset, get_dataset
+from fairbench.datasets.base import Dataset
 from fairbench.diffusion.devices import process_count
 from fairbench.instruments.measuring import Instruments
 from fairbench.methods import make_method
@@ -21,16 +23,26 @@ from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Question, measuring_config
 from fairbench.runs.judging import judging_config
 from fairbench.runs.reference import real_images
+from fairbench.runs.requisites import find_requisites
 from fairbench.runs.supply import check_supply
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable
+from fairbench.storage.hub import download, hub_folder, is_repository, missing
 from fairbench.storage.records import record_path
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Keys", "Plan", "find_backbone", "generation_config", "plan_keys", "plan_run"]
+__all__ = [
+    "Keys",
+    "Plan",
+    "find_backbone",
+    "generation_config",
+    "image_side",
+    "plan_keys",
+    "plan_run",
+]
 
 
 @dataclass(frozen=True)
@@ -73,26 +85,39 @@ class Plan:
         return tuple(each + (p < more) for p in range(len(self.task.prompts)))
 
 
-def plan_run(config: RunConfig) -> Plan:
-    """Check everything that can be checked cheaply.
+def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
+    """Check everything that can be checked cheaply; a data set's files are read once for all.
+
+    Args:
+        config: What to do.
+        report: Told about the reading of a data set that wasn't prepared yet.
 
     Raises:
         InputError: With the first thing that is wrong.
+        AssetError: If files of the data set or the backbone are missing.
     """
     method, preset = make_method(config.method, config.parameters)
-    dataset = get_dataset(config.dataset)
-    backbone = find_backbone(dataset, config.backbone)
+    dataset = find_requisites(
+        config.dataset,
+        config.data_root,
+        generating=True,
+        backbone=config.backbone,
+        allow_download=config.allow_download,
+    )
+    backbone = find_backbone(dataset, config.backbone, allow_download=config.allow_download)
+    dataset = dataset.sized(image_side(backbone.folder))
     card = method.configured_card()
     _check_prompts(card, backbone, dataset)
-    check_supply(dataset, card)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
-    real_images(dataset, task)  # what quality is measured against must be there
-    controls = check_controls(config.controls, dataset.attributes, dataset.sensitive)
+    controls = check_controls(config.controls, dataset.attributes, dataset.crossed(task.name))
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
+    dataset.prepare(report or Reporter())
+    check_supply(dataset, card)
+    real_images(dataset, task)  # what quality is measured against must be there
     from fairbench.diffusion.devices import resolve_device, resolve_dtype
 
     device = resolve_device(config.device)
@@ -101,17 +126,53 @@ def plan_run(config: RunConfig) -> Plan:
     return Plan(config, question, backbone, method, preset, sampling, device, dtype)
 
 
-def find_backbone(dataset: Dataset, name: str | None) -> BackboneSpec:
-    """A backbone of the data set by name, its first for None, or a pipeline folder by its path.
+def find_backbone(
+    dataset: Dataset, name: str | None, *, allow_download: bool = False
+) -> BackboneSpec:
+    """A backbone by name, by a pipeline folder's path, or by its repository on the hub.
+
+    Args:
+        dataset: Its own backbones are known by name; None stands for its first.
+        name: As ``--backbone``.
+        allow_download: Get a repository that isn't in the hub's cache.
 
     Raises:
         InputError: If it is neither a known name nor a folder that a backbone family reads.
+        AssetError: If it is a repository that is nowhere.
     """
     folder = None if name is None else Path(name)
     known = {spec.name for spec in dataset.backbones}
-    if folder is None or name in known or not (folder / "model_index.json").is_file():
-        return dataset.backbone(name)
-    return folder_spec(folder.resolve())
+    if folder is not None and name not in known and (folder / "model_index.json").is_file():
+        return folder_spec(folder.resolve())
+    if name is not None and name not in known and is_repository(name) and not Path(name).exists():
+        return dataclasses.replace(folder_spec(_repository(name, allow_download)), name=name)
+    spec = dataset.backbone(name)
+    if not spec.hub:
+        return spec
+    return dataclasses.replace(spec, folder=_repository(spec.hub, allow_download))
+
+
+def _repository(name: str, allow_download: bool) -> Path:
+    found = hub_folder(name)
+    if found is not None:
+        return found
+    if not allow_download:
+        raise AssetError(missing(name))
+    return download(name)
+
+
+def image_side(folder: Path) -> int | None:
+    """Pixels a side of a pipeline's images, as its configuration says; None if it doesn't."""
+    try:
+        inner = folder / "unet" / "config.json"
+        network = json.loads((inner if inner.is_file() else folder / "config.json").read_text())
+        side = int(network["sample_size"])
+        decoder = folder / "vae" / "config.json"
+        if decoder.is_file():
+            side *= 2 ** (len(json.loads(decoder.read_text())["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return side
 
 
 def _check_prompts(card: MethodCard, backbone: BackboneSpec, dataset: Dataset) -> None:

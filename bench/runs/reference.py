@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ def make_reference(
     instruments: Instruments,
     cache: Path,
     progress: Progress,
+    crossed: Sequence[str] | None = None,
 ) -> Reference:
     """The evaluation images that match the task's prompts, as the instruments see them.
 
@@ -52,22 +53,19 @@ def make_reference(
         instruments: What sees them.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
+        crossed: Attributes whose cells are balanced; None: the data set's sensitive ones.
     Raises:
         InputError: If the data set has no evaluation images that match.
     """
     part, answers = real_images(dataset, task)
-    measured = measure(whole(part), instruments, cache, progress, listed=part.listing)
-    rows, unbalanced = balanced_rows(dataset, task, part, answers)
+    crossed = dataset.sensitive if crossed is None else crossed
+    measured = measure(part, instruments, cache, progress)
+    rows, unbalanced = balanced_rows(dataset, task, part, answers, crossed)
     shares = None if backbone is None else dataset.training_shares(backbone)
-    read = instruments.read_by_all(dataset.attributes)
-    sensitive = [name for name in dataset.sensitive if name in read]
     natural = None
     if shares is not None:
         natural = np.stack(
-            [
-                shares.given(prompt.stratum, sensitive, dataset.attributes)
-                for prompt in task.prompts
-            ]
+            [shares.given(prompt.stratum, crossed, dataset.attributes) for prompt in task.prompts]
         )
     return Reference(
         features=measured.features,
@@ -100,18 +98,24 @@ def real_images(dataset: Dataset, task: Task) -> tuple[ImageSource, NDArray[np.i
 
 
 def balanced_rows(
-    dataset: Dataset, task: Task, part: ImageSource, answers: NDArray[np.int64]
+    dataset: Dataset,
+    task: Task,
+    part: ImageSource,
+    answers: NDArray[np.int64],
+    crossed: Sequence[str] | None = None,
 ) -> tuple[NDArray[np.int64] | None, str]:
     """Rows with every declared group equally often for each prompt, and why there are none.
 
     Args:
-        dataset: Declares the groups: the crossing of its sensitive attributes.
+        dataset: Declares the levels.
         task: Its prompts.
         part: Real images that answer them.
         answers: (M,) which prompt each answers.
+        crossed: Attributes whose crossing makes the groups; None: the sensitive ones.
     """
-    groups = crossing_groups(dataset.sensitive, dataset.attributes)
-    cells = answers * len(groups) + crossing(part.labels, dataset.sensitive, dataset.attributes)
+    crossed = dataset.sensitive if crossed is None else crossed
+    groups = crossing_groups(crossed, dataset.attributes)
+    cells = answers * len(groups) + crossing(part.labels, crossed, dataset.attributes)
     counts = np.bincount(cells, minlength=len(task.prompts) * len(groups))
     empty = np.flatnonzero(counts == 0)
     if empty.size:

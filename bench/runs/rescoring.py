@@ -271,11 +271,16 @@ def _asked(record: Record) -> tuple[Plan | None, Instruments]:
     return plan, instruments
 
 
-def _judged(record: Record) -> tuple[str, str, tuple[str, ...], bool]:
-    """Data set and task of a record, judges that it named, whether poor ones were taken."""
+def _judged(record: Record) -> tuple[str, int | None, str, tuple[str, ...], bool]:
+    """What a record was measured by.
+
+    Its data set and the size of that's images, its task, the judges that it named, whether poor
+    ones were taken.
+    """
     had = record.config
     return (
         record.dataset,
+        record.facts.get("data", {}).get("side"),
         record.task,
         tuple(had.get("judges", ())),
         bool(had.get("accept_judge", False)),
@@ -286,6 +291,7 @@ def _judged(record: Record) -> tuple[str, str, tuple[str, ...], bool]:
 def _instruments(
     device: str,
     dataset: str,
+    side: int | None,
     task: str,
     judges: tuple[str, ...],
     accept: bool,
@@ -293,7 +299,7 @@ def _instruments(
     faces: bool,
 ) -> Instruments:
     """What measures; without encoders, not even the data set's own, for None."""
-    chosen = get_dataset(dataset)
+    chosen = get_dataset(dataset).sized(side)
     question = chosen.task(task, conditional=True)
     where = str(resolve_device(device))
     judging = choose_judges(

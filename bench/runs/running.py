@@ -82,7 +82,7 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         The outcome; None on any process but the first.
     """
     report = reporter or Reporter()
-    plan = plan_run(config)
+    plan = plan_run(config, report)
     if config.target != "uniform" and not plan.method.configured_card().uses_target:
         report.warn(
             f"{config.method} doesn't follow a target: its images are those that it makes without "
@@ -126,8 +126,9 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
-    told = {} if strange is None else {"training_set": strange}
-    blank = dataclasses.replace(blank, facts={**told, **judging.facts()})
+    told: dict[str, Any] = {} if strange is None else {"training_set": strange}
+    told = {**told, **judging.facts()}
+    blank = dataclasses.replace(blank, facts=told)
     with _failures_recorded(config.results, blank):
         record, images = _compute(plan, blank, instruments, report)
     path = write_record(config.results, record, images)

@@ -9,8 +9,9 @@ import numpy as np
 from fairbench.core.progress import Reporter
 from fairbench.instruments.measuring import Instruments
 from fairbench.runs.evaluation import Evaluation, Known, evaluate_images
-from fairbench.runs.generation import Generated, training_data
+from fairbench.runs.generation import Generated
 from fairbench.runs.plan import Plan
+from fairbench.runs.supply import reference_source
 from fairbench.storage.readings import ImageList
 
 __all__ = ["score_generated"]
@@ -35,14 +36,17 @@ def score_generated(
         report: Told about progress and about what isn't measured.
     """
     requests = plan.requests
-    reference = training_data(plan.dataset, plan.method.configured_card()).reference
+    card = plan.method.configured_card()
+    learned_from = None
+    if "reference-set" in card.supervision:
+        learned_from = reference_source(plan.dataset, card)
     texts = [request.prompt.text for request in requests]
     known = Known(
         prompt_index=np.array([request.prompt_index for request in requests]),
         batch_id=generated.batch_id,
         requested=generated.requested,
         texts=texts if plan.backbone.conditional else None,
-        reference=None if reference is None else reference.images,
+        reference=learned_from,
     )
     return evaluate_images(
         generated.images, listed, plan.question, instruments, known, cache, report

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import sys
 
 import numpy as np
 import pytest
@@ -228,12 +227,6 @@ def test_other_files(tmp_path):
     refused(tmp_path / "labels.xlsx", "as .csv or .parquet")
     (tmp_path / "folder.csv").mkdir()
     refused(tmp_path / "folder.csv", "no such file")
-
-
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    (tmp_path / "labels.parquet").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused(tmp_path / "labels.parquet", "pip install pyarrow, or save it as .csv")
 
 
 def test_no_images_at_all(tmp_path):

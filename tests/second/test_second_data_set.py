@@ -36,7 +36,9 @@ def fairbench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: sheets\nVersion: 1\n")
     (installed / "entry_points.txt").write_text(GROUPS)
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(folder / "site"), str(HERE)]),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(folder / "site"), str(HERE), os.environ.get("PYTHONPATH")])
+        ),
         "FAIRBENCH_CACHE": str(folder / "cache"),
     }
 

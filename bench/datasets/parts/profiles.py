@@ -1,0 +1,122 @@
+"""Bias profiles: declared shares of a crossing of attributes, drawn out of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fairbench.core.errors import ContractError
+
+__all__ = ["Profile", "equal_draw"]
+
+Labels = Mapping[str, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shares of the cells of a crossing of attributes in a training set.
+
+    Attributes:
+        name: Short name.
+        shares: One axis an attribute, in the order of its levels; sums to 1.
+        attributes: Attribute -> levels, in the order of the axes.
+    """
+
+    name: str
+    shares: NDArray[np.float64]
+    attributes: Mapping[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        expected = tuple(len(levels) for levels in self.attributes.values())
+        if self.shares.shape != expected:
+            raise ContractError(
+                f"shares must have one entry a cell, shape {expected}; seen {self.shares.shape}"
+            )
+        if np.any(self.shares < 0) or not abs(float(self.shares.sum()) - 1) <= 1e-9:
+            raise ContractError(
+                f"shares must be non-negative and sum to 1; their sum is {self.shares.sum()}"
+            )
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return int(self.shares.size)
+
+    def counts(self, n: int) -> NDArray[np.int64]:
+        """(cells,) images a cell for a set of `n`, by largest remainder; sums to `n`."""
+        exact = self.shares.ravel() * n
+        counts = np.floor(exact).astype(np.int64)
+        short = n - int(counts.sum())
+        # Stable order: equal remainders go to the earlier cell, on every machine.
+        counts[np.argsort(-(exact - counts).round(9), kind="stable")[:short]] += 1
+        return counts
+
+    def marginal(self, attribute: str) -> dict[str, float]:
+        """Level -> share of one of the attributes."""
+        axis = list(self.attributes).index(attribute)
+        others = tuple(i for i in range(self.shares.ndim) if i != axis)
+        values = self.shares.sum(axis=others).tolist()
+        return dict(zip(self.attributes[attribute], values, strict=True))
+
+    def cell_index(self, labels: Labels) -> NDArray[np.int64]:
+        """(N,) flat index of each image's cell."""
+        return np.ravel_multi_index(
+            tuple(labels[name] for name in self.attributes), self.shares.shape
+        )
+
+    def largest(self, labels: Labels, most: int) -> int:
+        """Images of the largest set with these shares that a pool holds, at most `most`."""
+        held = np.bincount(self.cell_index(labels), minlength=self.cells)
+        asked = self.shares.ravel() > 0
+        n = min(most, int((held[asked] / self.shares.ravel()[asked]).min()))
+        while n and (self.counts(n) > held).any():  # rounding up may ask for one more
+            n -= 1
+        return n
+
+    def draw(self, labels: Labels, n: int, seed: int) -> NDArray[np.int64]:
+        """Indices of `n` images with these shares, drawn without replacement.
+
+        Args:
+            labels: Attribute -> (N,) labels of the images to draw from.
+            n: Images wanted.
+            seed: Which ones; the same seed draws the same images everywhere.
+        Returns:
+            (n,) indices in random order.
+        Raises:
+            ContractError: If a cell holds fewer images than the profile asks for.
+        """
+        cell = self.cell_index(labels)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0xB1A5]))
+        picked: list[Any] = []
+        for index, count in enumerate(self.counts(n).tolist()):
+            members = np.flatnonzero(cell == index)
+            if len(members) < count:
+                raise ContractError(
+                    f"bias profile {self.name!r} needs {count} images of cell {index} for a set "
+                    f"of {n}, the split has {len(members)}; ask for fewer images"
+                )
+            picked.append(rng.permutation(members)[:count])
+        return rng.permutation(np.concatenate(picked))
+
+
+def equal_draw(cells: NDArray[np.int64], count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """Indices of equally many images of each cell, the cells taken in turn.
+
+    Any leading part is balanced as well as its length allows. Each cell gives `most` images, or
+    half of what the smallest cell holds where that is less, so that as many stay for others.
+
+    Args:
+        cells: (N,) cell of each image.
+        count: Number of cells.
+        most: Images a cell at most.
+        seed: Which ones; the same seed draws the same images everywhere.
+    """
+    held = np.bincount(cells, minlength=count)
+    each = min(most, int(held.min()) // 2)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 0xE9A1]))
+    drawn = [rng.permutation(np.flatnonzero(cells == cell))[:each] for cell in range(count)]
+    return np.stack(drawn, axis=1).ravel()
