@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from fairbench.core.errors import FairbenchError, InputError
 from fairbench.core.progress import Reporter
 from fairbench.core.record import Record
-from fairbench.core.score import Score
+from fairbench.core.score import RANKED, Score
 from fairbench.core.specs import InstrumentNames
-from fairbench.core.task import Task, parse_target
+from fairbench.core.task import parse_target
 from fairbench.datasets.base import Dataset, get_dataset
 from fairbench.diffusion.devices import resolve_device
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.copies import count_copies
+from fairbench.runs.evaluation import Question
 from fairbench.runs.generation import find_generated, generate
 from fairbench.runs.judging import choose_judges
 from fairbench.runs.plan import Plan, plan_keys, plan_run
@@ -375,8 +376,8 @@ def _from_labels(
     problems: list[str],
 ) -> _Found | None:
     """From hard labels and validity of each image, or else from the counts of the tables."""
-    dataset = get_dataset(record.dataset)
-    task = _evaluated_task(record, dataset) if plan is None else plan.task
+    question = _evaluated(record) if plan is None else plan.question
+    dataset, task = question.dataset, question.task
     checked = instruments.validity is not None
     images = read_per_image(path, record)
     basis: Basis = "labels of each image"
@@ -392,27 +393,30 @@ def _from_labels(
         )
     else:
         basis = "counts"
-        known = _from_counts(path, record, task, dataset, instruments, problems)
+        known = _from_counts(path, record, question, instruments, problems)
     if known is None:
         return None
-    attributes = instruments.read_by_all(dataset.attributes)
     scores, tables, facts = scores_of_labels(
         known,
         task,
-        attributes,
-        [name for name in dataset.sensitive if name in attributes],
+        question.read_by(instruments),
+        question.crossed(instruments),
         confusions_of(instruments),
         seed=int(record.config.get("scoring_seed", 0)),
     )
+    if "audit" in record.facts:  # which may have told other errors of the judges than these
+        scores = tuple(score for score in scores if not score.name.startswith(RANKED))
     problems.append(f"they need more than {basis}")
     return _Found(basis, scores, tables, facts)
 
 
-def _evaluated_task(record: Record, dataset: Dataset) -> Task:
-    """The task that images from elsewhere were measured for."""
+def _evaluated(record: Record) -> Question:
+    """What images from elsewhere were asked."""
+    dataset = get_dataset(record.dataset).sized(record.facts.get("data", {}).get("side"))
     task = dataset.task(record.task, conditional=True)
     shares = record.config["target"]
-    return parse_target(",".join(f"{group}={share!r}" for group, share in shares.items()), task)
+    target = ",".join(f"{group}={share!r}" for group, share in shares.items())
+    return Question(dataset, parse_target(target, task))
 
 
 def _copies(digests: Iterable[str], dataset: Dataset) -> dict[str, int]:
@@ -424,16 +428,16 @@ def _copies(digests: Iterable[str], dataset: Dataset) -> dict[str, int]:
 def _from_counts(
     path: Path,
     record: Record,
-    task: Task,
-    dataset: Dataset,
+    question: Question,
     instruments: Instruments,
     problems: list[str],
 ) -> KnownLabels | None:
     """Images that have the counts of the record's table of the sensitive crossing."""
+    task, crossed = question.task, question.crossed(instruments)
     if _coupled(record):
         problems.append("its images depend on each other, and counts don't say how")
         return None
-    name = "/".join(dataset.sensitive)
+    name = "/".join(crossed)
     manifest = read_manifest(path, record)
     if not manifest:
         problems.append("it has neither labels of its images nor their list")
@@ -451,11 +455,11 @@ def _from_counts(
     return expanded(
         counts,
         images,
-        dataset.sensitive,
-        dataset.attributes,
+        crossed,
+        question.dataset.attributes,
         instruments.judges[0].name,
         validity_checked=instruments.validity is not None,
-        copies=_copies([digest for _, _, digest in manifest], dataset),
+        copies=_copies([digest for _, _, digest in manifest], question.dataset),
     )
 
 

@@ -373,7 +373,7 @@ def _duplicates(vectors: NDArray[np.float32], limit: float, source: str) -> Scor
     sizes = near.sum(axis=1)[near.any(axis=1)] + 1
     repeats = round(duplicate_rate(vectors, min(limit, 1 - 1e-9)) * n)
     effect = float(sizes.mean()) if len(sizes) else 1.0
-    low, high = wilson_interval(repeats / effect, n / effect)
+    low, high = map(float, wilson_interval(repeats / effect, n / effect))
     score = share_score("identity_duplicates", repeats, n, "lower", source)
     return replace(score, low=low, high=high, interval="wilson, of sets of repeated faces")
 

@@ -112,7 +112,7 @@ def _share(name: str, value: float, half: float, n: int, source: str) -> Score:
     """
     plain = value * (1 - value) / n
     effect = max(1.0, (STRETCH * half / NORMAL) ** 2 / plain) if plain > 0 else 1.0
-    low, high = wilson_interval(value * n / effect, n / effect)
+    low, high = map(float, wilson_interval(value * n / effect, n / effect))
     how = f"wilson, error by jackknife of blocks, {GIVEN_REFERENCE}"
     return Score(
         name=name,

@@ -130,7 +130,8 @@ def images_sha256(*sets: ImageSet | None) -> str:
         if part is None:
             total.update(b"none")
             continue
-        for array in (part.images, part.subjects, *(part.labels or {}).values()):
+        arrays: list[NDArray[Any]] = [part.images, part.subjects, *(part.labels or {}).values()]
+        for array in arrays:
             total.update(str((array.dtype, array.shape)).encode())
             for start in range(0, len(array), AT_ONCE):  # not all images may be held
                 total.update(np.ascontiguousarray(array[start : start + AT_ONCE]).tobytes())
