@@ -28,7 +28,14 @@ from fairbench.scores.parts.shares import RANKED
 from fairbench.scores.scoring import METRIC_VERSION, score_all
 from fairbench.storage.readings import ImageList
 
-__all__ = ["Evaluation", "Known", "Question", "evaluate_images", "measuring_config"]
+__all__ = [
+    "Evaluation",
+    "Known",
+    "Question",
+    "crossed_by",
+    "evaluate_images",
+    "measuring_config",
+]
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,12 @@ class Evaluation:
     per_image: PerImage
 
 
+def crossed_by(question: Question, instruments: Instruments) -> tuple[str, ...]:
+    """The attributes whose crossing is measured: the task's or the data set's, if all read them."""
+    read = instruments.read_by_all(question.dataset.attributes)
+    return tuple(name for name in question.dataset.crossed(question.task.name) if name in read)
+
+
 def measuring_config(question: Question, instruments: Instruments) -> dict[str, Any]:
     """Everything that the scores depend on beside the images."""
     dataset, task = question.dataset, question.task
@@ -128,7 +141,7 @@ def evaluate_images(
     dataset, task = question.dataset, question.task
     # What some judge doesn't read can't be compared between judges, and is left out.
     attributes = instruments.read_by_all(dataset.attributes)
-    crossed = [name for name in dataset.crossed(task.name) if name in attributes]
+    crossed = crossed_by(question, instruments)
     measured = measure(images, instruments, cache, report.progress, known.texts, listed)
     reference = make_reference(
         dataset, task, question.backbone, instruments, cache, report.progress, crossed

@@ -29,7 +29,7 @@ from fairbench.datasets.base import Dataset, get_dataset
 from fairbench.diffusion.devices import resolve_device
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.copies import count_copies
-from fairbench.runs.evaluation import Question
+from fairbench.runs.evaluation import Question, crossed_by
 from fairbench.runs.generation import find_generated, generate
 from fairbench.runs.judging import choose_judges
 from fairbench.runs.plan import Plan, plan_keys, plan_run
@@ -399,8 +399,8 @@ def _from_labels(
     scores, tables, facts = scores_of_labels(
         known,
         task,
-        question.read_by(instruments),
-        question.crossed(instruments),
+        instruments.read_by_all(dataset.attributes),
+        crossed_by(question, instruments),
         confusions_of(instruments),
         seed=int(record.config.get("scoring_seed", 0)),
     )
@@ -433,7 +433,7 @@ def _from_counts(
     problems: list[str],
 ) -> KnownLabels | None:
     """Images that have the counts of the record's table of the sensitive crossing."""
-    task, crossed = question.task, question.crossed(instruments)
+    task, crossed = question.task, crossed_by(question, instruments)
     if _coupled(record):
         problems.append("its images depend on each other, and counts don't say how")
         return None
