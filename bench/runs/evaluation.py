@@ -96,7 +96,7 @@ class Evaluation:
 
 
 def crossed_by(question: Question, instruments: Instruments) -> tuple[str, ...]:
-    """The attributes whose crossing is measured: the task's or the data set's, if all read them."""
+    """The attributes whose crossing is measured: those of them that every judge reads."""
     read = instruments.read_by_all(question.dataset.attributes)
     return tuple(name for name in question.dataset.crossed(question.task.name) if name in read)
 
