@@ -70,6 +70,10 @@ class BackboneSpec:
         conditional: Whether it takes prompts.
         sampling: How it is sampled unless the user says otherwise.
         title: One line.
+        notes: Lines that the user must read before a run with it.
+        facts: What a record says of its folder, as plain values.
+        settings: What its images depend on beside weights and sampling, such as the release that
+            a pipeline is called with; part of the key where there is any.
     """
 
     name: str
@@ -77,6 +81,9 @@ class BackboneSpec:
     conditional: bool
     sampling: SamplingConfig
     title: str
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def expected_sha256(self) -> str | None:
         """Hash that its weights had when they were trained; None for a folder of the user's."""

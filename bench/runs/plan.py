@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,7 +29,16 @@ from fairbench.storage.records import record_path
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Keys", "Plan", "find_backbone", "generation_config", "plan_keys", "plan_run"]
+__all__ = [
+    "Keys",
+    "Plan",
+    "backbone_facts",
+    "backbone_notes",
+    "find_backbone",
+    "generation_config",
+    "plan_keys",
+    "plan_run",
+]
 
 
 @dataclass(frozen=True)
@@ -80,37 +89,67 @@ def plan_run(config: RunConfig) -> Plan:
     """
     method, preset = make_method(config.method, config.parameters)
     dataset = get_dataset(config.dataset)
-    backbone = find_backbone(dataset, config.backbone)
+    backbone = find_backbone(dataset, config.backbone, allow_download=config.allow_download)
     card = method.configured_card()
     _check_prompts(card, backbone, dataset)
+    _check_needs(card, backbone)
     check_supply(dataset, card)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
     real_images(dataset, task)  # what quality is measured against must be there
     controls = check_controls(config.controls, dataset.attributes, dataset.sensitive)
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
+    if sampling.scheduler == "own" and "ddim" in card.needs:
+        raise InputError(
+            f"--scheduler own: {card.name} needs DDIM's timesteps; leave it out, or use a method "
+            "that only needs predictions"
+        )
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     from fairbench.diffusion.devices import resolve_device, resolve_dtype
 
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    embedded = backbone.expected_sha256() is not None
+    dtype = resolve_dtype(config.dtype, device, embedded=embedded)
     question = Question(dataset, task, backbone, controls)
     return Plan(config, question, backbone, method, preset, sampling, device, dtype)
 
 
-def find_backbone(dataset: Dataset, name: str | None) -> BackboneSpec:
-    """A backbone of the data set by name, its first for None, or a pipeline folder by its path.
+def find_backbone(
+    dataset: Dataset, name: str | None, *, allow_download: bool = False
+) -> BackboneSpec:
+    """A backbone: one of the data set's by name, its first for None, a folder, or a hub id.
 
+    Args:
+        dataset: Whose backbones are known by name.
+        name: As on the command line.
+        allow_download: Whether a hub id that isn't in the hub's cache may be downloaded.
     Raises:
-        InputError: If it is neither a known name nor a folder that a backbone family reads.
+        InputError: If it is neither a known name nor looks like a path or a hub id.
+        AssetError: If no backbone family reads what is there.
     """
-    folder = None if name is None else Path(name)
     known = {spec.name for spec in dataset.backbones}
-    if folder is None or name in known or not (folder / "model_index.json").is_file():
+    # A name without a slash or an ending that is no file here is a misspelt one.
+    if name is None or name in known or not (Path(name).exists() or set(name) & set("/\\.~")):
         return dataset.backbone(name)
-    return folder_spec(folder.resolve())
+    from fairbench.backbones.base import folder_spec
+    from fairbench.backbones.folders import resolve_folder
+
+    folder = resolve_folder(name, allow_download=allow_download)
+    return folder_spec(folder, None if Path(name).exists() else name)
+
+
+def _check_needs(card: MethodCard, backbone: BackboneSpec) -> None:
+    """Refuse a backbone whose family lacks what the method needs before anything is loaded."""
+    if card.needs <= {"predictions"} and not backbone.settings:
+        return  # every family but those that are called as a whole
+    from fairbench.backbones.base import able_families, find_family
+    from fairbench.diffusion.backbone import lacking
+
+    lacks = sorted(card.needs - find_family(backbone.folder).capabilities)
+    if lacks:
+        raise lacking(card, backbone.name, lacks, able_families())
 
 
 def _check_prompts(card: MethodCard, backbone: BackboneSpec, dataset: Dataset) -> None:
@@ -137,7 +176,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
         "prompts": [prompt.text for prompt in plan.task.prompts],
         "num_images": plan.config.num_images,
         "seed": plan.config.seed,
-        "sampling": asdict(plan.sampling),
+        "sampling": plan.sampling.content(),
         "dtype": str(plan.dtype).removeprefix("torch."),
     }
     asked = getattr(plan.method, "precision", plan.method.training_precision)
@@ -149,6 +188,8 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     processes = process_count()
     if card.trains and processes > 1:  # each draws rows of its own
         config["processes"] = processes
+    if plan.backbone.settings:
+        config["backbone_settings"] = plan.backbone.settings
     if card.uses_target:
         config["target"] = dict(zip(plan.task.groups, plan.task.target, strict=True))
     if card.trains and "prompts" in card.supervision:
@@ -212,14 +253,21 @@ def plan_keys(plan: Plan, instruments: Instruments) -> Keys:
     return Keys(run_key(images_config), run_key(config), named)
 
 
-def folder_spec(folder: Path) -> BackboneSpec:
-    """A pipeline folder as a backbone, with its family's default settings.
+def backbone_notes(plan: Plan) -> list[str]:
+    """What the user must read of the backbone before a run, a line each."""
+    own, notes = plan.backbone.facts.get("scheduler"), list(plan.backbone.notes)
+    if own not in (None, "DDIMScheduler") and plan.sampling.scheduler == "ddim":
+        notes.append(
+            f"the scheduler of {plan.backbone.name} is {own}; images are made with DDIM instead "
+            "(--scheduler own uses it, with methods that only need predictions)"
+        )
+    return notes
 
-    Raises:
-        AssetError: If no family reads such a folder.
-    """
-    from fairbench.backbones.base import find_family
 
-    family = find_family(folder)
-    title = f"{family.title}, at {folder}"
-    return BackboneSpec(folder.name, folder, family.conditional, family.sampling, title)
+def backbone_facts(plan: Plan) -> dict[str, Any]:
+    """What a record says of a folder of the user's; empty for backbones of the data set."""
+    if not plan.backbone.facts:
+        return {}
+    facts = dict(plan.backbone.facts)
+    facts["scheduler"] = {"own": facts.get("scheduler"), "used": plan.sampling.scheduler}
+    return {"backbone": facts}

@@ -23,7 +23,7 @@ from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Known, evaluate_images
 from fairbench.runs.generation import generate, help_to_prepare, training_data
 from fairbench.runs.pictures import sample_grid
-from fairbench.runs.plan import Plan, plan_keys, plan_run
+from fairbench.runs.plan import Plan, backbone_facts, backbone_notes, plan_keys, plan_run
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
@@ -89,6 +89,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     strange = foreign_training_set(plan)
     if strange is not None:
         report.note(strange)
+    for note in backbone_notes(plan):
+        report.note(note)
     from fairbench.diffusion.devices import begin_run, is_main_process
 
     begin_run(plan.device)
@@ -110,8 +112,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
-    if strange is not None:
-        blank = dataclasses.replace(blank, facts={"training_set": strange})
+    facts = backbone_facts(plan) | ({"training_set": strange} if strange is not None else {})
+    blank = dataclasses.replace(blank, facts=facts)
     with _failures_recorded(config.results, blank):
         record, images = _compute(plan, blank, instruments, report)
     path = write_record(config.results, record, images)
@@ -163,6 +165,7 @@ def foreign_training_set(plan: Plan) -> str | None:
 def _plain_card(card: MethodCard) -> dict[str, Any]:
     return asdict(card) | {
         "supervision": sorted(card.supervision),
+        "needs": sorted(card.needs),
         "deviations": list(card.deviations),
     }
 

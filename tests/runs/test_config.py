@@ -145,16 +145,25 @@ def test_tasks_have_their_groups_and_prompts():
 def test_backbones_are_found_by_name_or_folder(tmp_path):
     assert DATASET.backbone(None).name == "cartoonfaces-sd"
     refused(lambda: DATASET.backbone("cartoonfaces-ds"), "did you mean cartoonfaces-sd")
-    refused(lambda: find_backbone(DATASET, str(tmp_path)), "unknown backbone")
+    refused(lambda: find_backbone(DATASET, "cartoonfaces"), "unknown backbone")
+    with pytest.raises(AssetError, match=r"found none; give --backbone a folder"):
+        find_backbone(DATASET, str(tmp_path))
     index = tmp_path / "model_index.json"
+    parts = '"unet": ["diffusers", "UNet"], "scheduler": ["diffusers", "DDIMScheduler"]'
+    (tmp_path / "config.json").write_text(
+        '{"in_channels": 3, "out_channels": 3, "sample_size": 8}'
+    )
     index.write_text('{"_class_name": "DDPMPipeline"}')
+    with pytest.raises(AssetError, match="with the scheduler none"):
+        find_backbone(DATASET, str(tmp_path))
+    index.write_text(f'{{"_class_name": "DDPMPipeline", {parts}}}')
     found = find_backbone(DATASET, str(tmp_path))
     assert (found.folder, found.conditional, found.sampling.guidance) == (tmp_path, False, 1.0)
-    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
+    index.write_text(f'{{"_class_name": "StableDiffusionPipeline", {parts}}}')
     assert find_backbone(DATASET, str(tmp_path)).conditional
     assert find_backbone(DATASET, str(tmp_path)).sampling.guidance == 7.5
-    index.write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(AssetError, match="is a FluxPipeline; the pipelines that work are DDIM"):
+    index.write_text('{"_class_name": "NoSuchPipeline"}')
+    with pytest.raises(AssetError, match="is a NoSuchPipeline, which diffusers"):
         find_backbone(DATASET, str(tmp_path))
 
 
