@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fairbench.backbones.folders import PipelineFolder, files_sha256
@@ -123,12 +122,9 @@ def able_families() -> Mapping[str, tuple[str, ...]]:
     """What a method may need -> names of the families that have it."""
     families, _ = FAMILIES.entries()
     needs = sorted({need for family in families.values() for need in family.capabilities})
-    return MappingProxyType(
-        {
-            need: tuple(f.name for f in families.values() if need in f.capabilities)
-            for need in needs
-        }
-    )
+    return {
+        need: tuple(f.name for f in families.values() if need in f.capabilities) for need in needs
+    }
 
 
 def find_family(folder: Path) -> Family:

@@ -101,7 +101,7 @@ def describe(pipeline: PipelineFolder) -> Description:
     """What the folder's JSON says: a U-Net with a table of classes takes prompts."""
     conditional = pipeline.config("unet").get("num_class_embeds") is not None
     return describe_unet(
-        pipeline, SAMPLING, conditional=conditional, inputs={"num_class_embeds": None}
+        pipeline, SAMPLING, conditional=conditional, parts=PARTS, inputs={"num_class_embeds": None}
     )
 
 

@@ -269,6 +269,7 @@ def describe_unet(
     sampling: SamplingConfig,
     *,
     conditional: bool,
+    parts: Collection[str],
     inputs: Mapping[str, Any] | None = None,
 ) -> Description:
     """What the JSON of a folder with a U-Net and a discrete noise schedule says.
@@ -277,6 +278,7 @@ def describe_unet(
         pipeline: The folder.
         sampling: The family's.
         conditional: Whether it takes prompts.
+        parts: What the folder must have.
         inputs: Further inputs of the U-Net that the family gives it, of `FURTHER_INPUTS`: name ->
             value, None for any.
     Raises:
@@ -286,11 +288,15 @@ def describe_unet(
     def refuse(reason: str) -> AssetError:
         return AssetError(f"{pipeline.path} is a {pipeline.kind} {reason}; use another --backbone")
 
+    for name in sorted(parts):
+        listed = pipeline.component(name)
+        if listed is None:
+            raise refuse(f"without a {name}")
+        listed.check_config()
     unet, scheduler = pipeline.config("unet"), pipeline.config("scheduler")
     vae = pipeline.config("vae") or pipeline.config("vqvae")
-    part = pipeline.component("scheduler")
-    own = str(scheduler.get("_class_name") or (part.kind if part else "none"))
-    if own == "none" or own.startswith(NO_LEVELS):
+    own = str(scheduler.get("_class_name"))
+    if own.startswith(NO_LEVELS):
         raise refuse(
             f"with the scheduler {own}; expected one with a discrete noise schedule "
             "(alphas_cumprod), such as DDIMScheduler"

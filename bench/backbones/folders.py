@@ -137,6 +137,20 @@ class Component:
                 return _json(path)
         return {}
 
+    def check_config(self) -> None:
+        """Refuse a part whose configuration is missing.
+
+        Raises:
+            AssetError: If it is.
+        """
+        name = "scheduler_config.json" if self.kind.endswith("Scheduler") else "config.json"
+        if (self.is_model or self.kind.endswith("Scheduler")) and not (
+            self.folder / name
+        ).is_file():
+            raise AssetError(
+                f"{self.folder} has no {name} of the {self.name} ({self.kind}); complete the folder"
+            )
+
     def weights(self) -> Weights:
         """The weight files that are loaded.
 
@@ -172,22 +186,18 @@ class Component:
             AssetError: As :meth:`weights`, or without a configuration.
         """
         if self.is_model:
-            config = self.folder / "config.json"
-            if not config.is_file():
-                raise AssetError(
-                    f"{self.folder} has no config.json of the {self.name} ({self.kind}); complete "
-                    "the folder"
-                )
-            return [config, *self.weights().files]
+            self.check_config()
+            return [self.folder / "config.json", *self.weights().files]
         if self.kind.endswith("Scheduler"):
-            found = [self.folder / "scheduler_config.json"]
-        else:
-            found = [
-                path
-                for path in sorted(self.folder.iterdir() if self.folder.is_dir() else [])
-                if path.suffix in (".json", ".txt", ".model", ".tiktoken")
-            ]
-        if not found or not all(path.is_file() for path in found):
+            self.check_config()
+            return [self.folder / "scheduler_config.json"]
+        found = [
+            path
+            for path in sorted(self.folder.iterdir())
+            if path.suffix in (".json", ".txt", ".model", ".tiktoken")
+            and path.name != "model_index.json"
+        ]
+        if not found:
             raise AssetError(
                 f"{self.folder} has no files of the {self.name} ({self.kind}); complete the folder"
             )

@@ -17,7 +17,7 @@ PARTS = ("scheduler", "unet", "vqvae")
 
 def describe(pipeline: PipelineFolder) -> Description:
     """What the folder's JSON says."""
-    return describe_unet(pipeline, SAMPLING, conditional=False)
+    return describe_unet(pipeline, SAMPLING, conditional=False, parts=PARTS)
 
 
 FAMILY = Family(

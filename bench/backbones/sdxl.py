@@ -130,7 +130,11 @@ class XLBackbone(DiffusersBackbone):
 def describe(pipeline: PipelineFolder) -> Description:
     """What the folder's JSON says; refiners and inpainting models are refused."""
     return describe_unet(
-        pipeline, SAMPLING, conditional=True, inputs={"addition_embed_type": "text_time"}
+        pipeline,
+        SAMPLING,
+        conditional=True,
+        parts=("scheduler", "tokenizer_2", "text_encoder_2", "unet", "vae"),
+        inputs={"addition_embed_type": "text_time"},
     )
 
 

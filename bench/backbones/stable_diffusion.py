@@ -12,7 +12,7 @@ SAMPLING = SamplingConfig(steps=25, guidance=7.5)
 
 def describe(pipeline: PipelineFolder) -> Description:
     """What the folder's JSON says; inpainting, depth and upscaling models are refused."""
-    return describe_unet(pipeline, SAMPLING, conditional=True)
+    return describe_unet(pipeline, SAMPLING, conditional=True, parts=PARTS)
 
 
 FAMILY = Family(
