@@ -631,7 +631,7 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
             {
                 "name": family.name,
                 "title": family.title,
-                "pipelines": ", ".join(family.pipelines),
+                "pipelines": ", ".join(family.pipelines) or "any other text-to-image",
                 "prompts": "yes" if family.conditional else "no",
             }
             for family in families.values()
