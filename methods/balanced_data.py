@@ -24,6 +24,7 @@ class BalancedData(FineTuned):
         title="the backbone trained on balanced data, the attainable floor",
         arxiv="",
         family="training",
+        needs=frozenset({"predictions", "training"}),
         supervision=frozenset({"labels"}),
         role="oracle",
         ranked=False,

@@ -39,6 +39,7 @@ class DebiasedLossWeighting(FineTuned):
         title="1/sqrt(SNR) loss weights: estimation bias over timesteps, no demographic target",
         arxiv="2310.08442",
         family="training",
+        needs=frozenset({"predictions", "training"}),
         supervision=frozenset(),
         role="method",
         ranked=False,

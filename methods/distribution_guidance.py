@@ -80,6 +80,7 @@ class DistributionGuidance(BottleneckGuided):
         arxiv="2402.18206",
         ranked=True,
         family="sampling",
+        needs=frozenset({"predictions", "bottleneck", "ddim"}),
         extra_parameters="a linear head a timestep",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,

@@ -33,6 +33,7 @@ class AllObserved(FineTuned):
         title="ordinary training on biased and reference images together",
         arxiv="2403.01189",
         family="training",
+        needs=frozenset({"predictions", "training"}),
         supervision=frozenset({"reference-set"}),
         reference_images=800,
         role="control",

@@ -24,6 +24,7 @@ class ReferenceOnly(FineTuned):
         title="ordinary training on the reference set alone",
         arxiv="2403.01189",
         family="training",
+        needs=frozenset({"predictions", "training"}),
         supervision=frozenset({"reference-set"}),
         reference_images=800,
         role="control",

@@ -41,6 +41,7 @@ class FairPrompt(MethodBase):
         title="an ethical phrase appended to the prompt",
         arxiv="2210.15230",
         family="prompting",
+        needs=frozenset(),
         prompts="needed",
         supervision=frozenset({"prompts"}),
         role="control",

@@ -104,6 +104,7 @@ class FairGen(MethodBase):
         arxiv="2412.18810",
         ranked=True,
         family="fine-tuning",
+        needs=frozenset({"predictions", "cross-attention"}),
         prompts="needed",
         extra_parameters="rank-1 factors in every cross-attention, for each category",
         supervision=frozenset({"prompts"}),

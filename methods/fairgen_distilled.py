@@ -79,6 +79,7 @@ class FairGenDistilled(MethodBase):
         arxiv="2412.18810",
         ranked=True,
         family="fine-tuning",
+        needs=frozenset({"predictions", "training"}),
         prompts="none",
         extra_parameters="rank-1 factors, for each category",
         supervision=frozenset({"reference-set", "labels", "classifier"}),

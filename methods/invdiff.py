@@ -95,6 +95,7 @@ class InvDiff(FineTuned):
         arxiv="2412.08480",
         ranked=True,
         family="fine-tuning",
+        needs=frozenset({"predictions", "training"}),
         role="method",
         uses_target=False,
         trains=True,

@@ -33,6 +33,7 @@ class ImportanceReweighting(Reweighted):
         title="density ratio of clean reference to clean biased images as a weight",
         arxiv="1910.12008",
         family="training",
+        needs=frozenset({"predictions", "training"}),
         supervision=frozenset({"reference-set"}),
         reference_images=800,
         role="control",

@@ -44,6 +44,7 @@ class LatentEditing(BottleneckGuided):
         title="a fixed bottleneck direction added to a share of the images",
         arxiv="2402.18206",
         family="sampling",
+        needs=frozenset({"predictions", "bottleneck", "ddim"}),
         extra_parameters="a direction a timestep",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,

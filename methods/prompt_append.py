@@ -38,6 +38,7 @@ class PromptAppend(MethodBase):
         title="the drawn category written into the prompt",
         arxiv="",
         family="prompting",
+        needs=frozenset(),
         prompts="needed",
         supervision=frozenset({"prompts"}),
         role="control",

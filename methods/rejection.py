@@ -36,6 +36,7 @@ class Rejection(Classified):
         title="resampled until a classifier sees the drawn group",
         arxiv="",
         family="sampling",
+        needs=frozenset(),
         extra_parameters="a small classifier",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,

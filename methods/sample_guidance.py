@@ -49,6 +49,7 @@ class SampleGuidance(BottleneckGuided):
         title="each image pushed to its drawn group through the U-Net's bottleneck",
         arxiv="2402.18206",
         family="sampling",
+        needs=frozenset({"predictions", "bottleneck", "ddim"}),
         extra_parameters="a linear head a timestep",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,

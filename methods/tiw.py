@@ -55,6 +55,7 @@ class TimeDependentReweighting(Reweighted):
         arxiv="2403.01189",
         ranked=True,
         family="training",
+        needs=frozenset({"predictions", "training"}),
         supervision=frozenset({"reference-set"}),
         reference_images=800,
         uses_target=False,

@@ -42,6 +42,7 @@ class UniversalGuidance(Classified):
         title="a classifier's gradient on the predicted clean image, for a drawn group",
         arxiv="2402.18206",
         family="sampling",
+        needs=frozenset({"predictions", "ddim"}),
         extra_parameters="a small classifier",
         supervision=CLASSIFIED,
         reference_images=REFERENCE_IMAGES,

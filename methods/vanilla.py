@@ -21,6 +21,7 @@ class Vanilla(MethodBase):
         title="the backbone as it is, no debiasing",
         arxiv="",
         family="none",
+        needs=frozenset(),
         role="control",
         ranked=False,
         uses_target=False,

@@ -134,6 +134,9 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 is none.")] = None,
     eta: Annotated[float | None, typer.Option(help="DDIM noise share in [0, 1].")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="ddim, or own: the one that the backbone's folder names.")
+    ] = None,
     encoder: Encoders = None,
     faces: FacesToo = False,
     control: Controls = None,
@@ -165,6 +168,7 @@ def run(
                 steps=steps,
                 guidance=guidance,
                 eta=eta,
+                scheduler=scheduler,
                 encoders=tuple(encoder or ()),
                 faces=faces,
                 controls=tuple(control or ()),
@@ -832,6 +836,7 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
         for method in found.values():
             card = dataclasses.asdict(method.card) | {
                 "supervision": sorted(method.card.supervision),
+                "needs": sorted(method.card.needs),
                 "deviations": list(method.card.deviations),
             }
             parameters = [dataclasses.asdict(p) for p in parameters_of(method)]
@@ -868,7 +873,7 @@ def _listing(kind: Kind) -> list[dict[str, Any]]:
             {
                 "name": family.name,
                 "title": family.title,
-                "pipelines": ", ".join(family.pipelines),
+                "pipelines": ", ".join(family.pipelines) or "any other text-to-image",
                 "prompts": "yes" if family.conditional else "no",
             }
             for family in families.values()

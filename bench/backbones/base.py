@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from fairbench.backbones.folders import PipelineFolder, files_sha256
 from fairbench.core.errors import AssetError
-from fairbench.core.method import SamplingConfig
+from fairbench.core.method import Need, SamplingConfig
 from fairbench.core.registry import Registry
+from fairbench.core.specs import BackboneSpec
 
 if TYPE_CHECKING:
     import torch
 
     from fairbench.diffusion.backbone import Backbone
 
-__all__ = ["FAMILIES", "Family", "Loader", "find_family", "load_backbone", "weights_sha256"]
+__all__ = [
+    "FAMILIES",
+    "Description",
+    "Family",
+    "Loader",
+    "able_families",
+    "default_network_batch",
+    "describe",
+    "find_family",
+    "folder_spec",
+    "load_backbone",
+    "weights_sha256",
+]
 
 
 class Loader(Protocol):
@@ -31,7 +46,7 @@ class Loader(Protocol):
         sha256: str,
         device: torch.device,
         dtype: torch.dtype,
-        network_batch: int,
+        network_batch: int | None,
     ) -> Backbone:
         """Load what is in the folder; nothing is downloaded.
 
@@ -42,6 +57,25 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
+class Description:
+    """What a folder's JSON says of a backbone, before anything is loaded.
+
+    Attributes:
+        conditional: Whether it takes prompts.
+        sampling: How it is sampled unless the user says otherwise.
+        notes: Lines that the user must read before a run with it.
+        facts: What a record says of the folder.
+        settings: What its images depend on beside weights and sampling.
+    """
+
+    conditional: bool
+    sampling: SamplingConfig
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Family:
     """Backbones that are loaded and driven the same way.
 
@@ -49,10 +83,17 @@ class Family:
         name: Its own.
         title: One line.
         pipelines: Classes of diffusers whose folders it loads.
-        conditional: Whether its backbones take prompts.
+        conditional: Whether its backbones take prompts, unless their folder says otherwise.
         sampling: How they are sampled unless the user, or a data set, says otherwise.
-        network_batch: Fixed number of rows of every network call without gradients.
         load: Loads one.
+        capabilities: What a method may ask of its backbones.
+        parts: What is loaded of a folder; None: all but a safety checker.
+        describe: Reads the folder's JSON, and refuses what can't be run, before anything is
+            loaded; None: the fields above say it all.
+        claims: Whether a folder is of this family though its class is another's; asked first.
+        refuses: Why a class that no family lists can't be run by this one, None if it can.
+        version: Raised whenever the same folder gives other images, the network batch of
+            :func:`default_network_batch` among the reasons.
     """
 
     name: str
@@ -60,11 +101,30 @@ class Family:
     pipelines: tuple[str, ...]
     conditional: bool
     sampling: SamplingConfig
-    network_batch: int
     load: Loader
+    capabilities: frozenset[Need] = frozenset({"predictions", "training", "bottleneck", "ddim"})
+    parts: tuple[str, ...] | None = None
+    describe: Callable[[PipelineFolder], Description] | None = None
+    claims: Callable[[PipelineFolder], bool] | None = None
+    refuses: Callable[[str], str | None] | None = None
+    version: int = 1
 
 
 FAMILIES: Registry[Family] = Registry("backbone family", "fairbench.backbones", "FAMILY")
+
+
+def default_network_batch(image_size: int) -> int:
+    """Fixed number of rows of every network call without gradients, by the side of an image."""
+    return next((rows for side, rows in ((64, 64), (256, 16), (512, 8)) if image_size <= side), 4)
+
+
+def able_families() -> Mapping[str, tuple[str, ...]]:
+    """What a method may need -> names of the families that have it."""
+    families, _ = FAMILIES.entries()
+    needs = sorted({need for family in families.values() for need in family.capabilities})
+    return {
+        need: tuple(f.name for f in families.values() if need in f.capabilities) for need in needs
+    }
 
 
 def find_family(folder: Path) -> Family:
@@ -73,31 +133,91 @@ def find_family(folder: Path) -> Family:
     Raises:
         AssetError: If it is no pipeline folder, or its class is of no family.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise AssetError(
-            f"expected a diffusers pipeline folder with model_index.json at {folder}, found none; "
-            "give --backbone a folder made by save_pretrained"
-        )
-    try:
-        seen = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError):
-        raise AssetError(
-            f"{index} names no pipeline class; give --backbone a folder made by save_pretrained"
-        ) from None
+    return _family_of(PipelineFolder.read(folder))
+
+
+def _family_of(pipeline: PipelineFolder) -> Family:
     families, broken = FAMILIES.entries()
     for family in families.values():
-        if seen in family.pipelines:
+        if family.claims is not None and family.claims(pipeline):
             return family
+    for family in families.values():
+        if pipeline.kind in family.pipelines:
+            return family
+    reason = ""
+    for family in families.values():
+        if family.refuses is not None:
+            said = family.refuses(pipeline.kind)
+            if said is None:
+                return family
+            reason = f", {said}"
     known = sorted(one for family in families.values() for one in family.pipelines)
     raise AssetError(
-        f"{folder} is a {seen}; the pipelines that work are {', '.join(known)}"
-        + "".join(f"; {reason}" for reason in broken.values())
+        f"{pipeline.path} is a {pipeline.kind}{reason}; the pipelines that work are "
+        f"{', '.join(known)} and, called as a whole, diffusers' other text-to-image pipelines"
+        + "".join(f"; {fault}" for fault in broken.values())
+    )
+
+
+def describe(folder: Path) -> tuple[Family, Description]:
+    """The family of a folder, and what its JSON says.
+
+    Raises:
+        AssetError: If it is no pipeline folder, or it can't be run.
+    """
+    pipeline = PipelineFolder.read(folder)
+    family = _family_of(pipeline)
+    if family.describe is None:
+        said = Description(family.conditional, family.sampling)
+    else:
+        said = family.describe(pipeline)
+    return family, said
+
+
+def folder_spec(folder: Path, name: str | None = None) -> BackboneSpec:
+    """A pipeline folder as a backbone, with its family's default settings.
+
+    Args:
+        folder: The folder; :func:`~fairbench.backbones.folders.resolve_folder` finds that of a
+            hub id.
+        name: What to call it; None: as the folder.
+    Raises:
+        AssetError: If no family reads such a folder.
+    """
+    family, said = describe(folder)
+    settings = {**said.settings, **({"family": family.version} if family.version > 1 else {})}
+    return BackboneSpec(
+        name or folder.name,
+        folder,
+        said.conditional,
+        said.sampling,
+        f"{family.title}, at {folder}",
+        notes=said.notes,
+        facts={"family": family.name, **said.facts},
+        settings=settings,
     )
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash of a pipeline folder: names and contents of its weight and configuration files."""
+    """Hash of a pipeline folder: names and contents of ``model_index.json`` and of loaded files.
+
+    A folder whose ``training.json`` holds an older hash that still holds, as that of the backbones
+    that come with fairbench, keeps it, so that records made with it are still found.
+
+    Raises:
+        AssetError: If it is no pipeline folder, or a part is missing.
+    """
+    training = folder / "training.json"
+    if training.is_file():
+        recorded = json.loads(training.read_text()).get("weights_sha256")
+        if recorded == _tree_sha256(folder):
+            return cast("str", recorded)
+    pipeline = PipelineFolder.read(folder)
+    return files_sha256(folder, pipeline.files(_family_of(pipeline).parts))
+
+
+def _tree_sha256(folder: Path) -> str:
+    """Hash of every weight and configuration file in subfolders, loaded or not."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".safetensors", ".json", ".txt") and path.parent != folder:
@@ -119,22 +239,20 @@ def load_backbone(
 
     Args:
         name: What to call it.
-        folder: Holds ``model_index.json`` and safetensors.
+        folder: Holds ``model_index.json`` and weights.
         device: Where its networks are to run.
         dtype: Format of its weights.
-        network_batch: Fixed number of rows of every network call; None: the family's.
+        network_batch: Fixed number of rows of every network call; None: by the size of its images.
     Raises:
         AssetError: If the folder is missing or isn't a pipeline of a known family.
     """
     try:
-        family = find_family(folder)
+        family, _ = describe(folder)
+        sha256 = weights_sha256(folder)
     except AssetError as error:
         raise AssetError(f"backbone {name!r}: {error}") from None
-    return family.load(
-        name,
-        folder,
-        sha256=weights_sha256(folder),
-        device=device,
-        dtype=dtype,
-        network_batch=network_batch or family.network_batch,
+    backbone = family.load(
+        name, folder, sha256=sha256, device=device, dtype=dtype, network_batch=network_batch
     )
+    backbone.families = able_families()
+    return backbone

@@ -1,13 +1,16 @@
 """Pipelines of diffusers behind the one small interface; the code that families share.
 
-A method written against :class:`Backbone` runs unchanged on Stable Diffusion 1.x/2.x, on an
-unconditional DDPM and on a Gaussian mixture whose exact denoiser is a formula.
+A method written against :class:`Backbone` runs unchanged on Stable Diffusion, on an unconditional
+DDPM and on a Gaussian mixture whose exact denoiser is a formula.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+import json
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairbench.core.errors import AssetError, InputError
+from fairbench.backbones.base import Description, default_network_batch
+from fairbench.backbones.folders import PipelineFolder
+from fairbench.core.errors import AssetError
+from fairbench.core.method import SamplingConfig
 from fairbench.diffusion.backbone import (
     Backbone,
     Bottleneck,
@@ -28,21 +34,54 @@ from fairbench.diffusion.backbone import (
     cross_attention_linears,
     fixed_batches,
 )
-from fairbench.diffusion.schedule import PredictionType, Schedule
+from fairbench.diffusion.schedule import DynamicThreshold, PredictionType, Schedule
 
-__all__ = ["DiffusersBackbone", "load_pipeline"]
+__all__ = ["DiffusersBackbone", "describe_unet", "load_parts", "load_pipeline", "loader_of"]
+
+
+def schedule_of(scheduler: Any, *, in_pixels: bool, consistent: bool) -> Schedule:
+    """Noise levels of a folder's scheduler, and the bounds that its DDIM puts on clean images.
+
+    Args:
+        scheduler: Of diffusers, with a discrete noise schedule.
+        in_pixels: Whether images themselves are diffused; DDIM clips those unless it is told not
+            to, as diffusers has it for a configuration that doesn't say.
+        consistent: As of :class:`Schedule`.
+    """
+    config = scheduler.config
+    levels = scheduler.alphas_cumprod.clone()
+    if config.get("rescale_betas_zero_snr"):
+        levels[-1] = 0  # some schedulers put a tiny number there
+    threshold = None
+    if config.get("thresholding"):
+        threshold = DynamicThreshold(
+            float(config.get("dynamic_thresholding_ratio", 0.995)),
+            float(config.get("sample_max_value", 1.0)),
+        )
+    clips = config.get("clip_sample", in_pixels)
+    return Schedule(
+        levels,
+        cast("PredictionType", config.get("prediction_type", "epsilon")),
+        float(config.get("clip_sample_range", 1.0)) if clips else None,
+        consistent=consistent,
+        threshold=threshold,
+    )
 
 
 class DiffusersBackbone(Backbone):
-    """A diffusers pipeline: Stable Diffusion 1.x/2.x, or an unconditional DDPM or DDIM one.
+    """A diffusers pipeline with a U-Net, a discrete noise schedule and at most one text encoder.
 
     Args:
         name: Its name.
-        pipeline: ``StableDiffusionPipeline``, ``DDPMPipeline`` or ``DDIMPipeline``.
+        pipeline: Has ``unet`` and ``scheduler``; a latent one ``vae`` or ``vqvae``, one with
+            prompts ``text_encoder`` and ``tokenizer``.
         sha256: Hash of its weights.
         device: Where it is moved to.
-        dtype: Format of its weights; latents stay float32 between the calls.
-        network_batch: Fixed number of rows of every network call without gradients.
+        dtype: Format of its weights; latents stay float32 between the calls, and so does a VAE
+            that says that it must (``force_upcast``).
+        network_batch: Fixed number of rows of every network call without gradients; None: by the
+            size of its images.
+        consistent: Whether the noise is derived again from a clipped clean image.
     """
 
     def __init__(
@@ -53,25 +92,26 @@ class DiffusersBackbone(Backbone):
         sha256: str,
         device: torch.device,
         dtype: torch.dtype,
-        network_batch: int,
+        network_batch: int | None,
+        consistent: bool = True,
     ) -> None:
-        self.name, self.weights_sha256, self.network_batch = name, sha256, network_batch
+        self.name, self.weights_sha256 = name, sha256
         self.device, self.dtype = device, dtype
-        self._vae = getattr(pipeline, "vae", None)
+        self._vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
         self._text = getattr(pipeline, "text_encoder", None)
         self._tokenizer = getattr(pipeline, "tokenizer", None)
-        if self._text is not None:  # the limit counts its begin and end
+        if self._tokenizer is not None:  # the limit counts its begin and end
             self.token_limit = int(cast("Any", self._tokenizer).model_max_length) - 2
         self._unet: Any = pipeline.unet
         self.unet = self._unet
-        for module in (self._vae, self._text, self._unet):
+        upcast = self._vae is not None and bool(self._vae.config.get("force_upcast"))
+        self._vae_dtype = torch.float32 if upcast else dtype
+        for module, own in ((self._vae, self._vae_dtype), (self._text, dtype), (self.unet, dtype)):
             if module is not None:
-                module.to(device, dtype).eval().requires_grad_(False)
-        config = pipeline.scheduler.config
-        self.schedule = Schedule(
-            pipeline.scheduler.alphas_cumprod,
-            cast("PredictionType", config.get("prediction_type", "epsilon")),
-            float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None,
+                module.to(device, own).eval().requires_grad_(False)
+        self.scheduler = pipeline.scheduler
+        self.schedule = schedule_of(
+            pipeline.scheduler, in_pixels=self._vae is None, consistent=consistent
         )
         size = int(self._unet.config.sample_size)
         self.latent_shape = (int(self._unet.config.in_channels), size, size)
@@ -80,6 +120,7 @@ class DiffusersBackbone(Backbone):
         if self._vae is not None:
             scale = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.image_size = size * scale
+        self.network_batch = network_batch or default_network_batch(self.image_size)
 
     def with_unet(self, unet: nn.Module) -> DiffusersBackbone:
         """The same pipeline with another network of the same kind; the rest is shared."""
@@ -101,22 +142,32 @@ class DiffusersBackbone(Backbone):
         """Images, (B, H, W, 3) uint8, to latent means, (B, C, h, w) float32, scaled."""
         pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
         if self._vae is None:
-            return pixels.to(self.device)
+            grey = self.latent_shape[0] == 1
+            return (pixels.mean(1, keepdim=True) if grey else pixels).to(self.device)
         vae = self._vae
-        return self._in_fixed_batches(
-            lambda x: (
-                vae.encode(x.to(self.dtype)).latent_dist.mean.float() * vae.config.scaling_factor
-            ),
-            pixels,
-        )
+
+        def encoded(x: Tensor) -> Tensor:
+            found = vae.encode(x.to(self._vae_dtype))
+            latents = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+            return self._scaled(latents.float())
+
+        return self._in_fixed_batches(encoded, pixels)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """What is diffused, for latents as the encoder gives them."""
+        return latents * float(cast("Any", self._vae).config.scaling_factor)
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """What the decoder takes, for latents that were diffused."""
+        return latents / float(cast("Any", self._vae).config.scaling_factor)
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Latents, (B, C, h, w), to pixels, (B, 3, H, W) float32, through the VAE's decoder."""
         if self._vae is None:
-            return latents.float()
+            return latents.float().expand(-1, 3, -1, -1)  # grey images have one channel
         vae = self._vae
         return self._in_fixed_batches(
-            lambda z: vae.decode((z / vae.config.scaling_factor).to(self.dtype)).sample, latents
+            lambda z: vae.decode(self._unscaled(z).to(self._vae_dtype)).sample, latents
         ).float()
 
     @torch.no_grad()
@@ -126,14 +177,14 @@ class DiffusersBackbone(Backbone):
             return None
         text, tokenizer = self._text, cast("Any", self._tokenizer)
         distinct = list(dict.fromkeys(prompts))
-        tokens = tokenizer(
-            distinct,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        states = self._in_fixed_batches(lambda ids: text(ids)[0], tokens)
+        found = token_ids(tokenizer, distinct)
+        if getattr(getattr(text, "config", None), "use_attention_mask", False):
+            both = torch.stack([found.input_ids, found.attention_mask], dim=1)
+            states = self._in_fixed_batches(
+                lambda rows: text(rows[:, 0], attention_mask=rows[:, 1])[0], both
+            )
+        else:
+            states = self._in_fixed_batches(lambda ids: text(ids)[0], found.input_ids)
         where = {prompt: i for i, prompt in enumerate(distinct)}
         return states[[where[prompt] for prompt in prompts]]
 
@@ -188,45 +239,225 @@ class DiffusersBackbone(Backbone):
                 handle.remove()
 
 
-def load_pipeline(
-    name: str,
-    folder: Path,
-    *,
-    sha256: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    network_batch: int,
-) -> DiffusersBackbone:
-    """Load a pipeline folder with a U-Net and a discrete noise schedule.
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> Any:
+    """Token ids and attention mask, (B, L) each, cut or filled up to the tokenizer's length."""
+    return tokenizer(
+        list(texts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
 
+
+NO_LEVELS = ("FlowMatch", "EDM", "KarrasVe", "ScoreSde", "CMStochastic", "Consistency")
+"""How schedulers without the noise levels of a diffusion are called."""
+
+FURTHER_INPUTS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+    "time_cond_proj_dim",
+)
+"""What a U-Net's configuration says of inputs beside image, timestep and prompt."""
+
+
+def describe_unet(
+    pipeline: PipelineFolder,
+    sampling: SamplingConfig,
+    *,
+    conditional: bool,
+    parts: Collection[str],
+    inputs: Mapping[str, Any] | None = None,
+) -> Description:
+    """What the JSON of a folder with a U-Net and a discrete noise schedule says.
+
+    Args:
+        pipeline: The folder.
+        sampling: The family's.
+        conditional: Whether it takes prompts.
+        parts: What the folder must have.
+        inputs: Further inputs of the U-Net that the family gives it, of `FURTHER_INPUTS`: name ->
+            value, None for any.
     Raises:
-        AssetError: If it can't be loaded.
+        AssetError: If it needs something that fairbench has no way to give.
     """
-    from diffusers import DiffusionPipeline
+
+    def refuse(reason: str) -> AssetError:
+        return AssetError(f"{pipeline.path} is a {pipeline.kind} {reason}; use another --backbone")
+
+    for name in sorted(parts):
+        listed = pipeline.component(name)
+        if listed is None:
+            raise refuse(f"without a {name}")
+        listed.check_config()
+    unet, scheduler = pipeline.config("unet"), pipeline.config("scheduler")
+    vae = pipeline.config("vae") or pipeline.config("vqvae")
+    own = str(scheduler.get("_class_name"))
+    if own.startswith(NO_LEVELS):
+        raise refuse(
+            f"with the scheduler {own}; expected one with a discrete noise schedule "
+            "(alphas_cumprod), such as DDIMScheduler"
+        )
+    kind = scheduler.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "sample", "v_prediction"):
+        raise refuse(f"whose network predicts {kind}; expected epsilon, sample or v_prediction")
+    if scheduler.get("rescale_betas_zero_snr") and kind == "epsilon":
+        raise refuse(
+            "that predicts epsilon at zero terminal SNR, where no image follows from the noise; "
+            "set prediction_type or rescale_betas_zero_snr in scheduler_config.json"
+        )
+    given = inputs or {}
+    for name in FURTHER_INPUTS:
+        value = unet.get(name)
+        if value is not None and (name not in given or given[name] not in (None, value)):
+            raise refuse(f"whose U-Net has {name}={value!r}, an input that isn't supported")
+    rows, channels = int(unet.get("in_channels", 4)), vae.get("latent_channels")
+    if channels is not None and rows != channels:
+        raise refuse(
+            f"whose U-Net takes {rows} channels, where the VAE has {channels}: an inpainting or "
+            "image-to-image model, which needs a picture beside the prompt"
+        )
+    if channels is None and not vae and rows not in (1, 3):
+        raise refuse(f"whose U-Net takes {rows} channels; expected pixels in 1 or 3")
+    puts_out = int(unet.get("out_channels", rows))
+    if puts_out not in (rows, 2 * rows):
+        raise refuse(f"whose U-Net takes {rows} channels and puts out {puts_out}")
+    size = unet.get("sample_size")
+    if not isinstance(size, int):
+        raise refuse(f"whose U-Net has sample_size={size!r}; expected one number")
+    notes, facts = [], {"scheduler": own}
+    checker = pipeline.component("safety_checker")
+    if checker is not None:
+        facts["safety_checker"] = "not applied"
+        notes.append(
+            f"the safety checker of {pipeline.path.name} isn't applied: it would blacken images "
+            "that are to be measured"
+        )
+    return Description(conditional, sampling, tuple(notes), facts)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Bars and notices of diffusers and transformers would mix with this program's own."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    # Their bars and notices would mix with this program's own.
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def load_parts(
+    name: str, folder: Path, parts: Collection[str] | None = None, **options: Any
+) -> Any:
+    """The pipeline of diffusers in a folder, with the weights that its hash is of.
+
+    Args:
+        name: What messages call it.
+        folder: The folder.
+        parts: The parts to load; None: all but a safety checker.
+        options: Further arguments of its ``from_pretrained``.
+    Raises:
+        AssetError: If it is damaged.
+    """
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        with _quiet():
+            return _loaded(PipelineFolder.read(folder), parts, options)
+    except AssetError as error:
+        raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {error}") from error
     except Exception as error:  # a foreign or damaged folder makes diffusers raise almost anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
         raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {reason}") from error
-    if not hasattr(pipeline.scheduler, "alphas_cumprod"):
-        raise InputError(
-            f"backbone {name!r} at {folder} has the scheduler {type(pipeline.scheduler).__name__};"
-            " expected one with a discrete noise schedule (alphas_cumprod), such as DDIMScheduler"
-        )
-    return DiffusersBackbone(
-        name,
-        pipeline,
-        sha256=sha256,
-        device=device,
-        dtype=dtype,
-        network_batch=network_batch,
+
+
+def _loaded(
+    pipeline: PipelineFolder, names: Collection[str] | None, options: Mapping[str, Any]
+) -> Any:
+    from diffusers import DiffusionPipeline
+
+    listed = pipeline.components(names)
+    made: dict[str, Any] = {
+        name: None
+        for name, entry in pipeline.index.items()
+        if isinstance(entry, list) and name not in {part.name for part in listed}
+    }
+    for part in listed:
+        if part.is_model and part.library in ("diffusers", "transformers"):
+            found = part.weights()
+            kind = getattr(importlib.import_module(part.library), part.kind)
+            made[part.name], info = kind.from_pretrained(
+                part.folder,
+                variant=found.variant,
+                use_safetensors=found.safe,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            # Else they would be random numbers without a word.
+            lost = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
+            if lost:
+                raise AssetError(
+                    f"{found.files[0]} lacks {len(lost)} of the {part.name}'s weights, such as "
+                    f"{lost[0]}; complete the folder"
+                )
+    return DiffusionPipeline.from_pretrained(
+        pipeline.path, local_files_only=True, **made, **options
     )
+
+
+def consistent_clipping(folder: Path) -> bool:
+    """Whether a folder's ``training.json`` asks for noise that follows from the clipped image."""
+    path = folder / "training.json"
+    return path.is_file() and json.loads(path.read_text()).get("clipping") == "consistent"
+
+
+def loader_of(
+    kind: type[DiffusersBackbone], parts: Collection[str]
+) -> Callable[..., DiffusersBackbone]:
+    """A family's loader: reads these parts of a folder and gives them to a class.
+
+    Args:
+        kind: What to make.
+        parts: What it needs of a folder.
+    """
+
+    def load(
+        name: str,
+        folder: Path,
+        *,
+        sha256: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        network_batch: int | None,
+    ) -> DiffusersBackbone:
+        pipeline = load_parts(name, folder, parts)
+        if not hasattr(pipeline.scheduler, "alphas_cumprod"):
+            raise AssetError(
+                f"backbone {name!r} at {folder} has the scheduler "
+                f"{type(pipeline.scheduler).__name__}; expected one with a discrete noise "
+                "schedule (alphas_cumprod), such as DDIMScheduler"
+            )
+        with _quiet():
+            return kind(
+                name,
+                pipeline,
+                sha256=sha256,
+                device=device,
+                dtype=dtype,
+                network_batch=network_batch,
+                consistent=consistent_clipping(folder),
+            )
+
+    return load
+
+
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+"""What the loader below reads of a folder, as far as it is there."""
+
+load_pipeline = loader_of(DiffusersBackbone, PARTS)
+"""Loads a folder with a U-Net and at most one text encoder; see :func:`loader_of`."""

@@ -67,7 +67,10 @@ def _facts(card: MethodCard) -> Iterator[str]:
     yield f"- learns from: {learned}"
     if card.training_set != "none":
         yield f"- trains on: {card.training_set} images of the data set"
-    yield f"- backbones: {prompts[card.prompts]}"
+    needs = sorted(card.needs - {"predictions"})
+    wanted = f"; needs {', '.join(needs)}" if needs else ""
+    wanted = wanted or ("" if card.needs else "; also pipelines that are called as a whole")
+    yield f"- backbones: {prompts[card.prompts]}{wanted}"
     calls = card.extra_network_calls
     yield f"- adds: {card.extra_parameters} (parameters), {calls} (network calls)"
     if card.batch_coupled:

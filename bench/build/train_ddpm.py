@@ -89,7 +89,8 @@ def main() -> None:
     run.train(loss_of)
     unet.eval().to(memory_format=torch.contiguous_format)
     DDIMPipeline(unet, schedule).save_pretrained(arguments.out, safe_serialization=True)
-    write_facts(arguments.out, command, run.elapsed, {}, arguments.start)
+    facts = {"clipping": "consistent"}  # noise and clipped clean image go on to add up
+    write_facts(arguments.out, command, run.elapsed, facts, arguments.start)
 
 
 if __name__ == "__main__":

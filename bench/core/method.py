@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ __all__ = [
     "Method",
     "MethodBase",
     "MethodCard",
+    "Need",
     "Preparation",
     "Request",
     "Sampler",
@@ -34,6 +35,10 @@ __all__ = [
 
 Supervision = Literal["prompts", "reference-set", "labels", "classifier"]
 
+Need = Literal["predictions", "training", "bottleneck", "cross-attention", "ddim"]
+"""What a method asks of a backbone: single predictions, a network to train or adapt, a bottleneck,
+cross-attention, or that images are made by DDIM whose timesteps the method knows."""
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -44,12 +49,15 @@ class SamplingConfig:
         guidance: Classifier-free guidance scale; 1 is none, and costs half the calls.
         eta: DDIM's noise share in [0, 1]; 0 is deterministic.
         spacing: Which timesteps are visited.
+        scheduler: ``ddim``, or ``own`` for the scheduler that the backbone's folder names, with
+            its own timesteps.
     """
 
     steps: int
     guidance: float
     eta: float = 0.0
     spacing: Literal["trailing", "linspace"] = "trailing"
+    scheduler: Literal["ddim", "own"] = field(default="ddim", metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= 1000:
@@ -58,6 +66,20 @@ class SamplingConfig:
             raise InputError(f"--guidance must be 0 or more; seen {self.guidance}")
         if not 0 <= self.eta <= 1:
             raise InputError(f"--eta must lie in [0, 1]; seen {self.eta}")
+        if self.scheduler not in ("ddim", "own"):
+            raise InputError(f"--scheduler must be ddim or own; seen {self.scheduler!r}")
+
+    def content(self) -> dict[str, Any]:
+        """Name -> value as they enter a key.
+
+        One that is newer than committed records is marked ``omit_default``, and left out at its
+        default, so that those records are still found.
+        """
+        return {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if not one.metadata.get("omit_default") or getattr(self, one.name) != one.default
+        }
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,8 @@ class MethodCard:
         training_set: Images that it trains on beside the reference set: none, those with the bias
             that the backbone was trained on, or as many balanced ones.
         prompts: Whether the backbone must take prompts, must take none, or may do either.
+        needs: What else it asks of the backbone. A method that only asks for images, such as one
+            that changes prompts, needs nothing, and runs on pipelines that are called as a whole.
         extra_parameters: What is added to the backbone, in words; the record has the number.
         extra_network_calls: What an image costs beyond the backbone's own calls, in words; the
             record has the number.
@@ -162,6 +186,7 @@ class MethodCard:
     trains: bool = False
     training_set: Literal["none", "biased", "balanced"] = "none"
     prompts: Literal["either", "needed", "none"] = "either"
+    needs: frozenset[Need] = frozenset({"predictions"})
     extra_parameters: str = "none"
     extra_network_calls: str = "none"
     deviations: tuple[str, ...] = ()

@@ -79,6 +79,10 @@ class BackboneSpec:
         title: One line.
         hub: Repository of the Hugging Face hub that holds it; its folder is then found in the
             hub's cache when it is asked for. Empty for a folder on the disk.
+        notes: Lines that the user must read before a run with it.
+        facts: What a record says of its folder, as plain values.
+        settings: What its images depend on beside weights and sampling, such as the release that
+            a pipeline is called with; part of the key where there is any.
     """
 
     name: str
@@ -87,6 +91,9 @@ class BackboneSpec:
     sampling: SamplingConfig
     title: str
     hub: str = ""
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def expected_sha256(self) -> str | None:
         """Hash that its weights had when they were trained; None for a folder of the user's."""

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError, InputError
+from fairbench.core.method import MethodCard, Need, SamplingConfig
 from fairbench.diffusion.schedule import Prediction, Schedule, columns
 
 Edit = Callable[[Tensor, int], Tensor]
@@ -29,6 +31,7 @@ class Trainable:
     """
 
     what: ClassVar[str] = "network to train or adapt"
+    need: ClassVar[Need] = "training"
 
     network: nn.Module
     replaced: Callable[[nn.Module], Backbone]
@@ -48,6 +51,7 @@ class Bottleneck:
     """
 
     what: ClassVar[str] = "bottleneck, such as the middle block of a U-Net"
+    need: ClassVar[Need] = "bottleneck"
 
     edit: Callable[[Edit], AbstractContextManager[None]]
 
@@ -62,12 +66,30 @@ class CrossAttention:
     """
 
     what: ClassVar[str] = "cross-attention to adapt"
+    need: ClassVar[Need] = "cross-attention"
 
     network: nn.Module
     layers: Mapping[str, nn.Linear]
 
 
-Capability = TypeVar("Capability", Trainable, Bottleneck, CrossAttention)
+@dataclass(frozen=True)
+class WholeCall:
+    """A pipeline that makes images in one call; its single predictions can't be had.
+
+    Attributes:
+        make: ``make(texts, generators, config)``: B prompts, one generator each -> images,
+            (B, H, W, 3) uint8, and network calls spent on each, (B,) int64.
+    """
+
+    what: ClassVar[str] = "call that makes whole images"
+
+    make: Callable[
+        [Sequence[str], Sequence[torch.Generator], SamplingConfig],
+        tuple[NDArray[np.uint8], NDArray[np.int64]],
+    ]
+
+
+Capability = TypeVar("Capability", Trainable, Bottleneck, CrossAttention, WholeCall)
 
 
 class Backbone(ABC):
@@ -83,6 +105,8 @@ class Backbone(ABC):
         device: Where its networks run.
         unet: The denoising network, None for a formula.
         token_limit: Pieces of a prompt that the text encoder reads; the rest is cut off.
+        scheduler: The scheduler of the folder, as diffusers has it; None for a formula.
+        families: What a capability is called -> the families that have it, for messages.
     """
 
     name: str
@@ -95,6 +119,8 @@ class Backbone(ABC):
     unet: nn.Module | None
     conditional: bool
     token_limit: int = 0
+    scheduler: Any = None
+    families: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     @abstractmethod
     def encode(self, images: NDArray[np.uint8]) -> Tensor:
@@ -115,7 +141,11 @@ class Backbone(ABC):
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
-        """What the network is conditioned on, (B, L, D); None for an unconditional backbone."""
+        """What the network is conditioned on, (B, L, D); None for an unconditional backbone.
+
+        One tensor whatever a family needs, so that a method can pick and mix its rows: further
+        conditions, such as a pooled embedding, are rows of L.
+        """
 
     def tokens(self, text: str) -> list[str] | None:
         """The pieces that the tokenizer splits `text` into; None without a tokenizer."""
@@ -123,7 +153,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def _network(self, x_t: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        """One call of the network on a whole batch; output in the model's parameterisation."""
+        """One call of the network on a whole batch; output in the model's parameterisation.
+
+        A network that learned the variance puts it out as C further channels.
+        """
 
     @abstractmethod
     def with_unet(self, unet: nn.Module) -> Backbone:
@@ -162,12 +195,16 @@ class Backbone(ABC):
                 filled(times, fill),
                 None if context is None else filled(context, fill),
             )[:rows]
+        variance = None
+        if value.shape[1] == 2 * x_t.shape[1]:
+            value, variance = value.chunk(2, dim=1)
         return Prediction(
             x_t,
             columns(self.schedule.alpha(times), x_t),
             columns(self.schedule.sigma(times), x_t),
             self.schedule.prediction_type,
             value,
+            variance=variance,
         )
 
 
@@ -188,6 +225,42 @@ def fixed_batches(rows: Tensor, width: int) -> Iterator[tuple[Tensor, int]]:
         yield filled(chunk, width - len(chunk)), len(chunk)
 
 
+def check_needs(card: MethodCard, backbone: Backbone) -> None:
+    """Refuse a method that wants more than images of a pipeline that is called as a whole.
+
+    Raises:
+        InputError: If it does, naming the families that have what it needs.
+    """
+    if card.needs and backbone.capability(WholeCall) is not None:
+        raise lacking(card, backbone.name, sorted(card.needs), backbone.families)
+
+
+def lacking(
+    card: MethodCard, name: str, needs: Sequence[Need], families: Mapping[str, Sequence[str]]
+) -> InputError:
+    """The error for a backbone without what a method needs, with the families that have it all.
+
+    Args:
+        card: Of the method.
+        name: Of the backbone.
+        needs: What the backbone lacks.
+        families: Need -> families that have it.
+    """
+    words = {
+        "predictions": "single predictions of the network",
+        "training": "a network to train",
+        "bottleneck": "a bottleneck",
+        "cross-attention": "cross-attention",
+        "ddim": "DDIM's timesteps",
+    }
+    able = [set(families.get(need, ())) for need in sorted(card.needs)]
+    fitting = ", ".join(sorted(set.intersection(*able))) if able else ""
+    return InputError(
+        f"{card.name} needs {' and '.join(words[need] for need in needs)}, which {name} hasn't; "
+        "choose another --backbone" + (f", of one of the families {fitting}" if fitting else "")
+    )
+
+
 def required(backbone: Backbone, kind: type[Capability], method: str) -> Capability:
     """What a method needs of a backbone.
 
@@ -196,8 +269,10 @@ def required(backbone: Backbone, kind: type[Capability], method: str) -> Capabil
     """
     found = backbone.capability(kind)
     if found is None:
+        able = ", ".join(backbone.families.get(getattr(kind, "need", ""), ()))
         raise InputError(
             f"{method}: {backbone.name} has no {kind.what}; choose another --backbone"
+            + (f", of a family that has it: {able}" if able else "")
         )
     return found
 

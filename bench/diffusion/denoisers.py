@@ -13,7 +13,10 @@ from fairbench.diffusion.schedule import Prediction
 __all__ = ["Denoiser", "conditioned", "edited", "guided", "within"]
 
 Denoiser = Callable[[Tensor, int], Prediction]
-"""(B, C, h, w) and a timestep -> what the model, guided or not, predicts there."""
+"""(B, C, h, w) and a timestep -> what the model, guided or not, predicts there.
+
+The backbone's own scheduler may stop between two integers.
+"""
 
 
 def conditioned(backbone: Backbone, context: Tensor | None) -> Denoiser:

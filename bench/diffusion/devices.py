@@ -65,25 +65,34 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format that ``--dtype`` names; ``auto`` is float32.
+def resolve_dtype(name: str, device: torch.device, *, embedded: bool = True) -> torch.dtype:
+    """The number format that ``--dtype`` names.
 
-    So records of different machines can be compared. Ask for bfloat16 where it is quick: a CPU
-    without bfloat16 units runs it ten times slower than float32.
+    ``auto`` is float32 for a backbone that comes with fairbench, so that records of different
+    machines can be compared, and on a CPU: one without bfloat16 units runs it ten times slower.
+    For others it is bfloat16 on a GPU that has it, else float16.
 
+    Args:
+        name: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: Where the backbone runs.
+        embedded: Whether the backbone comes with fairbench.
     Raises:
-        InputError: If the name is none of auto, float32, bfloat16 or the device lacks it.
+        InputError: If the name is none of these or the device lacks it.
     """
     import torch
 
-    if name not in ("auto", "float32", "bfloat16"):
-        raise InputError(f"--dtype must be auto, float32 or bfloat16; seen {name!r}")
-    if name != "bfloat16":
-        return torch.float32
+    if name not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype must be auto, float32, bfloat16 or float16; seen {name!r}")
     cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" and not cuda:
-        raise InputError(f"--dtype bfloat16 isn't supported by {device}; use float32")
-    return torch.bfloat16
+    if name == "auto":
+        if embedded or device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if cuda else torch.float16
+    if name == "float16" and device.type == "cpu":
+        raise InputError("--dtype float16 isn't supported by cpu; use float32 or bfloat16")
+    if name == "bfloat16" and device.type != "cpu" and not cuda:
+        raise InputError(f"--dtype bfloat16 isn't supported by {device}; use float32 or float16")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def begin_run(device: torch.device) -> None:

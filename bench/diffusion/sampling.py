@@ -1,10 +1,13 @@
-"""The one sampling loop, deterministic DDIM, and the randomness that every method shares."""
+"""The sampling loop, DDIM or the backbone's own scheduler, and the randomness of every method."""
 
 from __future__ import annotations
 
+import copy
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,10 +16,21 @@ from torch import Tensor
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Request, Samples, SamplingConfig
-from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.backbone import Backbone, WholeCall
 from fairbench.diffusion.denoisers import Denoiser, conditioned, guided
 
-__all__ = ["DDIMSampler", "Stream", "ddim", "gaussian", "generator", "indicator_rng"]
+__all__ = [
+    "DDIMSampler",
+    "Stream",
+    "ddim",
+    "gaussian",
+    "generator",
+    "indicator_rng",
+    "own_steps",
+]
+
+SEEDLESS = frozenset({"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler", "NoneType"})
+"""Schedulers that draw noise for a whole batch from a source of their own."""
 
 
 class Stream(IntEnum):
@@ -74,11 +88,16 @@ def ddim(
         InputError: If they aren't finite, which would be black images.
 
     Source: Song et al. 2021, Denoising diffusion implicit models, arXiv 2010.02502, eq. 12 and 16.
-        Three choices where diffusers offers several: a step goes to the next timestep of the list;
-        the last one goes to alpha = 1; where the clean image is clipped, the noise is derived
-        again from it.
+        Two choices where diffusers offers several: a step goes to the next timestep of the list;
+        the last one goes to alpha = 1. Whether the noise is derived again from a clean image that
+        was cut is the schedule's.
     """
     schedule = backbone.schedule
+    if config.steps > len(schedule):
+        raise InputError(
+            f"--steps must be at most the {len(schedule)} timesteps of {backbone.name}; "
+            f"seen {config.steps}"
+        )
     times = schedule.timesteps(config.steps, config.spacing)
     starts = [generator(request, Stream.INITIAL_NOISE) for request in requests]
     x = gaussian(starts, backbone.latent_shape, backbone.device)
@@ -86,7 +105,7 @@ def ddim(
     for t, following in zip(times, [*times[1:], None], strict=True):
         if observe is not None:
             observe(x, t)
-        predicted = denoise(x, t).clipped(schedule.clip)
+        predicted = schedule.bounded(denoise(x, t))
         alpha, sigma = 1.0, 0.0
         if following is not None:
             alpha, sigma = float(schedule.alpha(following)), float(schedule.sigma(following))
@@ -99,6 +118,10 @@ def ddim(
             x = alpha * predicted.clean + kept * predicted.noise + fresh * noise
         else:
             x = alpha * predicted.clean + sigma * predicted.noise
+    return _finite(x, backbone)
+
+
+def _finite(x: Tensor, backbone: Backbone) -> Tensor:
     if not bool(torch.isfinite(x).all()):
         raise InputError(
             f"images of {backbone.name} aren't finite numbers: guidance or a method's scale or "
@@ -106,6 +129,55 @@ def ddim(
             "method's scale, strength or learning rate by --param"
         )
     return x
+
+
+def own_steps(
+    backbone: Backbone, denoise: Denoiser, requests: Sequence[Request], config: SamplingConfig
+) -> tuple[Tensor, int]:
+    """Follow the scheduler that the backbone's folder names, as its own pipeline does.
+
+    Args:
+        backbone: Gives the scheduler and the shape.
+        denoise: Called once for each of the scheduler's timesteps, which may be more than steps.
+        requests: B images.
+        config: Steps and eta; its guidance is the denoiser's business, its spacing isn't used.
+    Returns:
+        (B, C, h, w) float32 clean latents, and how often the denoiser was called.
+    Raises:
+        InputError: If the scheduler can't do what is asked, or latents aren't finite.
+    """
+    kind = type(backbone.scheduler).__name__
+    if backbone.scheduler is None or kind in SEEDLESS:
+        raise InputError(
+            f"--scheduler own: {backbone.name} has {'none' if kind == 'NoneType' else kind}, "
+            "whose noise can't be drawn for each image from its seed; use --scheduler ddim"
+        )
+    scheduler = copy.deepcopy(backbone.scheduler)
+    accepted = inspect.signature(scheduler.step).parameters
+    if config.eta and "eta" not in accepted:
+        raise InputError(f"--eta {config.eta:g}: {kind} of {backbone.name} has none; leave it out")
+    with warnings.catch_warnings():  # of NumPy, on what diffusers does
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scheduler.set_timesteps(config.steps, device=backbone.device)
+    starts = [generator(request, Stream.INITIAL_NOISE) for request in requests]
+    noises = [generator(request, Stream.SAMPLER_NOISE) for request in requests]
+    options: dict[str, Any] = {"eta": config.eta} if "eta" in accepted else {}
+    if "generator" in accepted:
+        options["generator"] = noises
+    x = gaussian(starts, backbone.latent_shape, backbone.device) * scheduler.init_noise_sigma
+    calls = 0
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(x, t)
+        # Some schedulers stop between the integers.
+        predicted = denoise(seen, cast("int", int(t) if float(t).is_integer() else float(t)))
+        output = predicted.value
+        if predicted.variance is not None and str(
+            scheduler.config.get("variance_type", "")
+        ).startswith("learned"):
+            output = torch.cat([output, predicted.variance], dim=1)
+        x = scheduler.step(output, t, x, **options).prev_sample
+        calls += 1
+    return _finite(x.float(), backbone), calls
 
 
 class DDIMSampler:
@@ -185,6 +257,28 @@ class DDIMSampler:
         """Consecutive runs of at most `size` requests."""
         return [list(requests[i : i + size]) for i in range(0, len(requests), size)]
 
+    def make(
+        self, requests: Sequence[Request], groups: Sequence[int | None]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images, (B, H, W, 3) uint8, of at most a network batch of requests, and their calls.
+
+        Args:
+            requests: B images.
+            groups: The group that each of them is to be in.
+        """
+        whole = self.backbone.capability(WholeCall)
+        if whole is not None:
+            texts = [self.text(r, g) for r, g in zip(requests, groups, strict=True)]
+            starts = [generator(request, Stream.INITIAL_NOISE) for request in requests]
+            return whole.make(texts, starts, self.config)
+        denoise, a_step = self.denoiser(requests, groups)
+        if self.config.scheduler == "own":
+            latents, steps = own_steps(self.backbone, denoise, requests, self.config)
+        else:
+            latents = ddim(self.backbone, denoise, requests, self.config)
+            steps = self.config.steps
+        return self.backbone.decode(latents), np.full(len(requests), a_step * steps, np.int64)
+
     @torch.inference_mode()
     def __call__(self, requests: Sequence[Request]) -> Samples:
         """Make one image a request, in network batches.
@@ -199,14 +293,13 @@ class DDIMSampler:
         width = self.backbone.network_batch
         for start in range(0, len(requests), width):
             part = slice(start, start + width)
-            denoise, a_step = self.denoiser(requests[part], groups[part])
-            latents = ddim(self.backbone, denoise, requests[part], self.config)
-            images.append(self.backbone.decode(latents))
-            calls += [a_step * self.config.steps] * len(images[-1])
+            made, spent = self.make(requests[part], groups[part])
+            images.append(made)
+            calls.append(spent)
         asked = None if groups[0] is None else np.array(groups, dtype=np.int64)
         return Samples(
             images=np.concatenate(images),
             requested=asked,
-            network_calls=np.array(calls, dtype=np.int64),
+            network_calls=np.concatenate(calls),
             batch_id=np.array([self.batch_id(request) for request in requests], np.int64),
         )

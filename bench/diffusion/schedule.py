@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,6 +14,29 @@ from torch import Tensor
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """Bound on the predicted clean image that follows each image's own largest values.
+
+    Attributes:
+        ratio: Quantile of the absolute values that becomes the bound.
+        largest: The bound is at least 1 and at most this.
+
+    Source: Saharia et al. 2022, Imagen, arXiv 2205.11487, section 2.3.
+    """
+
+    ratio: float
+    largest: float
+
+    def __call__(self, clean: Tensor) -> Tensor:
+        """(B, C, h, w) cut at each image's bound and divided by it."""
+        sizes = clean.float().flatten(1).abs()
+        # Row by row: torch.quantile has a limit on the elements of one call.
+        bounds = torch.stack([torch.quantile(row, self.ratio) for row in sizes])
+        bound = columns(bounds.clamp(1.0, self.largest), clean)
+        return clean.clamp(-bound, bound) / bound
+
+
 class Schedule:
     """Noise levels of a diffusion: x_t = alpha x_0 + sigma noise, alpha² + sigma² = 1.
 
@@ -21,6 +45,9 @@ class Schedule:
         prediction_type: What the network was trained to predict.
         clip: Bound that the sampler puts on the predicted clean image, None for none; pixel models
             have one.
+        consistent: Whether the noise is derived again from a clean image that was cut, so that
+            both still add up to x_t; diffusers' DDIM leaves the noise as predicted.
+        threshold: Dynamic bound, in the place of `clip`.
     """
 
     def __init__(
@@ -28,9 +55,13 @@ class Schedule:
         alphas_cumprod: Tensor,
         prediction_type: PredictionType,
         clip: float | None = None,
+        *,
+        consistent: bool = True,
+        threshold: DynamicThreshold | None = None,
     ) -> None:
         self.alphas_cumprod = alphas_cumprod.detach().to("cpu", torch.float64)
         self.prediction_type, self.clip = prediction_type, clip
+        self.consistent, self.threshold = consistent, threshold
 
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
@@ -68,6 +99,12 @@ class Schedule:
             return [round(total - i * total / steps) - 1 for i in range(steps)]
         return [int(t) for t in np.linspace(total - 1, 0, steps).round()]
 
+    def bounded(self, predicted: Prediction) -> Prediction:
+        """The prediction with its clean image inside the sampler's bounds; itself without any."""
+        if self.threshold is not None:
+            return predicted.bounded(self.threshold, consistent=self.consistent)
+        return predicted.clipped(self.clip, consistent=self.consistent)
+
     def target(self, clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
         """What the network is trained to put out for x_t of `clean` and `noise`, same shape."""
         if self.prediction_type == "epsilon":
@@ -95,6 +132,9 @@ class Prediction:
         alpha, sigma: (B or 1, 1, 1, 1) its noise level.
         kind: What `value` is.
         value: (B, C, h, w) in the model's own parameterisation.
+        variance: (B, C, h, w) what a network that learned it says of the variance of a step;
+            None for others.
+        inside: (B, C, h, w) clean image in the place of the predicted one, None for that one.
     """
 
     x_t: Tensor
@@ -102,6 +142,8 @@ class Prediction:
     sigma: Tensor
     kind: PredictionType
     value: Tensor
+    variance: Tensor | None = field(default=None, kw_only=True)
+    inside: Tensor | None = field(default=None, kw_only=True)
 
     @cached_property
     def noise(self) -> Tensor:
@@ -115,6 +157,8 @@ class Prediction:
     @cached_property
     def clean(self) -> Tensor:
         """Predicted clean image or latent, (B, C, h, w)."""
+        if self.inside is not None:
+            return self.inside
         if self.kind == "sample":
             return self.value
         if self.kind == "v_prediction":
@@ -124,16 +168,29 @@ class Prediction:
     @cached_property
     def velocity(self) -> Tensor:
         """Predicted velocity alpha noise - sigma clean, (B, C, h, w)."""
-        if self.kind == "v_prediction":
+        if self.kind == "v_prediction" and self.inside is None:
             return self.value
         return self.alpha * self.noise - self.sigma * self.clean
 
     def with_value(self, value: Tensor) -> Prediction:
         """The same place with another network output."""
-        return replace(self, value=value)
+        return replace(self, value=value, inside=None)
 
-    def clipped(self, bound: float | None) -> Prediction:
-        """The same place with the clean image in [-bound, bound]; itself without a bound."""
-        if bound is None:
+    def bounded(self, bound: Callable[[Tensor], Tensor], *, consistent: bool = True) -> Prediction:
+        """The same place with a clean image that was brought into bounds.
+
+        Args:
+            bound: Brings images, (B, C, h, w), into bounds.
+            consistent: Whether the noise then follows from the image and x_t, or stays as it was
+                predicted.
+        """
+        clean = bound(self.clean)
+        if consistent:
+            return replace(self, kind="sample", value=clean, inside=None)
+        return replace(self, inside=clean)
+
+    def clipped(self, limit: float | None, *, consistent: bool = True) -> Prediction:
+        """The same place with the clean image in [-limit, limit]; itself without a limit."""
+        if limit is None:
             return self
-        return replace(self, kind="sample", value=self.clean.clamp(-bound, bound))
+        return self.bounded(lambda clean: clean.clamp(-limit, limit), consistent=consistent)

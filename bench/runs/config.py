@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import SamplingConfig
@@ -29,7 +30,7 @@ class RunConfig:
         device, dtype: As on the command line.
         batch_size: Images in work at once; None for the backbone's network batch.
         parameters: ``key=value`` strings of the method.
-        steps, guidance, eta: Of sampling; None for the backbone's defaults.
+        steps, guidance, eta, scheduler: Of sampling; None for the backbone's defaults.
         encoders: Public encoders to measure with beside the data set's own.
         faces: Whether to look for faces too, as on photographs.
         controls: Attributes within whose levels groups are compared too.
@@ -55,6 +56,7 @@ class RunConfig:
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
+    scheduler: str | None = None
     encoders: tuple[str, ...] = ()
     faces: bool = False
     controls: tuple[str, ...] = ()
@@ -77,20 +79,31 @@ class RunConfig:
             raise InputError(f"--seed must be 0 or more; seen {self.seed}")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch-size must be at least 1; seen {self.batch_size}")
+        if self.scheduler not in (None, "ddim", "own"):
+            raise InputError(f"--scheduler must be ddim or own; seen {self.scheduler!r}")
 
     def sampling(self, default: SamplingConfig, *, conditional: bool) -> SamplingConfig:
         """The backbone's sampling with the user's changes.
 
         Raises:
-            InputError: If guidance is asked of a backbone that takes no prompt.
+            InputError: If guidance is asked of a backbone that takes no prompt, or the scheduler
+                or its noise of one that is called as a whole.
         """
         if not conditional and self.guidance not in (None, 1.0):
             raise InputError(
                 f"--guidance {self.guidance:g} needs a text-to-image backbone; leave it out"
             )
+        if default.scheduler == "own":  # nothing else can be chosen
+            for option, value in (("scheduler", self.scheduler), ("eta", self.eta)):
+                if value not in (None, 0.0):
+                    raise InputError(
+                        f"--{option} {value}: the backbone is called as a whole, with what its "
+                        "folder says; leave it out"
+                    )
         return replace(
             default,
             steps=default.steps if self.steps is None else self.steps,
             guidance=default.guidance if self.guidance is None else self.guidance,
             eta=default.eta if self.eta is None else self.eta,
+            scheduler=cast("Any", self.scheduler) or default.scheduler,
         )

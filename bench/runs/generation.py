@@ -226,6 +226,9 @@ def _prepared(
         dtype=str(plan.dtype).removeprefix("torch."),
     )
     card = plan.method.configured_card()
+    from fairbench.diffusion.backbone import check_needs
+
+    check_needs(card, backbone)
     data = training_data(plan.dataset, card, backbone.image_size)
     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,7 +28,6 @@ from fairbench.runs.supply import check_supply
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable
-from fairbench.storage.hub import download, hub_folder, is_repository, missing
 from fairbench.storage.records import record_path
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Keys",
     "Plan",
+    "backbone_facts",
+    "backbone_notes",
     "find_backbone",
     "generation_config",
     "image_side",
@@ -108,10 +109,16 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     dataset = dataset.sized(image_side(backbone.folder))
     card = method.configured_card()
     _check_prompts(card, backbone, dataset)
+    _check_needs(card, backbone)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
     controls = check_controls(config.controls, dataset.attributes, dataset.crossed(task.name))
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
+    if sampling.scheduler == "own" and "ddim" in card.needs:
+        raise InputError(
+            f"--scheduler own: {card.name} needs DDIM's timesteps; leave it out, or use a method "
+            "that only needs predictions"
+        )
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
@@ -121,7 +128,8 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     from fairbench.diffusion.devices import resolve_device, resolve_dtype
 
     device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    embedded = backbone.expected_sha256() is not None
+    dtype = resolve_dtype(config.dtype, device, embedded=embedded)
     question = Question(dataset, task, backbone, controls)
     return Plan(config, question, backbone, method, preset, sampling, device, dtype)
 
@@ -129,36 +137,33 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
 def find_backbone(
     dataset: Dataset, name: str | None, *, allow_download: bool = False
 ) -> BackboneSpec:
-    """A backbone by name, by a pipeline folder's path, or by its repository on the hub.
+    """A backbone: one of the data set's by name, its first for None, a folder, or a hub id.
 
     Args:
-        dataset: Its own backbones are known by name; None stands for its first.
-        name: As ``--backbone``.
-        allow_download: Get a repository that isn't in the hub's cache.
-
+        dataset: Whose backbones are known by name.
+        name: As on the command line.
+        allow_download: Whether a hub id that isn't in the hub's cache may be downloaded.
     Raises:
-        InputError: If it is neither a known name nor a folder that a backbone family reads.
-        AssetError: If it is a repository that is nowhere.
+        InputError: If it is neither a known name nor looks like a path or a hub id.
+        AssetError: If it is nowhere, or no backbone family reads what is there.
     """
-    folder = None if name is None else Path(name)
     known = {spec.name for spec in dataset.backbones}
-    if folder is not None and name not in known and (folder / "model_index.json").is_file():
-        return folder_spec(folder.resolve())
-    if name is not None and name not in known and is_repository(name) and not Path(name).exists():
-        return dataclasses.replace(folder_spec(_repository(name, allow_download)), name=name)
-    spec = dataset.backbone(name)
-    if not spec.hub:
+    # A name without a slash or an ending that is no file here is a misspelt one.
+    own = name is None or name in known or not (Path(name).exists() or set(name) & set("/\\.~"))
+    spec = dataset.backbone(name) if own else None
+    if spec is not None and not spec.hub:
         return spec
-    return dataclasses.replace(spec, folder=_repository(spec.hub, allow_download))
+    from fairbench.backbones.base import folder_spec
+    from fairbench.backbones.folders import resolve_folder
 
-
-def _repository(name: str, allow_download: bool) -> Path:
-    found = hub_folder(name)
-    if found is not None:
+    wanted = str(name) if spec is None else spec.hub
+    folder = resolve_folder(wanted, allow_download=allow_download)
+    found = folder_spec(folder, None if Path(wanted).exists() else wanted)
+    if spec is None:
         return found
-    if not allow_download:
-        raise AssetError(missing(name))
-    return download(name)
+    return dataclasses.replace(
+        spec, folder=folder, notes=found.notes, facts=found.facts, settings=found.settings
+    )
 
 
 def image_side(folder: Path) -> int | None:
@@ -173,6 +178,18 @@ def image_side(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return side
+
+
+def _check_needs(card: MethodCard, backbone: BackboneSpec) -> None:
+    """Refuse a backbone whose family lacks what the method needs before anything is loaded."""
+    if card.needs <= {"predictions"} and not backbone.settings:
+        return  # every family but those that are called as a whole
+    from fairbench.backbones.base import able_families, find_family
+    from fairbench.diffusion.backbone import lacking
+
+    lacks = sorted(card.needs - find_family(backbone.folder).capabilities)
+    if lacks:
+        raise lacking(card, backbone.name, lacks, able_families())
 
 
 def _check_prompts(card: MethodCard, backbone: BackboneSpec, dataset: Dataset) -> None:
@@ -199,7 +216,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
         "prompts": [prompt.text for prompt in plan.task.prompts],
         "num_images": plan.config.num_images,
         "seed": plan.config.seed,
-        "sampling": asdict(plan.sampling),
+        "sampling": plan.sampling.content(),
         "dtype": str(plan.dtype).removeprefix("torch."),
     }
     asked = getattr(plan.method, "precision", plan.method.training_precision)
@@ -211,6 +228,8 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     processes = process_count()
     if card.trains and processes > 1:  # each draws rows of its own
         config["processes"] = processes
+    if plan.backbone.settings:
+        config["backbone_settings"] = plan.backbone.settings
     if card.uses_target:
         config["target"] = dict(zip(plan.task.groups, plan.task.target, strict=True))
     if card.trains and "prompts" in card.supervision:
@@ -275,14 +294,21 @@ def plan_keys(plan: Plan, instruments: Instruments) -> Keys:
     return Keys(run_key(images_config), run_key(config), named)
 
 
-def folder_spec(folder: Path) -> BackboneSpec:
-    """A pipeline folder as a backbone, with its family's default settings.
+def backbone_notes(plan: Plan) -> list[str]:
+    """What the user must read of the backbone before a run, a line each."""
+    own, notes = plan.backbone.facts.get("scheduler"), list(plan.backbone.notes)
+    if own not in (None, "DDIMScheduler") and plan.sampling.scheduler == "ddim":
+        notes.append(
+            f"the scheduler of {plan.backbone.name} is {own}; images are made with DDIM instead "
+            "(--scheduler own uses it, with methods that only need predictions)"
+        )
+    return notes
 
-    Raises:
-        AssetError: If no family reads such a folder.
-    """
-    from fairbench.backbones.base import find_family
 
-    family = find_family(folder)
-    title = f"{family.title}, at {folder}"
-    return BackboneSpec(folder.name, folder, family.conditional, family.sampling, title)
+def backbone_facts(plan: Plan) -> dict[str, Any]:
+    """What a record says of a folder of the user's; empty for backbones of the data set."""
+    if not plan.backbone.facts:
+        return {}
+    facts = dict(plan.backbone.facts)
+    facts["scheduler"] = {"own": facts.get("scheduler"), "used": plan.sampling.scheduler}
+    return {"backbone": facts}

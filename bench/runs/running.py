@@ -22,7 +22,7 @@ from fairbench.runs.config import RunConfig
 from fairbench.runs.generation import generate, help_to_prepare
 from fairbench.runs.judging import choose_judges
 from fairbench.runs.pictures import sample_grid
-from fairbench.runs.plan import Plan, plan_keys, plan_run
+from fairbench.runs.plan import Plan, backbone_facts, backbone_notes, plan_keys, plan_run
 from fairbench.runs.rescoring import refreshed
 from fairbench.runs.scoring import score_generated
 from fairbench.runs.times import now
@@ -91,6 +91,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     strange = foreign_training_set(plan)
     if strange is not None:
         report.note(strange)
+    for note in backbone_notes(plan):
+        report.note(note)
     from fairbench.diffusion.devices import begin_run, is_main_process
 
     begin_run(plan.device)
@@ -126,9 +128,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         help_to_prepare(plan, generation_key, cache_folder(), report)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
-    told: dict[str, Any] = {} if strange is None else {"training_set": strange}
-    told = {**told, **judging.facts()}
-    blank = dataclasses.replace(blank, facts=told)
+    told = backbone_facts(plan) | ({} if strange is None else {"training_set": strange})
+    blank = dataclasses.replace(blank, facts={**told, **judging.facts()})
     with _failures_recorded(config.results, blank):
         record, images = _compute(plan, blank, instruments, report)
     path = write_record(config.results, record, images)
@@ -180,6 +181,7 @@ def foreign_training_set(plan: Plan) -> str | None:
 def _plain_card(card: MethodCard) -> dict[str, Any]:
     return asdict(card) | {
         "supervision": sorted(card.supervision),
+        "needs": sorted(card.needs),
         "deviations": list(card.deviations),
     }
 

@@ -1,20 +1,13 @@
-"""Repositories of the Hugging Face hub as folders: found in its cache, got only when asked to."""
+"""Repositories of the Hugging Face hub as folders in its cache."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fairbench.core.errors import AssetError
-
-__all__ = ["download", "hub_folder", "hub_place", "is_repository", "missing"]
+__all__ = ["hub_folder", "hub_place", "is_repository", "missing"]
 
 INDEX = "model_index.json"
-
-NEEDED = ("*.json", "*.txt", "*.safetensors")
-"""Files of a pipeline that are ever read."""
-
-UNNEEDED = ("*.fp16.*", "*non_ema*", "*flax*", "*onnx*", "v1-5-*")
-"""Other formats of the same weights, and what no run loads."""
+WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def is_repository(name: str) -> bool:
@@ -41,7 +34,8 @@ def hub_folder(repository: str) -> Path | None:
     found = [snapshots / chosen] if chosen else []
     found += sorted(snapshots.glob("*")) if snapshots.is_dir() else []
     for folder in found:
-        if (folder / INDEX).is_file() and next(folder.rglob("*.safetensors"), None) is not None:
+        weights = (path for kind in WEIGHTS for path in folder.rglob(kind))
+        if (folder / INDEX).is_file() and next(weights, None) is not None:
             return folder
     return None
 
@@ -53,28 +47,3 @@ def missing(repository: str) -> str:
         f"'hf download {repository}', add --allow-download, or give --backbone a folder made by "
         "save_pretrained"
     )
-
-
-def download(repository: str) -> Path:
-    """Get a pipeline into the hub's cache.
-
-    Raises:
-        AssetError: If that fails.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        snapshot_download(repository, allow_patterns=[*NEEDED], ignore_patterns=[*UNNEEDED])
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise AssetError(
-            f"{repository} can't be downloaded ({reason}); {missing(repository)}"
-        ) from error
-    found = hub_folder(repository)
-    if found is None:
-        raise AssetError(
-            f"{repository}: expected a pipeline with {INDEX} and safetensors, seen none; choose "
-            "another --backbone"
-        )
-    return found

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def invert(
     upwards = schedule.timesteps(config.steps, config.spacing)[::-1]
     x = backbone.encode(images)
     for t, following in zip(upwards, [*upwards[1:], None], strict=True):
-        predicted = read["cond"](x, t).clipped(schedule.clip)
+        predicted = schedule.bounded(read["cond"](x, t))
         if "uncond" in read:
             read["uncond"](x, t)
         if following is not None:
@@ -573,7 +573,7 @@ def learn_heads(
         "classifier": module_sha256(classifier),
         "attributes": {name: list(levels) for name, levels in task.attributes.items()},
         "prompts": [prompt.text for prompt in task.prompts],
-        "sampling": asdict(config),
+        "sampling": config.content(),
         "features": method.features,
         "trajectories": method.trajectories,
         "weight_decay": method.weight_decay,

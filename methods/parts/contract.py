@@ -37,7 +37,7 @@ from fairbench.core.method import (
 )
 from fairbench.core.parameters import parameters_of
 from fairbench.core.task import Prompt, Task
-from fairbench.diffusion.backbone import Backbone
+from fairbench.diffusion.backbone import Backbone, check_needs
 from fairbench.methods import get_method, make_method
 
 __all__ = ["Outcome", "Trial", "check_method", "fitting", "images_of", "small_data"]
@@ -54,8 +54,8 @@ def _expect(holds: bool, otherwise: str) -> None:
         raise ContractError(otherwise)
 
 
-def small_images(n: int, seed: int, male_share: float) -> ImageSet:
-    """Random 4 x 4 images with labels, men brighter than women."""
+def small_images(n: int, seed: int, male_share: float, side: int = 4) -> ImageSet:
+    """Random images of 4 x 4 squares with labels, men brighter than women."""
     rng = np.random.default_rng(seed)
     labels = {
         "gender": (rng.random(n) < male_share).astype(np.uint8),
@@ -63,17 +63,18 @@ def small_images(n: int, seed: int, male_share: float) -> ImageSet:
     }
     bright = np.where(labels["gender"], 180, 70)[:, None, None, None]
     images = (bright + rng.normal(0, 25, (n, 4, 4, 3))).clip(0, 255).astype(np.uint8)
+    images = images.repeat(side // 4, axis=1).repeat(side // 4, axis=2)
     return ImageSet(images, rng.integers(len(SUBJECTS), size=n), labels)
 
 
-def small_data(card: MethodCard | None = None) -> TrainingData:
-    """What a method with this card may see of the small images; None: all of it."""
+def small_data(card: MethodCard | None = None, side: int = 4) -> TrainingData:
+    """What a method with this card may see of images with this side; None: all of it."""
     subjects = tuple(Prompt(role, template="a photo of {}") for role in SUBJECTS)
     whole = TrainingData(
         neutral_prompts=subjects,
         subjects=subjects,
-        training=small_images(48, 0, 0.9),
-        reference=small_images(24, 1, 0.5),
+        training=small_images(48, 0, 0.9, side),
+        reference=small_images(24, 1, 0.5, side),
         attributes=LEVELS,
     )
     if card is None:
@@ -107,12 +108,18 @@ class Trial:
         kind: Of `SMALL_BACKBONES`.
         cache: Empty folder for what it trains.
         parameters: None: the method's own `quick` ones.
+        make: Makes the backbone, a fresh one each time; None: the small one of that kind.
     """
 
     name: str
     kind: str
     cache: Path
     parameters: Mapping[str, Any] | None = None
+    make: Callable[[], Backbone] | None = None
+
+    def fresh(self) -> Backbone:
+        """A backbone that no method has had."""
+        return SMALL_BACKBONES[self.kind]() if self.make is None else self.make()
 
     @property
     def method(self) -> Method:
@@ -144,10 +151,11 @@ class Trial:
             progress=lambda *_: None,
         )
         (self.cache / cache).mkdir(parents=True, exist_ok=True)
-        data = small_data(method.configured_card())
-        return method.prepare(
-            self.task(), backbone or SMALL_BACKBONES[self.kind](), data, preparation
-        )
+        backbone = backbone or self.fresh()
+        card = method.configured_card()
+        check_needs(card, backbone)
+        data = small_data(card, backbone.image_size)
+        return method.prepare(self.task(), backbone, data, preparation)
 
 
 def images_of(sampler: Sampler, requests: Sequence[Request], size: int) -> Images:
@@ -228,7 +236,7 @@ def global_randomness_is_untouched(trial: Trial) -> None:
     made = []
     with _kept_global_state():
         for seed in (11, 12):
-            backbone = SMALL_BACKBONES[trial.kind]()
+            backbone = trial.fresh()
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
@@ -245,7 +253,7 @@ def global_randomness_is_untouched(trial: Trial) -> None:
 
 def network_calls_are_counted(trial: Trial) -> None:
     """`Samples.network_calls` are the calls of the backbone's network that were made."""
-    backbone = SMALL_BACKBONES[trial.kind]()
+    backbone = trial.fresh()
     sampler = trial.sampler(backbone=backbone)
     kind: Any = type(backbone)  # a method may have a second network behind a backbone of its own
     network, rows = kind._network, []

@@ -7,10 +7,10 @@ so that neither autograd nor the U-Net's backward pass is needed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -156,16 +156,13 @@ class SplitPrediction(Prediction):
         """Predicted noise of the unedited network, (B, C, h, w)."""
         return self.direction.noise
 
-    def clipped(self, bound: float | None) -> SplitPrediction:
-        """Both clean images in [-bound, bound]; itself without a bound."""
-        if bound is None:
-            return self
-        return dataclasses.replace(
-            self,
-            kind="sample",
-            value=self.clean.clamp(-bound, bound),
-            direction=self.direction.clipped(bound),
-        )
+    def bounded(
+        self, bound: Callable[[Tensor], Tensor], *, consistent: bool = True
+    ) -> SplitPrediction:
+        """Both clean images brought into bounds."""
+        edited_one = super().bounded(bound, consistent=consistent)
+        direction = self.direction.bounded(bound, consistent=consistent)
+        return dataclasses.replace(cast("SplitPrediction", edited_one), direction=direction)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class AdapterTraining:
             "parameters": {name: parameters[name] for name in TRAINING_PARAMETERS},
             "attribute": self.attribute,
             "pairs": self.pairs,
-            "rollout": asdict(self.rollout),
+            "rollout": self.rollout.content(),
             "dtype": self.dtype,
             "rows": self.backbone.network_batch,  # of a trajectory
             "seed": self.seed,

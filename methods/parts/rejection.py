@@ -15,7 +15,6 @@ from fairbench.core.errors import ContractError
 from fairbench.core.method import Preparation, Request, Sampler, Samples, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.sampling import ddim
 from fairbench.methods.parts.classifier import AttributeClassifier, train_classifier
 from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
 
@@ -100,12 +99,11 @@ class RejectionSampler(IndicatedSampler):
     def _attempt(self, attempts: Sequence[tuple[_Search, int]]) -> int:
         """Make attempts and show them to their searches, in order; network calls of each."""
         requests = [attempt_of(search.request, number) for search, number in attempts]
-        denoise, a_step = self.denoiser(requests, [None] * len(requests))
-        images = self.backbone.decode(ddim(self.backbone, denoise, requests, self.config))
+        images, calls = self.make(requests, [None] * len(requests))
         seen = self.classifier.group_probabilities(images, self.names)
         for (search, _), image, probabilities in zip(attempts, images, seen, strict=True):
             search.see(image, probabilities)
-        return a_step * self.config.steps
+        return int(calls[0])
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[Request]) -> Samples:

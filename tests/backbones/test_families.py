@@ -35,10 +35,14 @@ def test_how_a_family_is_sampled(tmp_path, pipeline, steps, guidance):
 
 
 def test_an_unknown_class_is_refused_by_name_with_those_that_work(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     with pytest.raises(AssetError) as caught:
         load_backbone("flux", tmp_path, device=torch.device("cpu"), dtype=torch.float32)
     message = str(caught.value)
     assert "\n" not in message
-    for word in ("'flux'", "FluxPipeline", "DDIMPipeline, DDPMPipeline, StableDiffusionPipeline"):
+    for word in (
+        "'flux'",
+        "NoSuchPipeline",
+        "DDIMPipeline, DDPMPipeline, LDMPipeline, StableDiffusion",
+    ):
         assert word in message

@@ -557,7 +557,6 @@ def test_trajectory_is_that_of_the_ddim_pipeline(backbones, folders):
         batch_size=3,
         generator=[generator(r, Stream.INITIAL_NOISE) for r in requests(3)],
         num_inference_steps=10,
-        use_clipped_model_output=True,  # noise and clipped clean image stay consistent with x_t
         output_type="np",
     ).images
     config = SamplingConfig(steps=10, guidance=1.0)

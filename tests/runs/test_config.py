@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fairbench import methods as registry
+from fairbench.build.stand_ins import write_stand_in
 from fairbench.core.errors import AssetError, ContractError, InputError
 from fairbench.core.method import MethodCard, SamplingConfig
 from fairbench.core.parameters import parameters_of
@@ -145,16 +146,20 @@ def test_tasks_have_their_groups_and_prompts():
 def test_backbones_are_found_by_name_or_folder(tmp_path):
     assert DATASET.backbone(None).name == "cartoonfaces-sd"
     refused(lambda: DATASET.backbone("cartoonfaces-ds"), "did you mean cartoonfaces-sd")
-    refused(lambda: find_backbone(DATASET, str(tmp_path)), "unknown backbone")
+    refused(lambda: find_backbone(DATASET, "cartoonfaces"), "unknown backbone")
+    with pytest.raises(AssetError, match=r"found none; give --backbone a folder"):
+        find_backbone(DATASET, str(tmp_path))
     index = tmp_path / "model_index.json"
     index.write_text('{"_class_name": "DDPMPipeline"}')
-    found = find_backbone(DATASET, str(tmp_path))
-    assert (found.folder, found.conditional, found.sampling.guidance) == (tmp_path, False, 1.0)
-    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
-    assert find_backbone(DATASET, str(tmp_path)).conditional
-    assert find_backbone(DATASET, str(tmp_path)).sampling.guidance == 7.5
-    index.write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(AssetError, match="is a FluxPipeline; the pipelines that work are DDIM"):
+    with pytest.raises(AssetError, match="is a DDPMPipeline without a scheduler"):
+        find_backbone(DATASET, str(tmp_path))
+    pixels, text = (write_stand_in(kind, tmp_path / kind) for kind in ("ddpm", "sd1"))
+    found = find_backbone(DATASET, str(pixels))
+    assert (found.folder, found.conditional, found.sampling.guidance) == (pixels, False, 1.0)
+    assert find_backbone(DATASET, str(text)).conditional
+    assert find_backbone(DATASET, str(text)).sampling.guidance == 7.5
+    index.write_text('{"_class_name": "NoSuchPipeline"}')
+    with pytest.raises(AssetError, match="is a NoSuchPipeline, which diffusers"):
         find_backbone(DATASET, str(tmp_path))
 
 
@@ -422,10 +427,14 @@ def test_number_formats_follow_the_device(monkeypatch):
     assert resolve_dtype("auto", cuda) is torch.float32
     assert resolve_dtype("bfloat16", cuda) is torch.bfloat16
     assert resolve_dtype("float32", cuda) is torch.float32
+    assert resolve_dtype("auto", cuda, embedded=False) is torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **kinds: False)
     assert resolve_dtype("auto", cuda) is torch.float32
     refused(lambda: resolve_dtype("bfloat16", cuda), "isn't supported by cuda", "float32")
-    refused(lambda: resolve_dtype("float16", cpu), "--dtype", "'float16'")
+    refused(lambda: resolve_dtype("float8", cpu), "--dtype", "'float8'")
+    refused(lambda: resolve_dtype("float16", cpu), "--dtype float16", "cpu", "float32")
+    assert resolve_dtype("auto", cpu, embedded=False) is torch.float32
+    assert resolve_dtype("auto", cuda, embedded=False) is torch.float16
 
 
 def test_a_record_made_on_a_gpu_names_the_card(monkeypatch):
