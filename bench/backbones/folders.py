@@ -148,7 +148,8 @@ class Component:
             self.folder / name
         ).is_file():
             raise AssetError(
-                f"{self.folder} has no {name} of the {self.name} ({self.kind}); complete the folder"
+                f"{self.folder} has no {name} of the {self.name} ({self.kind}); complete the "
+                "folder"
             )
 
     def weights(self) -> Weights:
