@@ -63,11 +63,13 @@ def test_a_repository_is_found_in_the_cache(hub):
     assert (found.name, found.folder, found.sampling.steps) == ("someone/faces", other, 25)
 
 
-def test_a_snapshot_without_weights_is_none(hub):
+def test_a_snapshot_without_weights_is_said_to_be_a_part(hub):
     folder = snapshot()
     for path in folder.rglob("*.safetensors"):
         path.unlink()
-    assert hub_folder(NAME) is None
+    assert hub_folder(NAME) == folder
+    with pytest.raises(AssetError, match="only a part of it is in the hub's cache"):
+        find_backbone(get_dataset("celeba"), NAME)
 
 
 def test_only_a_download_that_was_allowed_is_made(hub, monkeypatch, tmp_path):
