@@ -432,6 +432,35 @@ def test_a_target_may_want_none_of_a_group(per_prompt):
     assert "infinite" in facts["not_measured"]["fairness_discrepancy_kl"]
 
 
+def test_a_norm_without_a_finite_upper_end_is_reported():
+    gender, race = np.zeros(300, dtype=int), np.arange(300) % 2
+    scores, tables, facts = scored(sample(gender, race), task(target=(1.0, 0.0)))
+    found = scores["fairness_discrepancy_kl"]
+    assert (found.value, found.low, found.high) == (0, 0, None)
+    assert "no finite upper end" in found.interval
+    plain([list(scores.values()), tables, facts])  # what a record can hold
+
+
+def test_scores_carry_the_version_of_their_spec():
+    scores, _, _ = scored(sample(*mixed()))
+    assert all(score.version == spec_of(name).version for name, score in scores.items())
+    assert scores["joint_excess"].version == 3
+    assert scores["fairness_discrepancy_corrected"].version == 3
+    assert scores["validity"].version == 2
+
+
+def test_a_seed_moves_no_number_that_is_given_a_reference():
+    def given(seed):
+        scores, _, _ = scored(sample(*mixed()), seed=seed)
+        return {
+            name: (score.value, score.low, score.high)
+            for name, score in scores.items()
+            if name in ("precision_enc", "recall_enc", "density_enc", "coverage_enc")
+        }
+
+    assert given(0) == given(1)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_few_valid_images_are_measured_as_far_as_they_go(count):
     scores, tables, facts = scored(sample(*mixed(), valid=np.arange(400) < count))
