@@ -4,8 +4,9 @@
 
 One row a number and situation: K groups or D features; shares or distributions at, near and far
 from the target; images independent, or coupled within batches. The bars: 93 % of the truths held
-(90 % near a collapse of coupled batches), and a perfectly fair generator excluded in at most 6 %. Rows whose interval is wider than that,
-since a bound of the range is hit or since it allows for whichever truth is plausible, say 100 %.
+(90 % near a collapse of coupled batches), and a perfectly fair generator excluded in at most 6 %.
+Rows at 100 % have an interval that ends at a bound of the range, or that allows for whichever
+truth is plausible.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ N = 400
 BATCH = 32
 RIGHT = 0.9  # of the images that a judge reads
 LABELLED = 400  # images of each group behind a confusion
+EDGES = ("edge, corr", "edge, steered", "0.98, corr")
 FAIR_BAR, BAR, EDGE_BAR = 0.06, 0.93, 0.90
 
 SHARES: dict[int, dict[str, tuple[float, ...]]] = {
@@ -537,7 +539,7 @@ def copies() -> Iterator[Row]:
                     shift: float = shift,
                 ) -> Ends:
                     return _copies_interval(
-                        rng.normal(size=1000) + shift, rng.normal(size=held), false
+                        (rng.normal(size=1000) + shift) / 10, rng.normal(size=held) / 10, false
                     )
 
                 yield Row("copies", f"{held} real, {false:g}, shift {shift:g}", truth, trial)
@@ -585,7 +587,7 @@ def main() -> int:
 def is_below(row: Row, held: float, above: float, trials: int) -> bool:
     """Whether a row misses its bar by more than three standard errors of the simulation."""
     # Student's t fails where coupled images are nearly all in one group: few batches show it.
-    bar = EDGE_BAR if "edge, corr" in row.where or "edge, steered" in row.where else BAR
+    bar = EDGE_BAR if any(at in row.where for at in EDGES) else BAR
     slack = 3 * np.sqrt(bar * (1 - bar) / trials)
     return bool(held < bar - slack or (row.fair and above > FAIR_BAR + slack))
 
