@@ -91,7 +91,11 @@ def scores_of_labels(
     )
     twice = {score.name: score for score in other[0]}
     scores = tuple(score for score in one[0] if twice.get(score.name) == score)
-    return scores, _same_rows(one[1], other[1]), _same_facts(one[2], other[2])
+    facts = _same_facts(one[2], other[2])
+    if "fair" in facts:  # what floors rest on, of a score that itself isn't known, says nothing
+        known_ones = {score.name for score in scores}
+        facts["fair"] = {name: it for name, it in facts["fair"].items() if name in known_ones}
+    return scores, _same_rows(one[1], other[1]), facts
 
 
 _NOTHING = Reference({}, {}, np.empty(0, np.int64), None)

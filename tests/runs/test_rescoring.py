@@ -109,6 +109,8 @@ def test_counts_are_enough_for_shares(tmp_path: Path, later: None) -> None:
     # Half an entry would be taken for a whole one: what the second judge counted isn't known.
     assert "estimate" not in after.facts
     assert after.facts["fairness"]["corrected"] == before.facts["fairness"]["corrected"]
+    ranked = "fairness_discrepancy_corrected"
+    assert after.facts["fair"][ranked] == before.facts["fair"][ranked]
 
 
 def test_several_prompts_are_told_apart_by_their_tables(tmp_path: Path, later: None) -> None:
