@@ -91,7 +91,8 @@ def test_a_score_says_its_version_where_it_is_not_the_first_one(tmp_path, make_r
     )
     path = write_record(tmp_path, make_record(scores=scores))
     written = json.loads(path.read_text(encoding="utf-8"))["scores"]
-    assert "version" not in written[0] and written[1]["version"] == 3
+    assert "version" not in written[0]
+    assert written[1]["version"] == 3
     assert read_record(path).scores == scores
 
 
