@@ -288,6 +288,15 @@ def _decode_all(
 def _room(n: int, source: tuple[int, int], size: int | None) -> NDArray[np.uint8]:
     """Room for N images of this width and height, or of `size` pixels a side."""
     width, height = source if size is None else (size, size)
+    import psutil
+
+    memory = int(psutil.virtual_memory().total)
+    if n * height * width * 3 > memory:
+        raise InputError(
+            f"{n} images of {width}x{height} take {n * height * width * 3 / 2**30:,.0f} GiB of "
+            f"memory, this machine has {memory / 2**30:,.0f}; take at most "
+            f"{memory // (height * width * 3)}, or smaller ones"
+        )
     return np.empty((n, height, width, 3), np.uint8)
 
 

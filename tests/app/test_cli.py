@@ -307,7 +307,7 @@ def test_an_internal_failure_is_one_line_and_a_log(fairbench: Run, tmp_path: Pat
 
 # --- stopped half-way -------------------------------------------------------------------------
 
-SLOW = ("run", "--method", "vanilla", *QUICK, "--batch-size", "20", "--device", "cpu")
+SLOW = ("run", "--method", "vanilla", *QUICK, "--network-batch", "20", "--device", "cpu")
 
 
 def record_in(folder: Path) -> dict[str, object]:
