@@ -67,6 +67,7 @@ def summary(record: Record, baseline: Record | None) -> RenderableType:
         record: The run.
         baseline: The undebiased backbone's record of the same question, if there is one.
     """
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -86,7 +87,7 @@ def summary(record: Record, baseline: Record | None) -> RenderableType:
     _add_shares(table, record, baseline)
     _add_scores(table, record, baseline)
     _add_costs(table, record, baseline)
-    return table
+    return Group(table, *(Text(note) for note in _missing(record)))
 
 
 def rescored(found: Sequence[Rescoring], results: Path) -> list[str]:
@@ -177,22 +178,18 @@ def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
                 "" if score.floor is None else _number(score, score.floor),
                 "" if other is None else _number(other, other.value),
             )
-    _add_missing(table, record)
     hidden = len(record.scores) - len(visible)
     if hidden:
         _add_row(table, f"  {hidden} more scores are in the record")
 
 
-def _add_missing(table: Table, record: Record) -> None:
+def _missing(record: Record) -> list[str]:
     """What isn't measured, and why; a reason that several scores share is said once."""
     names: dict[str, list[str]] = {}
     for name, reason in record.facts.get("not_measured", {}).items():
         if _is_shown(name):
             names.setdefault(reason, []).append(name.replace("_", " "))
-    for reason, mine in names.items():
-        for name in mine[:-1]:
-            _add_row(table, f"  {name}", "–")
-        _add_row(table, f"  {mine[-1]}", f"– ({reason})")
+    return [shown(f"not measured: {', '.join(mine)}: {reason}") for reason, mine in names.items()]
 
 
 def _is_shown(name: str) -> bool:

@@ -17,7 +17,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def shown(text: str) -> str:
-    """The text with everything that isn't a letter, mark or plain space as Python writes it.
+    r"""The text with everything that isn't a letter, mark or plain space as Python writes it.
 
     So ESC becomes the four letters ``\x1b``, a line end ``\n``.
     """

@@ -5,8 +5,8 @@ from; ``requested_<attribute>``, the level that was asked for; ``<attribute>``, 
 a person saw in it, empty or ``unsure`` for images that nobody looked at or could tell;
 ``control_<name>``, any text, within whose values groups are compared too. All but ``file`` are
 optional, and further columns are passed over. Names and levels are found whatever their Unicode
-form, names with or without ``./`` before them, levels in any case, where only one is meant. A table
-that holds nothing but what people saw may have rows for some of the images.
+form, names with or without ``./`` before them, levels in any case, where only one is meant. A
+table that holds nothing but what people saw may have rows for some of the images.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,10 +17,8 @@ from typing import IO
 
 from fairbench.core.errors import InputError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["atomic_write", "check_file", "check_writable", "sweep", "working_folder"]
 
@@ -32,6 +31,9 @@ LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 STALE = 86400.0
 """Seconds after which a part counts as left behind where locks can't tell."""
+
+FRESH = 60.0
+"""Seconds in which a working folder may not be marked as held yet."""
 
 TRIES = 5
 
@@ -74,7 +76,7 @@ def _begun(path: Path) -> tuple[IO[bytes], Path]:
             if attempt + 1 == TRIES:
                 raise
             continue
-        if _hold(file) and part.exists():
+        if _locked(file) is not False and part.exists():
             return file, part
         file.close()  # another process took it for a left one, just before it was held
     raise FileNotFoundError(f"{path}: another process removes what is written there")
@@ -85,40 +87,36 @@ def _literal(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _hold(file: IO[bytes]) -> bool:
-    """Lock a file for as long as it is open; whether nobody else has it."""
-    if fcntl is None:
-        return True
+def _locked(file: IO[bytes]) -> bool | None:
+    """Lock a file for as long as it is open; False if another has it, None where nothing tells."""
+    if sys.platform == "win32":
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a disk without locks
-        return True
+        return None
     return True
 
 
-def _is_left(path: Path) -> bool:
-    """Whether whoever wrote a file is gone."""
-    if fcntl is None:
-        return time.time() - path.stat().st_mtime > STALE
+def _removed(path: Path) -> bool:
+    """Remove a file if whoever wrote it is gone; whether it is."""
     with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return time.time() - path.stat().st_mtime > STALE
-        # The lock is still held: nobody can begin to write it meanwhile.
+        mine = _locked(file)
+        if mine is None:
+            mine = time.time() - path.stat().st_mtime > STALE
+        # While the lock is held nobody can begin to write it.
+        if mine and sys.platform != "win32":
+            path.unlink(missing_ok=True)
+    if mine:
         path.unlink(missing_ok=True)
-    return True
+    return mine
 
 
 def _remove_if_left(path: Path) -> bool:
     with contextlib.suppress(OSError):
-        if path.is_file() and _is_left(path):
-            path.unlink(missing_ok=True)
-            return True
+        return path.is_file() and _removed(path)
     return False
 
 
@@ -133,7 +131,7 @@ def working_folder(inside: Path) -> Iterator[Path]:
     folder.mkdir(parents=True)
     try:
         with (folder / HELD).open("xb") as held:
-            _hold(held)
+            _locked(held)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -176,8 +174,8 @@ def sweep(folder: Path, depth: int = 3, *, empty: bool = False) -> bool:
 def _remove_work(folder: Path) -> bool:
     held = folder / HELD
     with contextlib.suppress(OSError):
-        fresh = time.time() - folder.stat().st_mtime < 60.0
-        if (held.is_file() and _is_left(held)) or (not held.exists() and not fresh):
+        fresh = time.time() - folder.stat().st_mtime < FRESH
+        if _remove_if_left(held) or (not held.exists() and not fresh):
             shutil.rmtree(folder, ignore_errors=True)
             return True
     return False
