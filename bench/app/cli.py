@@ -11,6 +11,8 @@ import io
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any
@@ -84,19 +86,30 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A pipe on Windows couldn't carry an arrow; a file's name may not be text at all.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, _interrupted)
-    try:
-        code = _code()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _say_no_more()
-        code = PIPE_CLOSED
+    with _ended_as_by_hand():
+        try:
+            code = _code()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _say_no_more()
+            code = PIPE_CLOSED
     raise SystemExit(code)
 
 
+@contextlib.contextmanager
+def _ended_as_by_hand() -> Iterator[None]:
+    """Within the block, what asks a program to end is as good as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of it
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    """What asks a program to end is as good as Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -141,7 +154,8 @@ def _usage(error: Any) -> str:
 
 def _command_of(words: list[str]) -> str:
     """The command that a command line names, as far as it does."""
-    found, place = ["fairbench"], typer.main.get_command(app)
+    found = ["fairbench"]
+    place: Any = typer.main.get_command(app)
     for word in words:
         place = getattr(place, "commands", {}).get(word)
         if place is None:

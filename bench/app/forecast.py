@@ -154,8 +154,8 @@ def _alike(
 
 def _hours(alike: list[Record], images: int) -> float:
     """Median of what they took to prepare, and of what they took for each image."""
-    prepare = statistics.median(record.seconds.get("prepare", 0.0) for record in alike)
-    each = statistics.median(
+    prepare = float(statistics.median(record.seconds.get("prepare", 0.0) for record in alike))
+    each: float = statistics.median(
         (record.seconds["generate"] + record.seconds.get("measure", 0.0))
         / record.config["num_images"]
         for record in alike

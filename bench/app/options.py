@@ -162,7 +162,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         command: A function; each of its parameters is an option, or a dataclass of options.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     parameters = []
     for one in inspect.signature(command).parameters.values():
         kind = groups.get(one.name)

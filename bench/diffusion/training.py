@@ -276,8 +276,8 @@ class _Training:
             # Some CPUs' convolutions in bfloat16 give gradients that are no numbers, where those
             # in float32 are fine. The same draws again: nothing else differs.
             with torch.no_grad():
-                for name, value in self.statistics.items():
-                    value.copy_(self.counted[name])
+                for name, counted in self.counted.items():
+                    self.statistics[name].copy_(counted)
             total, norm, logged = self._gradients(torch.float32)
             self.wider += 1
         if not _all_finite(total, norm):
