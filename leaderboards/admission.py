@@ -36,6 +36,8 @@ _OWN = frozenset(
         "parameters",
         "preset",
         "batch_size",
+        "network_batch",
+        "decode_batch",
         "seed",
         "evaluated",
         "images",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fairbench.core.errors import InputError
 from fairbench.core.record import PerImage, Record
 from fairbench.leaderboards.aggregate import Row, rows
 from fairbench.leaderboards.ranking import ImagesOf
-from fairbench.storage.records import RecordError, read_per_image, read_records, record_path
+from fairbench.storage.records import read_per_image, read_records, record_path
 
 __all__ = ["images_of", "leaderboard"]
 
@@ -53,10 +54,9 @@ def images_of(results: Path, warn: Callable[[str], None]) -> ImagesOf:
     def read(record: Record) -> PerImage | None:
         place = record.dataset, record.method, record.key
         if place not in known:
-            path = record_path(results, *place)
             try:
-                known[place] = read_per_image(path, record)
-            except RecordError as error:
+                known[place] = read_per_image(record_path(results, *place), record)
+            except InputError as error:  # damaged, or of a name that is none
                 warn(str(error))
                 known[place] = None
         return known[place]

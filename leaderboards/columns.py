@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairbench.core.keys import canonical
+from fairbench.core.text import shown
 from fairbench.leaderboards.aggregate import Cell, Row
 from fairbench.scores.catalogue import spec_of
 
@@ -40,7 +41,7 @@ EMPTY = "No complete records.\n"
 def blocks(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
     """The tables, with their titles."""
     for names, block in itertools.groupby(rows, key=lambda row: row.block):
-        yield " · ".join(filter(None, names)), list(block)
+        yield shown(" · ".join(filter(None, names))), list(block)
 
 
 def notes_of(block: Sequence[Row]) -> str:
@@ -56,7 +57,18 @@ def notes_of(block: Sequence[Row]) -> str:
 
 
 CellText = Callable[[Row], str]
-IDENTITY: dict[str, CellText] = {
+
+
+def _safe(texts: Mapping[str, CellText]) -> dict[str, CellText]:
+    """The same cells, in which nothing steers a terminal: records may hold anything."""
+
+    def safe(text: CellText) -> CellText:
+        return lambda row: shown(text(row))
+
+    return {name: safe(text) for name, text in texts.items()}
+
+
+_IDENTITY: dict[str, CellText] = {
     "dataset": lambda row: row.dataset,
     "task": lambda row: row.task,
     "backbone": lambda row: row.backbone,
@@ -76,13 +88,15 @@ IDENTITY: dict[str, CellText] = {
     "seeds": lambda row: str(len(row.seeds)),
     "n": lambda row: str(row.n),
 }
-COSTS: dict[str, CellText] = {
+IDENTITY = _safe(_IDENTITY)
+_COSTS: dict[str, CellText] = {
     "seconds_per_image": lambda row: exact(row.seconds_per_image),
     "network_calls_per_image": lambda row: exact(row.network_calls_per_image),
     "extra_parameters": lambda row: str(row.extra_parameters),
     "parameters": lambda row: canonical(row.config.get("parameters", {})),
     "keys": lambda row: " ".join(row.keys),
 }
+COSTS = _safe(_COSTS)
 
 
 def score_names(rows: Iterable[Row]) -> list[str]:
@@ -120,7 +134,6 @@ class Column:
     header: str
     text: CellText
     is_number: bool = True
-    is_whole: bool = False  # on a terminal, other columns give way to this one
 
 
 def score_column(name: str, block: Sequence[Row]) -> Column:
@@ -131,14 +144,14 @@ def score_column(name: str, block: Sequence[Row]) -> Column:
     unit = f" ({first.unit})" if first.unit else ""
     times = f" ×{scale:g}" if scale != 1 else ""
     return Column(
-        f"{name}{times}{unit}{ARROWS[first.better]}",
+        shown(f"{name}{times}{unit}{ARROWS.get(first.better, '')}"),
         lambda row: _with_interval(row.scores.get(name), scale),
     )
 
 
 def method_of(row: Row) -> str:
     """Method, and what tells the row from others of it."""
-    return f"{row.method} ({row.label})" if row.label else row.method
+    return shown(f"{row.method} ({row.label})" if row.label else row.method)
 
 
 def standing_of(row: Row) -> str:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from fairbench.leaderboards.aggregate import Cell, Row
+from fairbench.leaderboards.columns import blocks, method_of
 from fairbench.scores.catalogue import spec_of
 
 if TYPE_CHECKING:
@@ -52,16 +53,16 @@ def draw(rows: Sequence[Row]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    blocks = [list(block) for _, block in itertools.groupby(rows, key=lambda row: row.block)]
-    columns = min(2, len(blocks))
-    lines = -(-len(blocks) // columns)
+    whole = [list(block) for _, block in itertools.groupby(rows, key=lambda row: row.block)]
+    columns = min(2, len(whole))
+    lines = -(-len(whole) // columns)
     figure = Figure((columns * _PANEL[0], lines * _PANEL[1]), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(lines, columns, squeeze=False)
     panels = list(grid.flat)
-    for panel, block in zip(panels, blocks, strict=False):
+    for panel, block in zip(panels, whole, strict=False):
         _draw(panel, block)
-    for panel in panels[len(blocks) :]:
+    for panel in panels[len(whole) :]:
         panel.axis("off")
     _explain_roles(figure, {row.role for row in rows})
     return figure
@@ -93,7 +94,7 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
     far = _FAR * statistics.median(known) if known else 0.0
     for row in block:
         fair, quality = row.scores.get(row.ranked_by), _quality(row)
-        name = f"{row.method} ({row.label})" if row.label else row.method
+        name = method_of(row)
         if fair is None or quality is None:
             unplaced.append(f"– {name}: not measurable")
             continue
@@ -111,9 +112,19 @@ def _draw(axes: Any, block: Sequence[Row]) -> None:
         axes.axvline(min(floors), color="#adb5bd", linewidth=1, zorder=0)
     key = [f"{number} {name}" for number, name in enumerate(placed, 1)]
     key += unplaced
-    axes.text(1.02, 1.0, "\n".join(key), transform=axes.transAxes, va="top", ha="left", fontsize=7)
+    axes.text(
+        1.02,
+        1.0,
+        "\n".join(key),
+        transform=axes.transAxes,
+        va="top",
+        ha="left",
+        fontsize=7,
+        parse_math=False,  # a dollar in a name is a dollar
+    )
     names = [name for row in block for name in row.scores if fnmatchcase(name, QUALITY)]
-    axes.set_title(" · ".join(filter(None, block[0].block)), fontsize=9, loc="left")
+    title = next(title for title, _ in blocks(block))
+    axes.set_title(title, fontsize=9, loc="left", parse_math=False)
     axes.set_xlabel(f"{block[0].ranked_by} (lower is fairer)", fontsize=8)
     axes.set_ylabel(
         f"{names[0] if names else QUALITY} ×{_scale():g} (lower is better)", fontsize=8

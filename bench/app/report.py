@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from fairbench.core.record import Record
-from fairbench.core.score import Score
+from fairbench.core.score import RANKED, Score
+from fairbench.core.text import shown
 from fairbench.scores.catalogue import spec_of
 
 if TYPE_CHECKING:
@@ -15,13 +16,48 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from fairbench.runs.baselines import Baseline
     from fairbench.runs.rescoring import Rescoring
 
-__all__ = ["rescored", "summary"]
+__all__ = ["rescored", "sentence", "summary"]
 
 Item = TypeVar("Item")
 
 ARROWS = {"lower": "↓ ", "higher": "↑ ", "neither": "  "}
+
+
+WHOLE = 30
+"""Letters up to which a method's name stays in one line, whatever the width."""
+
+
+def sentence(record: Record, baseline: Baseline | None) -> str:
+    """How far from the target, how it was without the method, and what chance would make of it.
+
+    Args:
+        record: The run.
+        baseline: The undebiased backbone's record of the same question, if there is one.
+    """
+    score = record.score(RANKED) or record.score("fairness_discrepancy")
+    if score is None:
+        return ""
+    who = record.method
+    parts = [f"{who} is {_with_interval(score)} from the target"]
+    other = None if baseline is None else baseline.record.score(score.name)
+    if baseline is not None and other is not None:
+        where = baseline.record.method
+        if baseline.shipped:
+            where = f"fairbench's own record of {where}, {other.n:,} images"
+        parts.append(f"without a method it was {_number(score, other.value)} ({where})")
+    if score.floor is not None:
+        floor = _number(score, score.floor)
+        same = score.value <= score.floor
+        parts.append(
+            f"a perfectly fair model would look the same: up to {floor} is chance with "
+            f"{score.n:,} images"
+            if same
+            else f"a perfectly fair model would be below {floor} with {score.n:,} images"
+        )
+    return "; ".join(parts) + "."
 
 
 def summary(record: Record, baseline: Record | None) -> RenderableType:
@@ -31,21 +67,27 @@ def summary(record: Record, baseline: Record | None) -> RenderableType:
         record: The run.
         baseline: The undebiased backbone's record of the same question, if there is one.
     """
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     # Text, not str: rich would read what stands in brackets as markup.
-    table = Table(title=Text(_title(record)), title_justify="left", box=None, pad_edge=False)
-    headers = ["", f"{record.method}\n[95 % interval]", "target\nor floor"]
+    table = Table(
+        title=Text(shown(_title(record))), title_justify="left", box=None, pad_edge=False
+    )
+    headers = ["", f"{shown(record.method)}\n[95 % interval]", "target\nor floor"]
     if baseline is not None:
-        headers.append(baseline.method)
+        headers.append(shown(baseline.method))
     for header in headers:
         # What is too wide goes on in the next line; nothing is ever cut off.
-        table.add_column(Text(header), overflow="fold")
+        least = max(len(line) for line in header.split("\n"))
+        table.add_column(
+            Text(header), overflow="fold", min_width=least if 0 < least <= WHOLE else None
+        )
     _add_shares(table, record, baseline)
     _add_scores(table, record, baseline)
     _add_costs(table, record, baseline)
-    return table
+    return Group(table, *(Text(note) for note in _missing(record)))
 
 
 def rescored(found: Sequence[Rescoring], results: Path) -> list[str]:
@@ -96,7 +138,7 @@ def _add_row(table: Table, *cells: str, style: str = "") -> None:
     from rich.text import Text
 
     # Without a baseline the table is a column narrower.
-    table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]), style=style)
+    table.add_row(*(Text(shown(cell)) for cell in cells[: len(table.columns)]), style=style)
 
 
 def _add_heading(table: Table, text: str) -> None:
@@ -124,8 +166,8 @@ _SHORT = (
 
 
 def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
-    shown = [score for score in record.scores if _is_shown(score.name)]
-    for n, scores in _by_n(shown, lambda score: score.n).items():
+    visible = [score for score in record.scores if _is_shown(score.name)]
+    for n, scores in _by_n(visible, lambda score: score.n).items():
         _add_heading(table, f"scores, {n} images")
         for score in scores:
             other = None if baseline is None else baseline.score(score.name)
@@ -136,13 +178,18 @@ def _add_scores(table: Table, record: Record, baseline: Record | None) -> None:
                 "" if score.floor is None else _number(score, score.floor),
                 "" if other is None else _number(other, other.value),
             )
-    missing = record.facts.get("not_measured", {})
-    for name, reason in missing.items():
-        if _is_shown(name):
-            _add_row(table, f"  {name.replace('_', ' ')}", f"– ({reason})")
-    hidden = len(record.scores) - len(shown)
+    hidden = len(record.scores) - len(visible)
     if hidden:
         _add_row(table, f"  {hidden} more scores are in the record")
+
+
+def _missing(record: Record) -> list[str]:
+    """What isn't measured, and why; a reason that several scores share is said once."""
+    names: dict[str, list[str]] = {}
+    for name, reason in record.facts.get("not_measured", {}).items():
+        if _is_shown(name):
+            names.setdefault(reason, []).append(name.replace("_", " "))
+    return [shown(f"not measured: {', '.join(mine)}: {reason}") for reason, mine in names.items()]
 
 
 def _is_shown(name: str) -> bool:

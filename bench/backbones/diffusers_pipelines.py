@@ -128,12 +128,14 @@ class DiffusersBackbone(Backbone):
         other.unet = other._unet = unet
         return other
 
-    def _in_fixed_batches(self, call: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """`call` on rows in network batches, the last one filled up."""
+    def _in_fixed_batches(
+        self, call: Callable[[Tensor], Tensor], rows: Tensor, width: int | None = None
+    ) -> Tensor:
+        """`call` on rows in network batches, or in those of `width`, the last one filled up."""
         return torch.cat(
             [
                 call(batch.to(self.device))[:own]
-                for batch, own in fixed_batches(rows, self.network_batch)
+                for batch, own in fixed_batches(rows, width or self.network_batch)
             ]
         )
 
@@ -167,7 +169,9 @@ class DiffusersBackbone(Backbone):
             return latents.float().expand(-1, 3, -1, -1)  # grey images have one channel
         vae = self._vae
         return self._in_fixed_batches(
-            lambda z: vae.decode(self._unscaled(z).to(self._vae_dtype)).sample, latents
+            lambda z: vae.decode(self._unscaled(z).to(self._vae_dtype)).sample,
+            latents,
+            self.decode_batch,
         ).float()
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from fairbench.core.errors import InputError
 from fairbench.core.parameters import check_parameters
+from fairbench.core.progress import Progress
 from fairbench.core.task import Prompt, Task
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class Preparation:
     sampling: SamplingConfig
     images_per_prompt: tuple[int, ...]
     cache: Path
-    progress: Callable[[str, int, int], None]
+    progress: Progress
     audit: Deposit = _dropped
     dtype: str = "float32"
 

@@ -6,12 +6,33 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from fairbench.core.errors import InputError
 
 LARGEST = 1e9
 """Size beyond which no parameter means anything, and that float32 and int64 still bear."""
+
+SIZES: Mapping[str, int] = MappingProxyType(
+    {
+        "accumulate": 4096,
+        "batch": 4096,
+        "groups": 64,
+        "iterations": 10_000_000,
+        "max_attempts": 10_000,
+        "rank": 1024,
+        "ratio_batch": 4096,
+        "ratio_width": 1024,
+        "risk_draws": 1024,
+        "steps": 10_000_000,
+        "trajectories": 100_000,
+    }
+)
+"""Largest values of what memory or time grow with, by the names that methods share.
+
+A parameter that bears more says so by ``"maximum"`` beside its help.
+"""
 
 __all__ = ["Parameter", "check_parameters", "kinds_of", "parameters_of", "parsed", "refuse_unused"]
 
@@ -114,6 +135,9 @@ def _check_number(name: str, value: float, limits: Mapping[str, Any]) -> None:
         raise InputError(f"--param {name} must be a finite number; seen {str(value)!r}")
     if abs(value) > LARGEST:
         raise InputError(f"--param {name} must be at most {LARGEST:g} in size; seen {value:g}")
+    largest = limits.get("maximum", SIZES.get(name) if isinstance(value, int) else None)
+    if largest is not None and value > largest:
+        raise InputError(f"--param {name} must be at most {largest}; seen {value}")
     if "minimum" in limits and value < limits["minimum"]:
         raise InputError(f"--param {name} must be at least {limits['minimum']}; seen {value}")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 __all__ = ["Progress", "Reporter", "silent"]
 
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``: called often, cheap."""
+Progress = Callable[[str, float, float], None]
+"""``progress(what, done, total)``: called often, cheap; a part of a thing may be done."""
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: float, total: float) -> None:
     """The progress callback that shows nothing."""
 
 

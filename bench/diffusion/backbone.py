@@ -102,6 +102,7 @@ class Backbone(ABC):
         latent_shape: (C, h, w) of what is diffused; of the image itself for a pixel model.
         schedule: Its noise levels.
         network_batch: The batch shape that its networks always see when no gradient is wanted.
+        decode_batch: The batch shape that its decoder sees; None: `network_batch`.
         device: Where its networks run.
         unet: The denoising network, None for a formula.
         token_limit: Pieces of a prompt that the text encoder reads; the rest is cut off.
@@ -115,6 +116,7 @@ class Backbone(ABC):
     latent_shape: tuple[int, int, int]
     schedule: Schedule
     network_batch: int
+    decode_batch: int | None = None
     device: torch.device
     unet: nn.Module | None
     conditional: bool

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import IntEnum
 from typing import Any, cast
 
@@ -21,16 +23,44 @@ from fairbench.diffusion.denoisers import Denoiser, conditioned, guided
 
 __all__ = [
     "DDIMSampler",
+    "Listener",
     "Stream",
     "ddim",
     "gaussian",
     "generator",
     "indicator_rng",
+    "listening",
     "own_steps",
 ]
 
 SEEDLESS = frozenset({"DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler", "NoneType"})
 """Schedulers that draw noise for a whole batch from a source of their own."""
+
+
+Listener = Callable[[int, int, int], None]
+"""``listener(step, steps, rows)``: called after each step that this many images took."""
+
+_LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within the block each step of sampling is told, whatever method takes it.
+
+    Args:
+        listener: ``listener(step, steps, rows)``; steps count from 1.
+    """
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
+def _tell(step: int, steps: int, rows: int) -> None:
+    listener = _LISTENER.get()
+    if listener is not None:
+        listener(step, steps, rows)
 
 
 class Stream(IntEnum):
@@ -102,7 +132,7 @@ def ddim(
     starts = [generator(request, Stream.INITIAL_NOISE) for request in requests]
     x = gaussian(starts, backbone.latent_shape, backbone.device)
     noises = [generator(request, Stream.SAMPLER_NOISE) for request in requests]
-    for t, following in zip(times, [*times[1:], None], strict=True):
+    for place, (t, following) in enumerate(zip(times, [*times[1:], None], strict=True)):
         if observe is not None:
             observe(x, t)
         predicted = schedule.bounded(denoise(x, t))
@@ -118,6 +148,7 @@ def ddim(
             x = alpha * predicted.clean + kept * predicted.noise + fresh * noise
         else:
             x = alpha * predicted.clean + sigma * predicted.noise
+        _tell(place + 1, len(times), len(requests))
     return _finite(x, backbone)
 
 
@@ -177,6 +208,7 @@ def own_steps(
             output = torch.cat([output, predicted.variance], dim=1)
         x = scheduler.step(output, t, x, **options).prev_sample
         calls += 1
+        _tell(calls, len(scheduler.timesteps), len(requests))
     return _finite(x.float(), backbone), calls
 
 

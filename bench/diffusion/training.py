@@ -210,6 +210,7 @@ class _Training:
             cast("Any", module).enable_gradient_checkpointing()
         self.autocast = resolve_autocast(plan.precision, device)
         self.step, self.seconds = 0, 0.0
+        self.wider = 0
         self.saved_step: int | None = None
         self.sums: dict[str, float] = {}
         self.losses: list[float] = []
@@ -229,6 +230,7 @@ class _Training:
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.step, self.seconds = saved["step"], saved["seconds"]
+        self.wider = saved.get("wider", 0)
         self.saved_step = self.step
         self.sums, self.losses = saved["sums"], saved["losses"]
         if saved["best"] is not None:
@@ -244,6 +246,7 @@ class _Training:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "wider": self.wider,
             "sums": self.sums,
             "losses": self.losses,
             "best": self.best,
@@ -264,22 +267,50 @@ class _Training:
 
     def take_step(self, checkpoint: Callable[[], None]) -> None:
         """One optimiser step; `checkpoint` is called once the weights are known to be good."""
-        from accelerate.utils import reduce
-
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
         # A checkpoint is of the state before this step, whose loss moves the statistics already.
         self.counted = _copies(self.statistics)
+        total, norm, logged = self._gradients(self.autocast)
+        if not _all_finite(total, norm) and self.autocast != torch.float32:
+            # Some CPUs' convolutions in bfloat16 give gradients that are no numbers, where those
+            # in float32 are fine. The same draws again: nothing else differs.
+            with torch.no_grad():
+                for name, counted in self.counted.items():
+                    self.statistics[name].copy_(counted)
+            total, norm, logged = self._gradients(torch.float32)
+            self.wider += 1
+        if not _all_finite(total, norm):
+            raise self.divergence(f"loss {total} and gradient norm {norm}", self.step + 1)
+        checkpoint()
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        self.losses.append(total)
+        for name, value in logged.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.step += 1
+        if self.validate is not None and (
+            self.step % self.plan.validate_every == 0 or self.step == self.plan.steps
+        ):
+            self._validate()
+
+    def _gradients(self, dtype: torch.dtype) -> tuple[float, float, dict[str, float]]:
+        """Gradients of this step, clipped, with its loss, their norm and what was logged.
+
+        Args:
+            dtype: Of autocast.
+        """
+        from accelerate.utils import reduce
+
+        self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         logged: dict[str, float] = {}
         first = self.accelerator.process_index * self.plan.accumulate
         parts = self.plan.accumulate * self.accelerator.num_processes
         for part in range(first, first + self.plan.accumulate):
             draws = Draws(self.seed, self.step, part, self.rows, self.device)
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.autocast == torch.bfloat16
-            ):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 loss = self.loss_of(draws)
             (loss / parts).backward()
             total += float(loss.detach()) / parts
@@ -294,21 +325,8 @@ class _Training:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad = reduce(parameter.grad, "sum")
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.max_norm)
-        if not (math.isfinite(total) and bool(torch.isfinite(norm))):
-            raise self.divergence(f"loss {total} and gradient norm {float(norm)}", self.step + 1)
-        checkpoint()
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.step(self.parameters)
-        self.losses.append(total)
-        for name, value in logged.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.step += 1
-        if self.validate is not None and (
-            self.step % self.plan.validate_every == 0 or self.step == self.plan.steps
-        ):
-            self._validate()
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.max_norm))
+        return total, norm, logged
 
     def _validate(self) -> None:
         if self.validate is None:
@@ -344,11 +362,17 @@ class _Training:
             "trained_parameters": sum(p.numel() for p in self.parameters),
             "precision": str(self.autocast).removeprefix("torch."),
         }
+        if self.wider:
+            facts["float32_steps"] = self.wider
         if self.best is not None:
             facts["validation"] = {"best": self.best[0], "step": self.best[1]}
         if self.sums:
             facts["diagnostics"] = {name: value / self.step for name, value in self.sums.items()}
         return facts
+
+
+def _all_finite(*values: float) -> bool:
+    return all(math.isfinite(value) for value in values)
 
 
 class _Averaged:

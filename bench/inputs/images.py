@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fairbench.core.errors import InputError
+from fairbench.core.progress import Progress, silent
 from fairbench.inputs.arrays import open_arrays
 from fairbench.inputs.resizing import to_square
 from fairbench.inputs.sources import Entry, list_images
@@ -44,8 +45,6 @@ LAYOUTS = {
     "LAB": "Lab",
     "HSV": "HSV",
 }
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def read_images(
     """
     if (size is not None and size < 1) or (limit is not None and limit < 1):
         raise InputError(f"image size and limit must be 1 or more; seen {size} and {limit}")
-    report = progress or _silent
+    report = progress or silent
     if path.suffix.lower() == ".npz" and path.is_file():
         return _read_arrays(path, size, limit, report)
     with list_images(path) as listing:
@@ -134,10 +133,6 @@ def _read_arrays(path: Path, size: int | None, limit: int | None, progress: Prog
     )
     names = tuple(map(str, range(stored.count)))
     return ImageSet(images, names[:n], source_size, notes, names[n:])
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress that isn't shown."""
 
 
 def _count(n: int) -> str:
@@ -288,6 +283,15 @@ def _decode_all(
 def _room(n: int, source: tuple[int, int], size: int | None) -> NDArray[np.uint8]:
     """Room for N images of this width and height, or of `size` pixels a side."""
     width, height = source if size is None else (size, size)
+    import psutil
+
+    memory = int(psutil.virtual_memory().total)
+    if n * height * width * 3 > memory:
+        raise InputError(
+            f"{n} images of {width}x{height} take {n * height * width * 3 / 2**30:,.0f} GiB of "
+            f"memory, this machine has {memory / 2**30:,.0f}; take at most "
+            f"{memory // (height * width * 3)}, or smaller ones"
+        )
     return np.empty((n, height, width, 3), np.uint8)
 
 

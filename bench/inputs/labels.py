@@ -4,14 +4,20 @@ Columns: ``file``, the image's name as the reader of images gives it; ``prompt``
 from; ``requested_<attribute>``, the level that was asked for; ``<attribute>``, the level that
 a person saw in it, empty or ``unsure`` for images that nobody looked at or could tell;
 ``control_<name>``, any text, within whose values groups are compared too. All but ``file`` are
-optional. A table that holds nothing but what people saw may have rows for some of the images.
+optional, and further columns are passed over. Names and levels are found whatever their Unicode
+form, names with or without ``./`` before them, levels in any case, where only one is meant. A
+table that holds nothing but what people saw may have rows for some of the images.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import difflib
 import hashlib
+import io
 import json
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +31,7 @@ from fairbench.core.errors import ContractError, InputError, unknown_name
 from fairbench.core.task import Control
 from fairbench.inputs.sources import natural
 
-__all__ = ["CONTROL", "REQUESTED", "Labels", "read_labels"]
+__all__ = ["CONTROL", "REQUESTED", "Labels", "check_table", "read_labels"]
 
 REQUESTED = "requested_"
 """What the name of a column of requested levels begins with."""
@@ -36,11 +42,20 @@ CONTROL = "control_"
 UNSURE = "unsure"
 """What a person writes who can't tell, in any case; an empty cell means the same."""
 
+NEAR = 0.8
+"""Likeness from which a column's name is a misspelt one, not one of the user's own."""
+
 UNKNOWN = -1
 """Stands for the level of an image that no person told."""
 
 MOST_LEVELS = 100
 """Values of a control variable: more are a number an image, not a variable to split by."""
+
+TEXTS = (".csv", ".tsv", ".txt")
+"""Endings of tables of text."""
+
+NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
+"""What may stand between cells -> what messages call it."""
 
 Table = dict[str, list[str]]
 """Column -> its cells, all columns of one length; an empty text stands for nothing."""
@@ -58,6 +73,7 @@ class Labels:
         sha256: Of all of the above and the controls, in hex; the order of the table's rows
             changes nothing.
         controls: Variables to split by, their levels in natural order.
+        notes: Which columns were passed over; one line each.
     """
 
     names: tuple[str, ...]
@@ -66,6 +82,7 @@ class Labels:
     given: Mapping[str, NDArray[np.int64]]
     sha256: str
     controls: tuple[Control, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,10 +98,11 @@ def read_labels(
     """Read a table of labels and match it to images by their names.
 
     Args:
-        path: A ``.csv`` in UTF-8 or a ``.parquet``.
+        path: A ``.parquet``, or text with commas, semicolons or tabs between cells.
         names: Of the images, in their order; each must have one row, unless the table holds
             nothing but what people saw.
-        attributes: Attribute -> its levels in declared order; columns may name no others.
+        attributes: Attribute -> its levels in declared order; other columns are passed over,
+            unless their name is nearly one that means something.
         unread: Further images, which may have a row.
 
     Raises:
@@ -95,11 +113,8 @@ def read_labels(
     if not names:
         raise ContractError("expected the name of at least one image, seen none")
     table = _read(path)
-    known = {"file": None, "prompt": None}
-    known |= dict.fromkeys([*(REQUESTED + name for name in attributes), *attributes])
-    for column in table:
-        if column not in known and not _is_control(column):
-            raise InputError(f"{path}: {unknown_name('column', column, known)}")
+    known = ["file", "prompt", *(REQUESTED + name for name in attributes), *attributes]
+    table, notes = _columns(path, table, known)
     if "file" not in table:
         raise InputError(
             f"{path}: expected a column file with the images' names, seen "
@@ -144,7 +159,49 @@ def read_labels(
         MappingProxyType(given),
         hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         controls,
+        notes,
     )
+
+
+def _columns(path: Path, table: Table, known: Sequence[str]) -> tuple[Table, tuple[str, ...]]:
+    """The columns that mean something, by their own names, and what is said of others.
+
+    Raises:
+        InputError: If a name is nearly one that means something, or two mean the same.
+    """
+    kept: Table = {}
+    ignored = []
+    for column, cells in table.items():
+        name = column if _is_control(column) else _unfolded(column, known)
+        if name is None and (
+            column.startswith((REQUESTED, CONTROL))
+            or difflib.get_close_matches(_folded(column), known, cutoff=NEAR)
+        ):
+            raise InputError(f"{path}: {unknown_name('column', column, known)}")
+        if name is None:
+            ignored.append(column)
+        elif name in kept:
+            raise InputError(f"{path}: column {name!r} comes twice; keep one")
+        else:
+            kept[name] = cells
+    if not ignored:
+        return kept, ()
+    one = len(ignored) == 1
+    names = ", ".join(map(repr, ignored))
+    note = f"{path}: column{'' if one else 's'} {names} passed over: no attribute is called so"
+    return kept, (note,)
+
+
+def _unfolded(text: str, known: Collection[str]) -> str | None:
+    """The known word that a text is, whatever its case and Unicode form; None for none or two."""
+    if text in known:
+        return text
+    found = [word for word in known if _folded(word) == _folded(text)]
+    return found[0] if len(found) == 1 else None
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip().casefold()
 
 
 def _is_control(column: str) -> bool:
@@ -182,35 +239,66 @@ def _plain(levels: Mapping[str, NDArray[np.int64]]) -> list[tuple[str, list[int]
 # --- the table -----------------------------------------------------------------------------
 
 
-def _read(path: Path) -> Table:
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
+def check_table(path: Path) -> None:
+    """Find out whether there is a table of a kind that is read, before any work.
+
+    Raises:
+        InputError: If there isn't.
+    """
+    if path.suffix.lower() not in (*TEXTS, ".parquet"):
         raise InputError(f"{path}: expected labels as .csv or .parquet; save them as one of these")
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the table of the labels")
-    table = _read_csv(path) if suffix == ".csv" else _read_parquet(path)
+
+
+def _read(path: Path) -> Table:
+    check_table(path)
+    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if not any(table.values()):
         raise InputError(f"{path}: the table has no row; expected one an image")
     return table
 
 
 def _read_csv(path: Path) -> Table:
-    with _damage(path, "CSV in UTF-8"), path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file, strict=True)
+    with _damage(path, "CSV in UTF-8"):
+        text = _decoded(path.read_bytes())
+        delimiter = _delimiter(text)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = next(rows, [])
+        # Spreadsheets end lines with as many delimiters as their widest line has.
+        while header and not header[-1].strip():
+            header.pop()
+        header = [name.strip() for name in header]
         _check_header(path, header)
         table: Table = {column: [] for column in header}
         for row in rows:
             if not row:
                 continue
+            while len(row) > len(header) and not row[-1].strip():
+                row.pop()
             if len(row) != len(header):
                 raise InputError(
                     f"{path}: line {rows.line_num}: expected {len(header)} cells as in the "
-                    f"header, seen {len(row)}; put cells that hold a comma in quotes"
+                    f"header, seen {len(row)}; put cells that hold a {NAMES[delimiter]} in quotes"
                 )
             for column, cell in zip(header, row, strict=True):
                 table[column].append(cell)
     return table
+
+
+def _decoded(content: bytes) -> str:
+    """Text with or without a byte order mark; spreadsheets call UTF-16 "Unicode text"."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig")
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the cells of the first line: the one that cuts out ``file``."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    for delimiter in NAMES:
+        if any(_folded(cell.strip('"')) == "file" for cell in first.split(delimiter)):
+            return delimiter
+    return max(NAMES, key=first.count)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -278,6 +366,9 @@ def _match(
 ) -> list[int]:
     """Row of each image; -1 where there is none, if `some` allows that."""
     rows: dict[str, int] = {}
+    known = {*names, *unread}
+    places = _by_plain_name(known)
+    files = [file if file in known else places.get(_plain_name(file), file) for file in files]
     for row, file in enumerate(files):
         if file in rows:
             raise InputError(
@@ -285,7 +376,6 @@ def _match(
                 f"{rows[file] + 1}; keep one"
             )
         rows[file] = row
-    known = {*names, *unread}
     strange = [file for file in files if file not in known]
     if strange:
         raise InputError(
@@ -299,6 +389,23 @@ def _match(
             f"{lacking[0]!r}; add a row for each"
         )
     return [rows.get(name, -1) for name in names]
+
+
+def _plain_name(name: str) -> str:
+    """A name in one Unicode form and one way of writing folders."""
+    plain = unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+    while plain.startswith("./"):
+        plain = plain[2:]
+    return plain
+
+
+def _by_plain_name(names: Collection[str]) -> dict[str, str]:
+    """Plain name -> the one name that is so when it is made plain."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        plain = _plain_name(name)
+        found[plain] = None if plain in found else name
+    return {plain: name for plain, name in found.items() if name is not None}
 
 
 def _many(things: Sequence[str], what: str) -> str:
@@ -319,6 +426,10 @@ def _indices(
     if told:
         unsure = {cell for cell in cells if cell.strip().lower() in ("", UNSURE)}
         places |= dict.fromkeys(unsure - places.keys(), UNKNOWN)
+    for cell in {*cells} - places.keys():
+        level = _unfolded(cell, levels)
+        if level is not None:
+            places[cell] = places[level]
     for row, cell in enumerate(cells):
         if cell not in places:
             error = unknown_name(f"level of {column}", cell, levels)

@@ -247,8 +247,19 @@ def _zip(path: Path) -> Iterator[Contents]:
                 raise collected.refusal(info.filename, "a link")
             if info.flag_bits & 1:
                 raise collected.refusal(info.filename, "an encrypted one")
-            collected.add(name, info.file_size, partial(archive.read, info))
+            collected.add(name, info.file_size, partial(_zip_bytes, archive, info))
         yield collected.entries, collected.others
+
+
+def _zip_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """As many bytes as a file states; `ZipFile.read` unpacks all that there are first."""
+    with archive.open(info) as stream:
+        content = stream.read(info.file_size)
+        # What goes on behind has another checksum; what is less ends early.
+        stream.read(1)
+    if len(content) != info.file_size:
+        raise zipfile.BadZipFile(f"it states {info.file_size} bytes and has {len(content)}")
+    return content
 
 
 @contextmanager

@@ -10,10 +10,59 @@ from typing import Any, cast
 from fairbench.core.errors import InputError
 from fairbench.core.method import SamplingConfig
 
-__all__ = ["MINIMUM_IMAGES", "RunConfig"]
+__all__ = [
+    "MAXIMUM_IMAGES",
+    "MINIMUM_IMAGES",
+    "RunConfig",
+    "check_batch",
+    "check_count",
+    "check_seed",
+]
 
 MINIMUM_IMAGES = 100
 """Below this a share's 95 % interval is wider than ±10 points."""
+
+MAXIMUM_IMAGES = 1_000_000
+"""Twenty times the largest tier of published evaluations; more is a slip of the keyboard."""
+
+LARGEST_SEED = 2**32 - 1
+LARGEST_BATCH = 4096
+LARGEST_GUIDANCE = 1000.0
+
+
+def check_count(images: int) -> None:
+    """Refuse a number of images that means nothing, or that nothing can hold.
+
+    Raises:
+        InputError: With the smallest or the largest sensible one.
+    """
+    if images < MINIMUM_IMAGES:
+        raise InputError(
+            f"--num-images must be at least {MINIMUM_IMAGES}; seen {images}: with fewer, a "
+            "share's interval is wider than ±10 points"
+        )
+    if images > MAXIMUM_IMAGES:
+        raise InputError(f"--num-images must be at most {MAXIMUM_IMAGES}; seen {images}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that records can't hold.
+
+    Raises:
+        InputError: If it is negative or too large.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"--seed must lie in 0…{LARGEST_SEED}; seen {seed}")
+
+
+def check_batch(option: str, rows: int | None) -> None:
+    """Refuse a number of rows that is none, or that no device holds.
+
+    Raises:
+        InputError: With the largest sensible one.
+    """
+    if rows is not None and not 1 <= rows <= LARGEST_BATCH:
+        raise InputError(f"--{option} must lie in 1…{LARGEST_BATCH}; seen {rows}")
 
 
 @dataclass(frozen=True)
@@ -28,7 +77,9 @@ class RunConfig:
         num_images: Images in all, spread evenly over the prompts.
         seed: Fixes all randomness of the run.
         device, dtype: As on the command line.
-        batch_size: Images in work at once; None for the backbone's network batch.
+        network_batch: Rows of every network call; None for the backbone's own number.
+        decode_batch: Images decoded at once; None for the network batch.
+        batch_size: What older configurations call `network_batch`.
         parameters: ``key=value`` strings of the method.
         steps, guidance, eta, scheduler: Of sampling; None for the backbone's defaults.
         encoders: Public encoders to measure with beside the data set's own.
@@ -51,6 +102,8 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    network_batch: int | None = None
+    decode_batch: int | None = None
     batch_size: int | None = None
     parameters: tuple[str, ...] = ()
     steps: int | None = None
@@ -67,18 +120,19 @@ class RunConfig:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_images < MINIMUM_IMAGES:
-            raise InputError(
-                f"--num-images must be at least {MINIMUM_IMAGES}; seen {self.num_images}: with "
-                "fewer, a share's interval is wider than ±10 points"
-            )
+        check_count(self.num_images)
         for option, value in (("guidance", self.guidance), ("eta", self.eta)):
             if value is not None and not math.isfinite(value):
                 raise InputError(f"--{option} must be a finite number; seen {value}")
-        if self.seed < 0:
-            raise InputError(f"--seed must be 0 or more; seen {self.seed}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"--batch-size must be at least 1; seen {self.batch_size}")
+        if self.guidance is not None and self.guidance > LARGEST_GUIDANCE:
+            raise InputError(
+                f"--guidance must be at most {LARGEST_GUIDANCE:g}; seen {self.guidance:g}"
+            )
+        check_seed(self.seed)
+        if self.batch_size is not None and self.network_batch is None:
+            object.__setattr__(self, "network_batch", self.batch_size)
+        check_batch("network-batch", self.network_batch)
+        check_batch("decode-batch", self.decode_batch)
         if self.scheduler not in (None, "ddim", "own"):
             raise InputError(f"--scheduler must be ddim or own; seen {self.scheduler!r}")
 

@@ -19,10 +19,11 @@ from fairbench.core.record import SCHEMA, Record
 from fairbench.core.task import Task, parse_target
 from fairbench.datasets.base import Dataset
 from fairbench.inputs.images import ImageSet, read_images
-from fairbench.inputs.labels import REQUESTED, Labels, read_labels
+from fairbench.inputs.labels import REQUESTED, Labels, check_table, read_labels
+from fairbench.instruments.catalogue import instrument_spec
 from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
-from fairbench.runs.config import MINIMUM_IMAGES
+from fairbench.runs.config import MINIMUM_IMAGES, check_batch, check_count, check_seed
 from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
 from fairbench.runs.judging import choose_judges, judging_config
 from fairbench.runs.reference import real_images
@@ -32,7 +33,8 @@ from fairbench.runs.times import now
 from fairbench.scores.parts.crossings import crossing
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
-from fairbench.storage.files import check_writable
+from fairbench.storage.files import check_writable, sweep
+from fairbench.storage.pruning import clean
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import find_record, read_record, record_path, write_record
 
@@ -57,6 +59,7 @@ def evaluate(
     accept_judge: bool = False,
     allow_download: bool = False,
     device: str = "auto",
+    network_batch: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     results: Path = Path("results"),
@@ -84,7 +87,8 @@ def evaluate(
         accept_judge: Whether to use judges below 90 % balanced accuracy too.
         allow_download: Get their weights from upstream if they are nowhere.
         device: Where the instruments run.
-        batch_size: Images that a public encoder sees at once; None for its default.
+        network_batch: Images that a public encoder sees at once; None for its default.
+        batch_size: What older programs call `network_batch`.
         seed: Of every resample behind the intervals.
         results: Folder of records.
         force: Compute although a record exists.
@@ -96,6 +100,18 @@ def evaluate(
     from fairbench.runs.provenance import environment
 
     report = reporter or Reporter()
+    rows = batch_size if network_batch is None else network_batch
+    check_batch("network-batch", rows)
+    check_seed(seed)
+    if num_images is not None:
+        check_count(num_images)
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder or file; give what holds the images")
+    if labels is not None:
+        check_table(labels)
+    for encoder in encoders:
+        instrument_spec(encoder, "encoder")
+    named = None if baseline is None else read_record(baseline)
     chosen = find_requisites(dataset, data_root, generating=False)
     question = parse_target(target, chosen.task(task, conditional=True))
     if question.per_prompt and labels is None:
@@ -105,18 +121,11 @@ def evaluate(
             f"{', '.join(chosen.pooled_tasks())}"
         )
     controlled = check_controls(controls, chosen.attributes, chosen.crossed(question.name))
-    if not 0 <= seed < 2**32:
-        raise InputError(f"--seed must lie in 0…{2**32 - 1}; seen {seed}")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size must be 1 or more; seen {batch_size}")
+    _check_row_name(results, chosen, name)
     check_writable(record_path(results, chosen.name, name, "key").parent, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
-    if num_images is not None and num_images < MINIMUM_IMAGES:
-        raise InputError(
-            f"--num-images must be at least {MINIMUM_IMAGES}; seen {num_images}: with fewer, a "
-            "share's interval is wider than ±10 points"
-        )
-    _check_row_name(results, chosen, name)
+    clean(cache_folder())
+    sweep(results)
     chosen.prepare(report)
     real_images(chosen, question)  # what quality is measured against must be there
     where = resolve_device(device)
@@ -130,7 +139,7 @@ def evaluate(
         accept=accept_judge,
         controls=controlled,
         device=str(where),
-        batch_size=batch_size,
+        batch_size=rows,
         allow_download=allow_download,
     )
     instruments = load_instruments(
@@ -140,7 +149,7 @@ def evaluate(
         judges=judging.judges,
         faces=faces,
         allow_download=allow_download,
-        batch_size=batch_size,
+        batch_size=rows,
     )
     started = time.monotonic()
     read = read_images(folder, size=None, limit=num_images, progress=report.progress)
@@ -150,6 +159,8 @@ def evaluate(
     reading = time.monotonic() - started
     chosen = chosen.sized(min(read.source_size))
     known = _Known.read(labels, read, question, chosen)
+    for note in () if known.labels is None else known.labels.notes:
+        report.note(note)
     listed = ImageList.of(read.images)
     if known.labels is not None:
         controlled += known.labels.controls
@@ -168,7 +179,9 @@ def evaluate(
         config["control"] = sorted(set(controls))
     if seed:
         config["scoring_seed"] = seed
-    before = None if baseline is None else _baseline(baseline, chosen, config["hashes"])
+    before = None
+    if baseline is not None and named is not None:
+        before = _baseline(baseline, named, chosen, config["hashes"])
     if before is not None:
         config["baseline"] = before["key"]
     key = run_key(config)
@@ -285,9 +298,10 @@ def _requested(path: Path, labels: Labels, task: Task) -> NDArray[np.int64] | No
     return crossing(labels.requested, asked, task.attributes)
 
 
-def _baseline(path: Path, dataset: Dataset, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _baseline(
+    path: Path, record: Record, dataset: Dataset, hashes: Mapping[str, str]
+) -> dict[str, Any]:
     """What a leaderboard compares a row's validity and quality with, from a record."""
-    record = read_record(path)
     if record.dataset != dataset.name or record.status != "complete":
         raise InputError(
             f"--baseline {path}: expected a complete record of {dataset.name}, seen a "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,14 @@ from fairbench.core.method import (
     Samples,
     TrainingData,
 )
-from fairbench.core.progress import Reporter
+from fairbench.core.progress import Progress, Reporter
 from fairbench.datasets.base import Dataset, ImageSource, matches
 from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.pixels import pixels_of
 from fairbench.runs.plan import Plan
 from fairbench.runs.supply import reference_source, training_source
 from fairbench.storage.cache import array_headers, load_arrays, remove, save_arrays
+from fairbench.storage.files import working_folder
 
 if TYPE_CHECKING:
     from fairbench.diffusion.backbone import Backbone
@@ -42,6 +42,7 @@ PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seco
 STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
 WHOLE = "all.npz"
 DIAGNOSTIC = "diagnostic."
+MAKING = "generating images"
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,17 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     # A trained network is behind a backbone of its own; out of memory, its calls become smaller.
     network: Backbone = getattr(sampler, "backbone", backbone)
     requests = plan.requests
+    from fairbench.diffusion.sampling import listening
+
     done = _finished_batches(folder)
     todo = [request for i, request in enumerate(requests) if i not in done]
     position = {id(request): i for i, request in enumerate(requests)}
-    size = plan.config.batch_size or backbone.network_batch
+    size = backbone.network_batch
     made = len(requests) - len(todo)
     for batch in sampler.batches(todo, size):
-        report.progress("generating images", made, len(requests))
         at = time.monotonic()
-        samples = _sampled(sampler, network, batch, report)
+        with listening(_Steps(report.progress, made, len(batch), len(requests))):
+            samples = _sampled(sampler, network, batch, report)
         asked = samples.requested
         arrays = {
             "index": np.array([position[id(request)] for request in batch]),
@@ -106,7 +109,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
         save_arrays(folder / f"batch-{first:07d}-{len(batch)}.npz", arrays)
         done |= _rows(arrays)
         made += len(batch)
-        report.progress("generating images", made, len(requests))
+        report.progress(MAKING, made, len(requests))
     stacked = {
         name: np.stack([done[i][name] for i in range(len(requests))]) for name in sorted(done[0])
     }
@@ -127,6 +130,29 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     for part in folder.glob("batch-*.npz"):
         part.unlink(missing_ok=True)
     return _unpacked(arrays)
+
+
+class _Steps:
+    """Progress of one batch of images, in images: each step of sampling is a part of its rows.
+
+    Args:
+        progress: What shows it.
+        before: Images made before.
+        count: Images of the batch.
+        total: Images in all.
+    """
+
+    def __init__(self, progress: Progress, before: int, count: int, total: int) -> None:
+        self._progress, self._before, self._count, self._total = progress, before, count, total
+        self._whole = 0
+        progress(MAKING, before, total)
+
+    def __call__(self, step: int, steps: int, rows: int) -> None:
+        if step == steps:
+            self._whole += rows
+        # A method may make more than the images that it hands over.
+        made = min(self._whole + rows * (step % steps) / steps, self._count)
+        self._progress(MAKING, self._before + made, self._total)
 
 
 def find_generated(key: str, cache: Path) -> Generated | None:
@@ -194,17 +220,25 @@ def _method_cache(cache: Path, *, forced: bool) -> Iterator[Path]:
     if not forced:
         yield kept
         return
-    with tempfile.TemporaryDirectory(dir=cache) as fresh:
-        yield Path(fresh)
+    with working_folder(cache) as work:
+        fresh = work / "trained"
+        fresh.mkdir()
+        yield fresh
         shutil.copytree(fresh, kept, dirs_exist_ok=True)
 
 
 def _backbone(plan: Plan) -> Backbone:
     from fairbench.backbones.base import load_backbone
 
-    return load_backbone(
-        plan.backbone.name, plan.backbone.folder, device=plan.device, dtype=plan.dtype
+    backbone = load_backbone(
+        plan.backbone.name,
+        plan.backbone.folder,
+        device=plan.device,
+        dtype=plan.dtype,
+        network_batch=plan.config.network_batch,
     )
+    backbone.decode_batch = plan.config.decode_batch
+    return backbone
 
 
 def _prepared(

@@ -17,9 +17,10 @@ from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Task, parse_target
 from fairbench.datasets.base import Dataset
 from fairbench.diffusion.devices import process_count
+from fairbench.instruments.catalogue import instrument_spec
 from fairbench.instruments.measuring import Instruments
 from fairbench.methods import make_method
-from fairbench.runs.config import RunConfig
+from fairbench.runs.config import MINIMUM_IMAGES, RunConfig
 from fairbench.runs.evaluation import Question, measuring_config
 from fairbench.runs.judging import judging_config
 from fairbench.runs.reference import real_images
@@ -38,12 +39,17 @@ __all__ = [
     "Plan",
     "backbone_facts",
     "backbone_notes",
+    "check_memory",
     "find_backbone",
     "generation_config",
     "image_side",
     "plan_keys",
     "plan_run",
 ]
+
+
+COPIES = 3
+"""Of all images in memory at once: what was made, in order, and as it is written."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,10 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
             f"--scheduler own: {card.name} needs DDIM's timesteps; leave it out, or use a method "
             "that only needs predictions"
         )
+    _check_batches(config, backbone)
+    check_memory(config.num_images, image_side(backbone.folder))
+    for name in config.encoders:
+        instrument_spec(name, "encoder")
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
@@ -132,6 +142,36 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     dtype = resolve_dtype(config.dtype, device, embedded=embedded)
     question = Question(dataset, task, backbone, controls)
     return Plan(config, question, backbone, method, preset, sampling, device, dtype)
+
+
+def _check_batches(config: RunConfig, backbone: BackboneSpec) -> None:
+    if config.decode_batch is not None and not (backbone.folder / "vae").is_dir():
+        raise InputError(
+            f"--decode-batch: {backbone.name} has no decoder that images go through; leave it out"
+        )
+
+
+def check_memory(images: int, side: int | None) -> None:
+    """Refuse more images than the machine's memory holds.
+
+    Args:
+        images: How many.
+        side: Pixels a side; None: unknown, and nothing is refused.
+    Raises:
+        InputError: With the largest number that fits.
+    """
+    if side is None:
+        return
+    import psutil
+
+    memory = int(psutil.virtual_memory().total)
+    needed = COPIES * side * side * 3
+    if images * needed > memory:
+        most = max(MINIMUM_IMAGES, memory // needed // 100 * 100)
+        raise InputError(
+            f"--num-images {images}: images of {side}x{side} take {images * needed / 2**30:,.0f} "
+            f"GiB of memory, this machine has {memory / 2**30:,.0f}; at most {most}"
+        )
 
 
 def find_backbone(
@@ -228,6 +268,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     processes = process_count()
     if card.trains and processes > 1:  # each draws rows of its own
         config["processes"] = processes
+    config |= _batches(plan)
     if plan.backbone.settings:
         config["backbone_settings"] = plan.backbone.settings
     if card.uses_target:
@@ -237,6 +278,21 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     if "reference-set" in card.supervision or card.training_set != "none":
         config["data_sha256"] = plan.dataset.data_sha256()
     return config
+
+
+def _batches(plan: Plan) -> dict[str, int]:
+    """Batch shapes that aren't the backbone's own: kernels round differently for others."""
+    from fairbench.backbones.base import default_network_batch
+
+    side = image_side(plan.backbone.folder)
+    usual = None if side is None else default_network_batch(side)
+    rows, decoded = plan.config.network_batch, plan.config.decode_batch
+    batches = {}
+    if rows is not None and rows != usual:
+        batches["network_batch"] = rows
+    if decoded is not None and decoded != (rows or usual):
+        batches["decode_batch"] = decoded
+    return batches
 
 
 def _parameters(method: Method) -> dict[str, Any]:

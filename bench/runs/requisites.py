@@ -11,7 +11,7 @@ from fairbench.core.errors import InputError
 from fairbench.datasets.base import Dataset, get_dataset
 from fairbench.storage import hub
 
-__all__ = ["find_requisites", "missing_backbone"]
+__all__ = ["find_requisites", "missing_backbone", "missing_requisites"]
 
 
 def find_requisites(
@@ -42,6 +42,19 @@ def find_requisites(
     if any(reasons):
         raise InputError("; ".join(filter(None, reasons)))
     return dataset
+
+
+def missing_requisites(
+    name: str | None, root: Path | None, *, backbone: str | None, allow_download: bool
+) -> list[str]:
+    """What `find_requisites` would name as missing, one reason each; empty if nothing is.
+
+    Raises:
+        InputError: If there is no such data set.
+    """
+    dataset = get_dataset(name, root)
+    reasons = [dataset.lacking(), "" if allow_download else missing_backbone(dataset, backbone)]
+    return [reason for reason in reasons if reason]
 
 
 def missing_backbone(dataset: Dataset, name: str | None) -> str:

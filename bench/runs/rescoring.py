@@ -41,6 +41,7 @@ from fairbench.runs.times import now
 from fairbench.scores.catalogue import spec_of
 from fairbench.scores.known_labels import KnownLabels, expanded, scores_of_labels
 from fairbench.storage.cache import cache_folder
+from fairbench.storage.files import sweep
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
     read_manifest,
@@ -145,10 +146,15 @@ def rescore_all(
     """
     told = report or Reporter()
     found = []
-    records = [
-        (record_path(results, record.dataset, record.method, record.key), record)
-        for record in read_records(results, told.warn)
-    ]
+    sweep(results)
+    records = []
+    for record in read_records(results, told.warn):
+        try:
+            path = record_path(results, record.dataset, record.method, record.key)
+        except InputError as error:  # a record that was put there by hand
+            told.warn(str(error))
+            continue
+        records.append((path, record))
     for place, (path, record) in enumerate(records):
         try:
             found.append(rescore(path, record, make_images=make_images, report=told))

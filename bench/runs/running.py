@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairbench.core.errors import InputError
 from fairbench.core.measurements import Measurements
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
@@ -20,16 +21,24 @@ from fairbench.core.record import SCHEMA, PerImage, Record
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.generation import generate, help_to_prepare
-from fairbench.runs.judging import choose_judges
+from fairbench.runs.judging import Judging, choose_judges
 from fairbench.runs.pictures import sample_grid
-from fairbench.runs.plan import Plan, backbone_facts, backbone_notes, plan_keys, plan_run
+from fairbench.runs.plan import (
+    Keys,
+    Plan,
+    backbone_facts,
+    backbone_notes,
+    plan_keys,
+    plan_run,
+)
 from fairbench.runs.rescoring import refreshed
 from fairbench.runs.scoring import score_generated
 from fairbench.runs.times import now
 from fairbench.storage.cache import cache_folder
+from fairbench.storage.files import sweep
+from fairbench.storage.pruning import clean
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
-    RecordError,
     find_record,
     read_manifest,
     read_record,
@@ -38,7 +47,7 @@ from fairbench.storage.records import (
     write_record,
 )
 
-__all__ = ["Outcome", "baseline_of", "run", "take_part"]
+__all__ = ["Outcome", "baseline_of", "plan_keys_of", "run", "same_instruments", "take_part"]
 
 GRID_COLUMNS = 16
 
@@ -95,7 +104,54 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         report.note(note)
     from fairbench.diffusion.devices import begin_run, is_main_process
 
+    if is_main_process():
+        clean(cache_folder())
+        sweep(config.results)
     begin_run(plan.device)
+    judging, instruments = _instruments(plan, report)
+    keys = plan_keys(plan, instruments)
+    key, generation_key, full_config = keys.run, keys.generation, keys.config
+    path = _place(plan, keys)
+    found = find_record(path)
+    if found is not None and not config.force:
+        if not is_main_process():
+            return None
+        return Outcome(refreshed(found, path, plan, instruments, report), path, True)
+    if not is_main_process():
+        help_to_prepare(plan, generation_key, cache_folder(), report)
+        return None
+    blank = _blank_record(plan, key, generation_key, full_config)
+    told = backbone_facts(plan) | ({} if strange is None else {"training_set": strange})
+    blank = dataclasses.replace(blank, facts={**told, **judging.facts()})
+    with _failures_recorded(config.results, blank):
+        record, images = _compute(plan, blank, instruments, report)
+    path = write_record(config.results, record, images)
+    return Outcome(read_record(path), path, False)
+
+
+def plan_keys_of(config: RunConfig, report: Reporter) -> tuple[Plan, Keys, Path]:
+    """What a run would be found by, without doing it: its plan, keys and the record's place.
+
+    Args:
+        config: The run.
+        report: Told about the reading of a data set that wasn't prepared yet.
+    Raises:
+        FairbenchError: As :func:`run`.
+    """
+    plan = plan_run(config, report)
+    _, instruments = _instruments(plan, report)
+    keys = plan_keys(plan, instruments)
+    return plan, keys, _place(plan, keys)
+
+
+def _place(plan: Plan, keys: Keys) -> Path:
+    name = plan.method.configured_card().name
+    return record_path(plan.config.results, plan.dataset.name, name, keys.run)
+
+
+def _instruments(plan: Plan, report: Reporter) -> tuple[Judging, Instruments]:
+    """What a run's images are measured with."""
+    config = plan.config
     judging = choose_judges(
         plan.dataset,
         plan.task,
@@ -115,25 +171,7 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         faces=config.faces,
         allow_download=config.allow_download,
     )
-    keys = plan_keys(plan, instruments)
-    key, generation_key, full_config = keys.run, keys.generation, keys.config
-    name = plan.method.configured_card().name
-    path = record_path(config.results, plan.dataset.name, name, key)
-    found = find_record(path)
-    if found is not None and not config.force:
-        if not is_main_process():
-            return None
-        return Outcome(refreshed(found, path, plan, instruments, report), path, True)
-    if not is_main_process():
-        help_to_prepare(plan, generation_key, cache_folder(), report)
-        return None
-    blank = _blank_record(plan, key, generation_key, full_config)
-    told = backbone_facts(plan) | ({} if strange is None else {"training_set": strange})
-    blank = dataclasses.replace(blank, facts={**told, **judging.facts()})
-    with _failures_recorded(config.results, blank):
-        record, images = _compute(plan, blank, instruments, report)
-    path = write_record(config.results, record, images)
-    return Outcome(read_record(path), path, False)
+    return judging, instruments
 
 
 def _blank_record(plan: Plan, key: str, generation_key: str, config: Mapping[str, Any]) -> Record:
@@ -250,13 +288,13 @@ def _compare_manifests(
     results: Path, blank: Record, manifest: tuple[tuple[int, int, str], ...], report: Reporter
 ) -> None:
     """Say so if an earlier record has other images for the same generation key."""
-    for earlier in read_records(results, report.warn):
+    for earlier in _records(results, report.warn):
         if earlier.generation_key != blank.generation_key or earlier.status != "complete":
             continue
         try:
             path = record_path(results, earlier.dataset, earlier.method, earlier.key)
             had = read_manifest(path, earlier)
-        except RecordError as error:
+        except InputError as error:
             report.warn(str(error))
             continue
         if had != manifest:
@@ -267,6 +305,11 @@ def _compare_manifests(
                 "other package versions round differently"
             )
             return
+
+
+def _records(results: Path, warn: Callable[[str], None]) -> list[Record]:
+    """Records that are there already; the first run makes the folder."""
+    return read_records(results, warn) if results.is_dir() else []
 
 
 def _versions(record: Record) -> str:
@@ -305,18 +348,24 @@ def _draw_grid(
 def baseline_of(record: Record, results: Path, warn: Callable[[str], None]) -> Record | None:
     """The complete ``vanilla`` record with the same question, seed and number of images."""
     same = ("backbone_sha256", "num_images", "seed", "sampling", "dtype", "target")
-    for other in read_records(results, warn):
+    for other in _records(results, warn):
         if (
             other.method == "vanilla"
             and other.status == "complete"
             and other.key != record.key
             and (other.dataset, other.task) == (record.dataset, record.task)
             and all(other.config.get(k) == record.config.get(k) for k in same)
-            and _same_where_both_have(other.config, record.config, "hashes")
-            and _same_where_both_have(other.config, record.config, "readings")
+            and same_instruments(other, record)
         ):
             return other
     return None
+
+
+def same_instruments(one: Record, other: Record) -> bool:
+    """Whether what both were measured with is the same; either may have used more."""
+    return all(
+        _same_where_both_have(one.config, other.config, name) for name in ("hashes", "readings")
+    )
 
 
 def _same_where_both_have(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:

@@ -1,10 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what killed programs leave of them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
+import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,32 +17,172 @@ from typing import IO
 
 from fairbench.core.errors import InputError
 
-__all__ = ["atomic_write"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["atomic_write", "check_file", "check_writable", "sweep", "working_folder"]
+
+PART = ".part"
+WORK = ".work-"
+HELD = ".held"
+
+LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+"""What the parts that are being written are called."""
+
+STALE = 86400.0
+"""Seconds after which a part counts as left behind where locks can't tell."""
+
+FRESH = 60.0
+"""Seconds in which a working folder may not be marked as held yet."""
+
+TRIES = 5
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well.
 
-    It is written beside it under a hidden name; folders that are missing are made.
+    It is written beside it under a hidden name; folders that are missing are made. What killed
+    programs left of earlier attempts at the same file is removed.
 
     Raises:
         OSError: If the folder can't be written to; then nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    file, part = _begun(path)
     try:
-        with part.open("xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            if os.name != "nt":  # which can't rename an open file
+                part.replace(path)
+        if os.name == "nt":
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _begun(path: Path) -> tuple[IO[bytes], Path]:
+    """A new file beside `path`, which other programs see is being written."""
+    for attempt in range(TRIES):
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if attempt == 0:
+                for other in path.parent.glob(f".{_literal(path.name)}.*{PART}"):
+                    _remove_if_left(other)
+            file = part.open("xb")
+        except FileNotFoundError:  # another process removed the folder, which was empty
+            if attempt + 1 == TRIES:
+                raise
+            continue
+        if _locked(file) is not False and part.exists():
+            return file, part
+        file.close()  # another process took it for a left one, just before it was held
+    raise FileNotFoundError(f"{path}: another process removes what is written there")
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern that matches it alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _locked(file: IO[bytes]) -> bool | None:
+    """Lock a file for as long as it is open; False if another has it, None where nothing tells."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a disk without locks
+        return None
+    return True
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file if whoever wrote it is gone; whether it is."""
+    with path.open("rb") as file:
+        mine = _locked(file)
+        if mine is None:
+            mine = time.time() - path.stat().st_mtime > STALE
+        # While the lock is held nobody can begin to write it.
+        if mine and sys.platform != "win32":
+            path.unlink(missing_ok=True)
+    if mine:
+        path.unlink(missing_ok=True)
+    return mine
+
+
+def _remove_if_left(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.is_file() and _removed(path)
+    return False
+
+
+@contextmanager
+def working_folder(inside: Path) -> Iterator[Path]:
+    """A folder that is there while the block runs; `sweep` removes those of killed programs.
+
+    Args:
+        inside: Where it is made.
+    """
+    folder = inside / f"{WORK}{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        with (folder / HELD).open("xb") as held:
+            _locked(held)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path, depth: int = 3, *, empty: bool = False) -> bool:
+    """Remove what killed programs left in a folder: parts of files and working folders.
+
+    Folders that are empty afterwards go too; the folder itself stays.
+
+    Args:
+        folder: Such as one of results.
+        depth: How many folders down to look.
+        empty: Whether folders go that were empty before.
+
+    Returns:
+        Whether anything was removed.
+    """
+    removed = False
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:  # not there, or nothing to be done about it
+        return False
+    for entry in entries:
+        path = Path(entry.path)
+        if not entry.is_dir(follow_symlinks=False):
+            if LEFT.fullmatch(entry.name):
+                removed |= _remove_if_left(path)
+        elif entry.name.startswith(WORK):
+            removed |= _remove_work(path)
+        elif depth > 0 and not entry.name.startswith("."):
+            inside = sweep(path, depth - 1, empty=empty)
+            if inside or empty:
+                with contextlib.suppress(OSError):  # most aren't empty
+                    path.rmdir()
+            removed |= inside
+    return removed
+
+
+def _remove_work(folder: Path) -> bool:
+    held = folder / HELD
+    with contextlib.suppress(OSError):
+        fresh = time.time() - folder.stat().st_mtime < FRESH
+        if _remove_if_left(held) or (not held.exists() and not fresh):
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+    return False
+
+
 def check_writable(folder: Path, option: str) -> None:
-    """Make a folder and try a file in it.
+    """Find out whether files can be written to a folder; it isn't made yet.
 
     Args:
         folder: The folder.
@@ -47,11 +192,39 @@ def check_writable(folder: Path, option: str) -> None:
         InputError: If it can't be made or written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = folder
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(
             f"{option} {folder} can't be written to: {reason}; choose another folder"
         ) from None
+
+
+def check_file(path: Path, option: str) -> None:
+    """Find out whether a file can be written; nothing is.
+
+    Args:
+        path: The file.
+        option: What the user chooses it by.
+
+    Raises:
+        InputError: If it is a folder, or its folder can't be written to.
+    """
+    try:
+        folder = path.is_dir()
+    except OSError:
+        folder = False
+    if folder or not path.name:
+        raise InputError(f"{option} {path} can't be written: it is a folder; name a file")
+    check_writable(path.parent, option)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a name that is too long, for instance
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"{option} {path} can't be written: {reason}; name another") from None

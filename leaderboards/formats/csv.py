@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from fairbench.core.text import cell
 from fairbench.leaderboards.aggregate import Row
 from fairbench.leaderboards.columns import COSTS, IDENTITY, exact, floor_of, score_names
 from fairbench.leaderboards.formats import Format
@@ -25,17 +26,18 @@ def to_csv(rows: Sequence[Row]) -> str:
     # Without rows there is still a header, of the columns that every table has.
     header = list(table[0]) if table else [*IDENTITY, *COSTS]
     text = io.StringIO()
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
+    writer = csv.writer(text, lineterminator="\n")
+    # No cell is a formula, whatever a record is called.
+    writer.writerow(map(cell, header))
+    writer.writerows([cell(row[name]) for name in header] for row in table)
     return text.getvalue()
 
 
 def _flat(row: Row, names: Iterable[str], floors: set[str]) -> dict[str, str]:
     cells: dict[str, str] = {}
     for name in names:
-        cell = row.scores.get(name)
-        value, low, high = (cell.value, cell.low, cell.high) if cell else (None, None, None)
+        score = row.scores.get(name)
+        value, low, high = (score.value, score.low, score.high) if score else (None, None, None)
         cells |= {name: exact(value), f"{name}_low": exact(low), f"{name}_high": exact(high)}
         if name in floors:
             cells[f"{name}_floor"] = exact(floor_of(row, name))

@@ -18,7 +18,15 @@ def to_json(rows: Sequence[Row]) -> str:
     for row in data:
         for name in ("may_rank", "ranked_preset", "quality", "real_distance", "given"):
             del row[name]
-    return f"{json.dumps(data, indent=2, ensure_ascii=False)}\n"
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    # JSON escapes the codes below a space alone; others steer terminals, too.
+    return (
+        "".join(one if one.isprintable() or one == "\n" else _escaped(one) for one in text) + "\n"
+    )
+
+
+def _escaped(letter: str) -> str:
+    return json.dumps(letter)[1:-1]
 
 
 FORMAT = Format("json", (".json",), to_json)

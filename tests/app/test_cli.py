@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 
 from fairbench.app import cli
 from fairbench.app.cli import app
+from fairbench.runs.baselines import SHIPPED
 
 QUICK = ("--steps", "4", "--num-images", "100")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -65,7 +68,10 @@ def test_a_run_prints_one_table_and_is_found_the_second_time(
     assert first.stderr == ""
     assert "nothing computed" not in first.stdout
     assert "nothing computed" in second.stdout
-    header = next(line for line in third.stdout.splitlines() if "95 % interval" in line)
+    assert "vanilla is " in first.stdout.splitlines()[0]
+    assert "without a method it was" in third.stdout.splitlines()[0]
+    assert "a perfectly fair model would" in third.stdout.splitlines()[0]
+    header = next(line for line in third.stdout.splitlines() if "or floor" in line)
     assert "vanilla" in header
     (record,) = (tmp_path / "results" / "cartoonfaces" / "vanilla").glob("*.json")
     assert record.with_suffix(".png").is_file()
@@ -170,6 +176,143 @@ def test_a_mistyped_command_is_one_clear_line(
     (line,) = err.splitlines()
     assert line.startswith("fairbench: ")
     assert all(word in line for word in expected), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("run --method vanilla --batch-size 8", "--network-batch 8"),
+        ("evaluate x --batch-size 8", "--network-batch 8"),
+        ("run --method vanilla --num-images 1000000000000", "at most 1000000"),
+        ("run --method vanilla --network-batch 100000", "--network-batch"),
+        ("run --method fairgen --param batch=1000000000", "at most 4096"),
+        ("run --method vanilla --seed 99999999999999999999", "--seed"),
+        ("run --method fairgen --grid strength", "--grid must be key=value,value"),
+        ("run --method fairgen --grid strength=1,1", "twice"),
+        ("run --method fairgen --grid strength=1,2 --param strength=1", "not both"),
+        ("run --method fairgen --grid strengt=1,2", "did you mean strength?"),
+        ("run --method vanilla --encoder inceptoin", "did you mean inception"),
+        ("run --method vanilla --dry-run --task gendr", "did you mean gender"),
+        ("leaderboard --task gendr --results RECORDS", "did you mean gender"),
+        ("leaderboard --dataset cartoonface --results RECORDS", "did you mean cartoonfaces"),
+        ("leaderboard --results RECORDS --output x.txt", "give --format"),
+        ("leaderboard --results RECORDS --format table --output x.md", "--output needs --format"),
+        ("leaderboard --results RECORDS --output /proc/none/x.csv", "--output"),
+        ("leaderboard --results RECORDS --plot /proc/none/x.png", "--plot"),
+        ("leaderboard --results RECORDS --output RECORDS", "--output"),
+        ("evaluate RECORDS --labels nowhere.csv", "no such file"),
+        ("evaluate RECORDS --baseline nowhere.json", "nowhere.json"),
+        ("evaluate RECORDS --name vanilla", "method's name"),
+        ("cache prune", "name kinds"),
+        ("cache prune imges", "did you mean images"),
+    ],
+)
+def test_options_are_checked_before_any_work(
+    arguments: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "cache"))
+    words = [str(SHIPPED) if word == "RECORDS" else word for word in arguments.split()]
+    if "leaderboard" in words:
+        words[words.index(str(SHIPPED))] = str(shelved(tmp_path))
+    assert expected in one_line(*words)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("leaderboard", "--results", ""),
+        ("leaderboard", "--format", "csv", "--output="),
+        ("leaderboard", "--plot="),
+        ("run", "--method", "vanilla", "--results", ""),
+        ("run", "--method", "vanilla", "--data-root", ""),
+        ("evaluate", ""),
+        ("evaluate", "x", "--labels", " "),
+        ("rescore", ""),
+    ],
+)
+def test_an_empty_path_is_none(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = of_main(arguments, monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert "expected a path, seen nothing" in line
+
+
+def shelved(folder: Path) -> Path:
+    """The shipped records as a folder of results."""
+    shelf = folder / "shelf" / "cartoonfaces" / "vanilla"
+    shelf.mkdir(parents=True)
+    for path in SHIPPED.glob("*.json"):
+        shutil.copy(path, shelf)
+    return folder / "shelf"
+
+
+def test_version_help_and_completion(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = of_main(("--version",), monkeypatch, capsys)
+    assert not code
+    assert re.fullmatch(r"fairbench \d+\.\d+\.\d+\S*\n", out)
+    for arguments in (("-h",), ("run", "-h"), ("cache", "prune", "-h")):
+        code, out, _ = of_main(arguments, monkeypatch, capsys)
+        assert not code
+        assert out.startswith(f"Usage: {' '.join(('fairbench', *arguments[:-1]))}")
+    code, out, _ = of_main(("--help",), monkeypatch, capsys)
+    assert "--install-completion" in out
+
+
+def test_the_leaderboard_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf = shelved(tmp_path)
+    code, out, _ = of_main(("leaderboard", "--results", str(shelf), "--json"), monkeypatch, capsys)
+    assert not code
+    assert {row["method"] for row in json.loads(out)} == {"vanilla"}
+
+
+def test_tables_in_a_pipe_have_no_padding_and_in_80_columns_no_broken_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = [("list", "methods"), ("leaderboard", "--results", str(shelved(tmp_path)))]
+    for command in commands:
+        monkeypatch.delenv("COLUMNS", raising=False)
+        _, piped, _ = of_main(command, monkeypatch, capsys)
+        assert all(line == line.rstrip() for line in piped.splitlines())
+        monkeypatch.setenv("COLUMNS", "80")
+        _, narrow, _ = of_main(command, monkeypatch, capsys)
+        assert max(map(len, narrow.splitlines())) <= 80
+        names = [line.split(None, 1)[0] for line in piped.splitlines() if line.strip()]
+        for name in names:
+            assert name in narrow
+
+
+def test_warnings_about_hostile_records_are_one_harmless_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf = shelved(tmp_path)
+    hostile = shelf / "cartoonfaces" / "a\x1b[2J\nb"
+    hostile.mkdir()
+    (hostile / "x.json").write_text("{")
+    code, _, err = of_main(("leaderboard", "--results", str(shelf)), monkeypatch, capsys)
+    assert not code
+    (line,) = err.splitlines()
+    assert r"a\x1b[2J\nb" in line
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+@pytest.mark.parametrize(
+    "ending", [">&-", "2>&-", ">&- 2>&- <&-", "| head -1", "| true", "2>&1 | true"]
+)
+@pytest.mark.parametrize("command", ["list methods", "leaderboard --results shelf --format csv"])
+def test_closed_pipes_end_quietly(tmp_path: Path, command: str, ending: str) -> None:
+    shelved(tmp_path)
+    line = f"{sys.executable} -m fairbench {command} {ending}; echo ${{PIPESTATUS[0]}} >code"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert (tmp_path / "code").read_text().strip() in ("0", "141")
+    assert done.stderr == ""
 
 
 def test_help_is_shown_whole(
@@ -307,7 +450,7 @@ def test_an_internal_failure_is_one_line_and_a_log(fairbench: Run, tmp_path: Pat
 
 # --- stopped half-way -------------------------------------------------------------------------
 
-SLOW = ("run", "--method", "vanilla", *QUICK, "--batch-size", "20", "--device", "cpu")
+SLOW = ("run", "--method", "vanilla", *QUICK, "--network-batch", "20", "--device", "cpu")
 
 
 def record_in(folder: Path) -> dict[str, object]:
@@ -349,13 +492,14 @@ def stop_after_a_batch(folder: Path, by: signal.Signals) -> tuple[int, str, str]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_goes_on(
-    fairbench: Run, tmp_path: Path, undisturbed: dict[str, object]
+    fairbench: Run, tmp_path: Path, undisturbed: dict[str, object], by: signal.Signals
 ) -> None:
-    code, out, err = stop_after_a_batch(tmp_path, signal.SIGINT)
+    code, out, err = stop_after_a_batch(tmp_path, by)
 
     # CPython ends by the signal, which a shell sees as 130, if it struck inside exec("…").
-    assert code in (130, -signal.SIGINT)
+    assert code in (130, -by)
     assert out == ""
     (line,) = err.splitlines()
     assert line.startswith("fairbench: interrupted; the same command")

@@ -775,6 +775,32 @@ def test_encrypted_files_in_a_zip_are_refused(tmp_path):
     refused(path, "'a.png'", "encrypted")
 
 
+def test_a_zip_whose_file_is_larger_than_it_states_is_refused_at_the_stated_size(tmp_path):
+    path = tmp_path / "lies.zip"
+    size = 64 * 2**20
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(size))
+    whole = path.read_bytes()
+    assert whole.count(struct.pack("<I", size)) == 2  # in the file's header and in the list
+    path.write_bytes(whole.replace(struct.pack("<I", size), struct.pack("<I", 100)))
+    tracemalloc.start()
+    refused(path, "a.png", "can't be read")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 4 * 2**20
+
+
+def test_more_images_than_memory_holds_are_refused_before_it_is_taken(tmp_path, monkeypatch):
+    import psutil
+
+    for name in "abc":
+        save(tmp_path / f"{name}.png", noise(8))
+    total = type("Memory", (), {"total": 400})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: total)
+    with pytest.raises(InputError, match=r"3 images of 8x8 .* at most 2"):
+        read_images(tmp_path)
+
+
 def test_a_flipped_byte_in_a_zip_is_noticed(tmp_path):
     pixels = encoded(noise(64), "BMP")
     path = zipped(tmp_path / "a.zip", [("a.bmp", pixels)], zipfile.ZIP_STORED)

@@ -34,9 +34,9 @@ def parquet(path, columns):
     return path
 
 
-def refused(path, *texts, names=NAMES, **options):
+def refused(path, *texts, names=NAMES, levels=ATTRIBUTES, **options):
     with pytest.raises(InputError) as caught:
-        read_labels(path, names, ATTRIBUTES, **options)
+        read_labels(path, names, levels, **options)
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -124,9 +124,53 @@ def test_a_table_without_names(tmp_path):
 def test_an_unknown_level(tmp_path):
     path = changed(tmp_path, race=["asian", "whyte", "black"])
     refused(path, "row 2 ('a.png'): unknown level of race 'whyte'; did you mean white?")
-    path = changed(tmp_path, requested_gender=["male", "Female", "male"])
-    refused(path, "unknown level of requested_gender 'Female'", "female")
-    refused(changed(tmp_path, race=["asian", " white", "black"]), "' white'")
+    path = changed(tmp_path, requested_gender=["male", "woman", "male"])
+    refused(path, "unknown level of requested_gender 'woman'", "female")
+
+
+def test_levels_are_found_whatever_their_case_where_one_is_meant(tmp_path):
+    path = changed(
+        tmp_path, race=["ASIAN", " white", "Black "], requested_gender=["M\uff41le"] * 3
+    )
+    labels = read_labels(path, NAMES, ATTRIBUTES)
+    assert labels.given["race"].tolist() == [0, 1, 2]
+    assert labels.requested["gender"].tolist() == [1, 1, 1]
+    path = write(tmp_path / "two.csv", {"file": ["a", "b"], "look": ["Sure", "SURE"]})
+    refused(
+        path, "unknown level of look 'SURE'", names=["a", "b"], levels={"look": ("sure", "Sure")}
+    )
+
+
+def test_spreadsheets_of_all_kinds_are_read(tmp_path):
+    rows = (("file", "Gender"), ("./a.png", "Male"), ("b\\1.png", "female"))
+    for number, (delimiter, end, coding) in enumerate(
+        [
+            (";", "", "utf-8"),
+            ("\t", "", "utf-16"),
+            (",", ",,", "utf-8-sig"),
+            (";", ";", "utf-8-sig"),
+        ]
+    ):
+        path = tmp_path / f"{number}.csv"
+        text = "\r\n".join(delimiter.join(row) + end for row in rows) + "\r\n"
+        path.write_bytes(text.encode(coding))
+        labels = read_labels(path, ["a.png", "b/1.png"], ATTRIBUTES)
+        assert labels.given["gender"].tolist() == [1, 0], (delimiter, coding)
+        assert labels.notes == ()
+
+
+def test_names_of_another_unicode_form_are_the_same_names(tmp_path):
+    composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
+    path = write(tmp_path / "labels.csv", {"file": [decomposed], "gender": ["male"]})
+    assert read_labels(path, [composed], ATTRIBUTES).given["gender"].tolist() == [1]
+    refused(path, "no image", names=[composed, "./" + composed])  # which of both isn't told
+
+
+def test_other_columns_are_passed_over_with_a_word(tmp_path):
+    labels = read_labels(changed(tmp_path, seed=[1, 2, 3], note=["x", "", ""]), NAMES, ATTRIBUTES)
+    (note,) = labels.notes
+    assert "columns 'seed', 'note' passed over" in note
+    assert labels.sha256 == read_labels(changed(tmp_path), NAMES, ATTRIBUTES).sha256
 
 
 @pytest.mark.parametrize("column", ["file", "prompt", "requested_gender"])

@@ -177,8 +177,13 @@ def test_unknown_data_sets_are_named():
         ({"num_images": 99}, "--num-images"),
         ({"num_images": -1}, "--num-images"),
         ({"seed": -1}, "--seed"),
-        ({"batch_size": 0}, "--batch-size"),
-        ({"batch_size": -4}, "--batch-size"),
+        ({"num_images": 10**12}, "at most 1000000"),
+        ({"seed": 10**20}, "--seed"),
+        ({"guidance": 1e300}, "--guidance"),
+        ({"network_batch": 0}, "--network-batch"),
+        ({"network_batch": 10**9}, "1…4096"),
+        ({"decode_batch": -4}, "--decode-batch"),
+        ({"batch_size": 0}, "--network-batch"),
     ],
 )
 def test_runs_out_of_bounds_are_refused(changes, flag):
@@ -187,9 +192,13 @@ def test_runs_out_of_bounds_are_refused(changes, flag):
 
 
 def test_runs_at_the_bounds_are_fine():
-    made = RunConfig("vanilla", num_images=100, seed=0, batch_size=1)
-    assert (made.num_images, made.seed, made.batch_size) == (100, 0, 1)
+    made = RunConfig("vanilla", num_images=100, seed=0, network_batch=1)
+    assert (made.num_images, made.seed, made.network_batch) == (100, 0, 1)
     assert RunConfig("vanilla").num_images == 1000
+
+
+def test_older_configurations_call_the_network_batch_otherwise():
+    assert RunConfig("vanilla", batch_size=7).network_batch == 7
 
 
 def test_sampling_takes_what_the_user_gave_and_defaults_for_the_rest():
@@ -514,17 +523,18 @@ def test_a_card_that_lacks_something_is_not_the_shipped_one(shipped, load, card,
 # --- folders and the cache --------------------------------------------------------------------
 
 
-def test_a_writable_folder_is_made_and_left_empty(tmp_path):
-    folder = tmp_path / "a" / "b"
-    check_writable(folder, "--results")
-    check_writable(folder, "--results")
-    assert list(folder.iterdir()) == []
+def test_a_folder_that_could_be_made_is_not_made_yet(tmp_path):
+    check_writable(tmp_path / "a" / "b", "--results")
+    check_writable(tmp_path, "--results")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_in_the_way_is_an_input_error(tmp_path):
     file = tmp_path / "results"
     file.write_text("mine")
-    refused(lambda: check_writable(file, "--results"), f"--results {file} can't", "File exists")
+    refused(
+        lambda: check_writable(file, "--results"), f"--results {file} can't", "Not a directory"
+    )
     refused(lambda: check_writable(file / "sub", "--results"), "Not a directory", "another folder")
     assert file.read_text() == "mine"
 

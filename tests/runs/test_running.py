@@ -163,14 +163,14 @@ def test_a_control_variable_adds_tables_to_the_same_images_and_scores(
 
 
 @pytest.mark.parametrize("method", ["vanilla", "prompt_append", "fairgen"])
-def test_same_seed_same_images_whatever_the_batch_size(
+def test_same_seed_same_images(
     config: Callable[..., RunConfig], own_cache: Path, method: str
 ) -> None:
     few = ("iterations=2",) if method == "fairgen" else ()
     first = run(config(method, steps=4, parameters=few))
     manifest = first.manifest
     one = images_of(own_cache, first.record.generation_key)
-    forced = run(config(method, steps=4, parameters=few, force=True, batch_size=7))
+    forced = run(config(method, steps=4, parameters=few, force=True))
     two = images_of(own_cache, forced.record.generation_key)
 
     np.testing.assert_array_equal(one, two)
@@ -178,6 +178,44 @@ def test_same_seed_same_images_whatever_the_batch_size(
     assert forced.record.scores == first.record.scores
     other = run(config(method, steps=4, parameters=few, seed=1))
     assert not {d for *_, d in other.manifest} & {d for *_, d in first.manifest}
+
+
+def test_another_network_batch_is_another_question_with_nearly_the_same_images(
+    config: Callable[..., RunConfig], own_cache: Path
+) -> None:
+    usual, same, other = (run(config(steps=4, network_batch=n)) for n in (None, 64, 7))
+    assert usual.record.key == same.record.key
+    assert "network_batch" not in usual.record.config
+    assert other.record.generation_key != usual.record.generation_key
+    assert other.record.config["network_batch"] == 7
+    one, two = (images_of(own_cache, each.record.generation_key) for each in (usual, other))
+    assert np.abs(one.astype(int) - two).max() <= 1
+
+
+def test_images_decoded_in_other_batches_are_nearly_the_same(
+    config: Callable[..., RunConfig], own_cache: Path
+) -> None:
+    usual, other = (run(config(steps=4, decode_batch=n)) for n in (None, 9))
+    assert other.record.config["decode_batch"] == 9
+    one, two = (images_of(own_cache, each.record.generation_key) for each in (usual, other))
+    assert np.abs(one.astype(int) - two).max() <= 1
+    with pytest.raises(InputError, match="has no decoder"):
+        run(config(backbone="cartoonfaces-ddpm", decode_batch=9))
+
+
+def test_progress_moves_by_the_step(config: Callable[..., RunConfig]) -> None:
+    told: list[float] = []
+
+    def progress(what: str, done: float, total: float) -> None:
+        if what == "generating images":
+            assert total == N
+            told.append(done)
+
+    run(config(steps=4), Reporter(progress=progress))
+    assert told == sorted(told)
+    assert told[0] == 0
+    assert 0 < told[1] < 64 < told[-2]
+    assert told[-1] == N
 
 
 def test_methods_start_from_the_same_noise(config: Callable[..., RunConfig]) -> None:
@@ -201,16 +239,16 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     parameters: tuple[str, ...],
 ) -> None:
     """What its record says of all images counts those made before it stopped."""
-    asked = {"method": method, "parameters": parameters, "batch_size": 20}
+    asked = {"method": method, "parameters": parameters, "network_batch": 20}
     whole = run(config(results=tmp_path / "elsewhere", **asked))
     monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "second"))
-    made: list[int] = []
+    made: list[float] = []
 
-    def stop(what: str, done: int, total: int) -> None:
-        if what == "generating images" and done >= 60:
+    def stop(what: str, done: float, total: float) -> None:
+        if what == "generating images" and done > 60:
             raise KeyboardInterrupt
 
-    def count(what: str, done: int, total: int) -> None:
+    def count(what: str, done: float, total: float) -> None:
         if what == "generating images":
             made.append(done)
 

@@ -1,0 +1,171 @@
+"""What a run would do, how long it would take, and what is missing for it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fairbench.core.errors import FairbenchError
+from fairbench.core.progress import Reporter
+from fairbench.core.record import Record
+from fairbench.core.text import shown
+from fairbench.runs.baselines import shipped_records
+from fairbench.runs.config import RunConfig
+
+__all__ = ["Forecast", "forecast"]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is known of a run before it is done.
+
+    Attributes:
+        method: Its method.
+        images: How many it makes.
+        key: Its run key; None where something is missing.
+        record: Where its record will lie, or lies; None where something is missing.
+        found: Whether the record is there already.
+        hours: How long it takes, by records of the same kind; None without one.
+        memory_mib: Most memory that they took; None without one.
+        rests_on: What the two rest on, in words.
+        missing: What must be there first; empty if nothing is missing.
+    """
+
+    method: str
+    images: int
+    key: str | None
+    record: str | None
+    found: bool
+    hours: float | None
+    memory_mib: float | None
+    rests_on: str
+    missing: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """As a reader sees it, nothing of which was done."""
+        return [shown(f"{title:<8} {text}") for title, text in self._told()]
+
+    def _told(self) -> Iterator[tuple[str, str]]:
+        yield "method", self.method
+        yield "images", f"{self.images:,}"
+        if self.key is not None:
+            yield "key", self.key
+        if self.record is not None:
+            yield "record", self.record + (" (there already)" if self.found else "")
+        if self.hours is None or self.memory_mib is None:
+            yield "time", self.rests_on
+        else:
+            yield "time", f"about {_duration(self.hours)}, by {self.rests_on}"
+            yield "memory", f"about {self.memory_mib:,.0f} MiB"
+        for reason in self.missing:
+            yield "missing", reason
+
+
+def forecast(config: RunConfig, report: Reporter) -> Forecast:
+    """Plan a run without making an image or training anything.
+
+    Args:
+        config: What would be done.
+        report: Told about records that can't be read.
+
+    Raises:
+        FairbenchError: If an option is wrong, which nothing that is fetched would mend.
+    """
+    from fairbench.methods import make_method
+    from fairbench.runs.requisites import missing_requisites
+
+    make_method(config.method, config.parameters)
+    lacking = missing_requisites(
+        config.dataset,
+        config.data_root,
+        backbone=config.backbone,
+        allow_download=config.allow_download,
+    )
+    if lacking:
+        unknown = "unknown until all is there"
+        return Forecast(
+            config.method,
+            config.num_images,
+            None,
+            None,
+            found=False,
+            hours=None,
+            memory_mib=None,
+            rests_on=unknown,
+            missing=tuple(lacking),
+        )
+    from fairbench.runs.running import plan_keys_of
+    from fairbench.storage.records import find_record, read_records
+
+    plan, keys, path = plan_keys_of(config, report)
+    own = list(read_records(config.results, report.warn)) if config.results.is_dir() else []
+    alike = _alike(config, plan.backbone.name, plan.sampling.steps, own)
+    whose = "own"
+    if not alike:
+        alike = _alike(config, plan.backbone.name, plan.sampling.steps, shipped_records())
+        whose = "shipped"
+    hours = memory = None
+    rests_on = f"unknown: no record of {config.method} on {plan.backbone.name} in {config.results}"
+    if alike:
+        hours = _hours(alike, config.num_images)
+        memory = max(record.peak_memory_mib for record in alike)
+        count = f"{len(alike)} record{'s' if len(alike) > 1 else ''}"
+        machine = " of this folder" if whose == "own" else ", made on another machine,"
+        rests_on = f"{count}{machine} of this method, backbone and steps"
+    try:
+        found = find_record(path) is not None
+    except FairbenchError as error:
+        found = False
+        report.warn(str(error))
+    return Forecast(
+        config.method,
+        config.num_images,
+        keys.run,
+        str(path),
+        found,
+        hours,
+        memory,
+        rests_on,
+        (),
+    )
+
+
+def _alike(
+    config: RunConfig, backbone: str, steps: int, records: Iterable[Record]
+) -> list[Record]:
+    """Complete records of the same method, backbone and steps."""
+    return [
+        record
+        for record in records
+        if record.status == "complete"
+        and record.method == config.method
+        and record.config.get("backbone") == backbone
+        and record.config.get("sampling", {}).get("steps") == steps
+        and "generate" in record.seconds
+        and record.config.get("num_images")
+    ]
+
+
+def _hours(alike: list[Record], images: int) -> float:
+    """Median of what they took to prepare, and of what they took for each image."""
+    prepare = float(statistics.median(record.seconds.get("prepare", 0.0) for record in alike))
+    each: float = statistics.median(
+        (record.seconds["generate"] + record.seconds.get("measure", 0.0))
+        / record.config["num_images"]
+        for record in alike
+    )
+    return (prepare + each * images) / 3600
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return f"{max(1, round(hours * 3600))} seconds"
+    if hours < 1:
+        return f"{round(hours * 60)} minutes"
+    return f"{hours:.1f} hours"
