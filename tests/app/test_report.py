@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from fairbench.app.report import summary
+from fairbench.app.report import sentence, summary
 from fairbench.core.score import Score
+from fairbench.runs.baselines import Baseline
 
 GROUPS = ("female/asian", "female/black", "female/brown", "female/white")
 
@@ -129,3 +130,37 @@ def test_a_score_that_nobody_knows_is_shown_as_it_is(make_record):
     assert row(lines, "quality of old")[1:] == ["0.001"]
     assert not any("vendi" in line for line in lines)
     assert any("1 more scores are in the record" in line for line in lines)
+
+
+def test_a_sentence_says_how_far_and_how_it_was_without(made):
+    said = sentence(made("fairgen"), Baseline(made("vanilla", n=1999), shipped=False))
+    assert said.startswith("fairgen is 0.259 [0.219, 0.301] from the target; without a method it ")
+    assert (
+        "was 0.259 (vanilla); a perfectly fair model would be below 0.053 with 992 images" in said
+    )
+    shipped = sentence(made("fairgen"), Baseline(made("vanilla", n=1999), shipped=True))
+    assert "0.259 (fairbench's own record of vanilla, 1,999 images)" in shipped
+    assert "without" not in sentence(made("fairgen"), None)
+
+
+def test_a_sentence_says_whether_a_fair_model_would_look_the_same(make_record):
+    fair = Score("fairness_discrepancy_corrected", 0.02, 0.0, 0.04, 500, "lower", "w", 0.05)
+    said = sentence(make_record(scores=(fair,)), None)
+    assert "would look the same: up to 0.050 is chance with 500 images" in said
+    assert sentence(make_record(scores=()), None) == ""
+
+
+def test_one_reason_is_said_once(make_record):
+    reason = "no real image of 'x'"
+    names = ("kernel_a_worst_group", "frechet_a_worst_group", "recall_a_worst_group")
+    lines = shown(make_record(facts={"not_measured": dict.fromkeys(names, reason)}))
+    text = " ".join(lines)
+    assert text.count(reason) == 1
+    assert all(name.replace("_", " ") in text for name in names)
+
+
+def test_hostile_names_steer_no_terminal(made):
+    lines = "\n".join(shown(made("a\x1b[2J[red]b"), made("vanilla\x07")))
+    assert "\x1b" not in lines
+    assert "\x07" not in lines
+    assert r"a\x1b[2J[red]b" in lines

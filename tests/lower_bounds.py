@@ -1,0 +1,65 @@
+"""Installs the lowest versions that pyproject.toml allows in a fresh environment, runs the tests.
+
+By hand, from the root of the source tree; takes minutes and downloads packages:
+
+    python tests/lower_bounds.py [--python python3.11] [-- PYTEST ARGUMENTS]
+
+Says which version of each package was installed, and whether the tests pass with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lowest(requirement: str) -> str:
+    """A requirement with its lower bound as the only version, such as ``"numpy==1.26"``."""
+    found = re.match(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)", requirement)
+    if found is None:
+        return requirement
+    return "{}=={}".format(*found.groups())  # 2.4 is 2.4.0, too
+
+
+def settings() -> dict[str, list[str]]:
+    """The requirements of the package itself and of its tests."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [lowest(one) for one in project["dependencies"]]
+    tested = [one for one in project["optional-dependencies"]["dev"] if one.startswith("pytest")]
+    return {"needed": needed, "tested": [*map(lowest, tested)]}
+
+
+def main() -> None:
+    """Make the environment and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", default=sys.executable, help="of the fresh environment")
+    parser.add_argument("tests", nargs="*", help="arguments of pytest")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        place = Path(work) / "lowest"
+        subprocess.run([asked.python, "-m", "venv", str(place)], check=True)
+        python = str(place / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+        pinned = settings()
+        install = [python, "-m", "pip", "install", "--quiet"]
+        done = subprocess.run([*install, *pinned["needed"], *pinned["tested"]], check=False)
+        if done.returncode:
+            print("the lower bounds can't be installed together: raise what pip names above")
+            raise SystemExit(1)
+        editable = ["--no-deps", "-C", "editable_mode=strict", "-e", str(ROOT)]
+        subprocess.run([*install, *editable], check=True)
+        subprocess.run([python, "-m", "pip", "list"], check=True)
+        done = subprocess.run([python, "-m", "pytest", "-q", *asked.tests], cwd=ROOT, check=False)
+    verdict = "pass" if done.returncode == 0 else "fail"
+    print(f"the tests {verdict} with the lowest versions")
+    raise SystemExit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
