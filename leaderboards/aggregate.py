@@ -171,6 +171,7 @@ def _merge(
         luck=False,
         unchecked=(),
         copies=_copies(runs, images),
+        card=first.card,
         may_rank=_may_rank(first.card),
         ranked_preset=str(first.card.get("ranked_preset") or ""),
         quality=_quality(runs),

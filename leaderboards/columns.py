@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from unicodedata import category
 
 from fairbench.core.keys import canonical
 from fairbench.leaderboards.aggregate import Cell, Row
@@ -22,6 +24,7 @@ __all__ = [
     "exact",
     "floor_of",
     "is_main",
+    "legible",
     "method_of",
     "notes_of",
     "score_column",
@@ -38,7 +41,7 @@ EMPTY = "No complete records.\n"
 def blocks(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
     """The tables, with their titles."""
     for names, block in itertools.groupby(rows, key=lambda row: row.block):
-        yield " · ".join(filter(None, names)), list(block)
+        yield legible(" · ".join(filter(None, names))), list(block)
 
 
 def notes_of(block: Sequence[Row]) -> str:
@@ -53,8 +56,25 @@ def notes_of(block: Sequence[Row]) -> str:
     return "; ".join(told)
 
 
+def legible(text: str) -> str:
+    """Text without characters that a terminal or a page would obey instead of showing.
+
+    Control characters become the pictures of themselves; those that turn the direction of writing
+    or can't be encoded become U+FFFD.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or category(character) == "Zs":
+        return character
+    return chr(0x2400 + ord(character)) if ord(character) < 32 else "\ufffd"
+
+
 CellText = Callable[[Row], str]
-IDENTITY: dict[str, CellText] = {
+_IDENTITY: dict[str, CellText] = {
     "dataset": lambda row: row.dataset,
     "task": lambda row: row.task,
     "backbone": lambda row: row.backbone,
@@ -73,12 +93,20 @@ IDENTITY: dict[str, CellText] = {
     "seeds": lambda row: str(len(row.seeds)),
     "n": lambda row: str(row.n),
 }
+
+
+
+def _told(text: CellText, row: Row) -> str:
+    return legible(text(row))
+
+
+IDENTITY: dict[str, CellText] = {name: partial(_told, text) for name, text in _IDENTITY.items()}
 COSTS: dict[str, CellText] = {
     "seconds_per_image": lambda row: exact(row.seconds_per_image),
     "network_calls_per_image": lambda row: exact(row.network_calls_per_image),
     "extra_parameters": lambda row: str(row.extra_parameters),
     "parameters": lambda row: canonical(row.config.get("parameters", {})),
-    "keys": lambda row: " ".join(row.keys),
+    "keys": lambda row: legible(" ".join(row.keys)),
 }
 
 
@@ -128,19 +156,19 @@ def score_column(name: str, block: Sequence[Row]) -> Column:
     unit = f" ({first.unit})" if first.unit else ""
     times = f" ×{scale:g}" if scale != 1 else ""
     return Column(
-        f"{name}{times}{unit}{ARROWS[first.better]}",
+        legible(f"{name}{times}{unit}{ARROWS[first.better]}"),
         lambda row: _with_interval(row.scores.get(name), scale),
     )
 
 
 def method_of(row: Row) -> str:
     """Method, and what tells the row from others of it."""
-    return f"{row.method} ({row.label})" if row.label else row.method
+    return legible(f"{row.method} ({row.label})" if row.label else row.method)
 
 
 def standing_of(row: Row) -> str:
     """Tie class and interval of ranks, such as ``"A 1–2"``; why there is none, in one word."""
-    return f"{row.tie_class} {row.rank}" if row.tie_class else row.why_unranked or row.rank
+    return f"{row.tie_class} {row.rank}" if row.tie_class else legible(row.why_unranked or row.rank)
 
 
 def _with_interval(cell: Cell | None, scale: float) -> str:

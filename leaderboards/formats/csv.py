@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from fairbench.leaderboards.aggregate import Row
-from fairbench.leaderboards.columns import COSTS, IDENTITY, exact, floor_of, score_names
+from fairbench.leaderboards.columns import COSTS, IDENTITY, exact, floor_of, legible, score_names
 from fairbench.leaderboards.formats import Format
 
 __all__ = ["FORMAT", "to_csv"]
@@ -26,7 +26,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     header = list(table[0]) if table else [*IDENTITY, *COSTS]
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: _inert(legible(name)) for name in header})
     writer.writerows(table)
     return text.getvalue()
 
@@ -39,8 +39,14 @@ def _flat(row: Row, names: Iterable[str], floors: set[str]) -> dict[str, str]:
         cells |= {name: exact(value), f"{name}_low": exact(low), f"{name}_high": exact(high)}
         if name in floors:
             cells[f"{name}_floor"] = exact(floor_of(row, name))
-    identity = {name: text(row) for name, text in IDENTITY.items()}
-    return {**identity, **cells, **{name: text(row) for name, text in COSTS.items()}}
+    identity = {name: _inert(text(row)) for name, text in IDENTITY.items()}
+    costs = {name: text(row) for name, text in COSTS.items()}
+    return {**identity, **cells, **costs, "keys": _inert(costs["keys"])}
+
+
+def _inert(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: an apostrophe stands before its first sign."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 FORMAT = Format("csv", (".csv",), to_csv)
