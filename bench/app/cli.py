@@ -293,22 +293,34 @@ def _name_of(images: Path) -> str:
     return images.stem if images.is_file() else images.name
 
 
-@app.command()
+leaderboard_app = typer.Typer(rich_markup_mode=None)
+app.add_typer(leaderboard_app, name="leaderboard", help="Turn records into one table.")
+
+
+@leaderboard_app.callback(invoke_without_command=True)
 def leaderboard(
+    context: typer.Context,
     results: Results = Path("results"),
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="table, csv, markdown, json; else by --output's suffix."),
+        typer.Option(
+            "--format", help="table, csv, markdown, latex, json, html; else by --output's suffix."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File to write instead of printing; the folder of --format html."),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw fairness against quality to this PNG, too.")
+        Path | None, typer.Option(help="Draw fairness against quality to this PNG, PDF or SVG.")
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Turn records into one table."""
+    if context.invoked_subcommand is not None:
+        return
     with _guarded(debug):
         from fairbench.leaderboards.formats import formats
 
@@ -318,9 +330,13 @@ def leaderboard(
         layout = known["table"] if format_ is None else known[format_]
         if format_ is None and output is not None:
             layout = _format_of(output, list(known.values()))
+        if layout.build is not None and output is None:
+            raise InputError(f"--format {layout.name} writes a folder; name it with --output")
         from fairbench import leaderboards
+        from fairbench.leaderboards.board import open_board
 
-        rows = leaderboards.leaderboard(results, dataset=dataset, task=task, warn=_warn)
+        board = open_board(results, dataset=dataset, task=task, warn=_warn)
+        rows = list(board.rows)
         if not rows:
             asked = " and ".join(
                 f"{kind} {name!r}"
@@ -332,8 +348,13 @@ def leaderboard(
                 "make one with fairbench run"
             )
         if plot is not None:
-            _write_file(plot, leaderboards.to_plot(rows), "--plot")
-        text = layout.write(rows)
+            drawn = leaderboards.to_plot(rows, plot.suffix.lower())
+            _write_file(plot, drawn, "--plot")
+        if layout.build is not None and output is not None:
+            layout.build(board, output)
+            print(f"board    {output / 'index.html'}")
+            return
+        text = layout.write(rows) if layout.write is not None else ""
         if not isinstance(text, str):  # what is only for a terminal
             if output is not None:
                 others = ", ".join(name for name, one in known.items() if one.suffixes)
@@ -346,6 +367,36 @@ def leaderboard(
             sys.stdout.write(text)
             return
         _write_file(output, text.encode(), "--output")
+
+
+@leaderboard_app.command("validate")
+def leaderboard_validate(
+    records: Annotated[
+        list[Path], typer.Argument(metavar="RECORD…", help="Records, or folders of them.")
+    ],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check records before they enter a board: exit status 2 if anything is wrong."""
+    with _guarded(debug):
+        from fairbench.leaderboards.validation import records_in, validate
+
+        found = {path: validate(path) for path in records_in(records)}
+        if json_:
+            _print_json(
+                [
+                    {"record": str(path), "findings": [dataclasses.asdict(one) for one in told]}
+                    for path, told in found.items()
+                ]
+            )
+        else:
+            for path, told in found.items():
+                wrong = any(one.level == "error" for one in told)
+                print(f"{'FAIL' if wrong else 'ok  '}  {path}")
+                for one in told:
+                    print(f"      {one.level}: {one.check}: {one.text}")
+        if any(one.level == "error" for told in found.values() for one in told):
+            raise typer.Exit(2)
 
 
 @app.command()

@@ -55,7 +55,7 @@
     let seen = 0;
     let all = 0;
     const wanted = [...form.elements].filter((one) => one.name && one.value);
-    for (const block of document.querySelectorAll("section.block")) {
+    for (const block of document.querySelectorAll("div.block")) {
       const fits = wanted.every((one) => !whole.has(one.name) || block.dataset[one.name] === one.value);
       let rows = 0;
       for (const row of block.querySelectorAll("tbody tr")) {
@@ -86,7 +86,7 @@
     const asked = state.get("sort");
     if (asked) {
       sorting = { name: asked.replace(/^-/, ""), down: asked.startsWith("-") };
-      for (const table of document.querySelectorAll("section.block table")) {
+      for (const table of document.querySelectorAll("div.block table")) {
         const index = columnOf(table, sorting.name);
         if (index >= 0) sortTable(table, index, sorting.down);
       }
@@ -102,7 +102,7 @@
   form.addEventListener("reset", () => {
     setTimeout(() => {
       sorting = null;
-      for (const table of document.querySelectorAll("section.block table")) sortTable(table, 0, false);
+      for (const table of document.querySelectorAll("div.block table")) sortTable(table, 0, false);
       filter();
       remember();
     });
