@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, cast
 
 from fairbench.core.errors import InputError
@@ -344,7 +345,8 @@ def _departs(row: Row) -> str:
     return ", ".join(f"{name}={told[name]}, default {defaults[name]}" for name in changed)
 
 
-def told_defaults(method: str, preset: str) -> dict[str, str]:
+@cache
+def told_defaults(method: str, preset: str) -> Mapping[str, str]:
     """Today's parameters of a method and preset; empty for another package's method."""
     with suppress(InputError):
         made, _ = make_method(method, [f"preset={preset}"] if preset else [])
@@ -352,7 +354,8 @@ def told_defaults(method: str, preset: str) -> dict[str, str]:
     return {}
 
 
-def declared_sampling(dataset: str, backbone: str) -> dict[str, Any]:
+@cache
+def declared_sampling(dataset: str, backbone: str) -> Mapping[str, Any]:
     """How a backbone says that it is sampled; empty for one that no data set names."""
     with suppress(InputError):  # another package's data set
         for spec in get_dataset(dataset).backbones:

@@ -63,6 +63,8 @@ def rows(
             where that isn't kept.
         warn: Told in one line about each record or score that is left out.
     """
+    for asked in (declared_sampling, told_defaults):
+        asked.cache_clear()  # what is installed, or on the disk, may have changed since
     by_configuration: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     kept = list(records)
     newest = _newest(kept)
@@ -171,6 +173,7 @@ def _merge(
         luck=False,
         unchecked=(),
         copies=_copies(runs, images),
+        card=first.card,
         may_rank=_may_rank(first.card),
         ranked_preset=str(first.card.get("ranked_preset") or ""),
         quality=_quality(runs),
@@ -379,7 +382,7 @@ def _defaults(row: Row) -> dict[str, str]:
     """Today's parameters of the row's method and preset, and its backbone's sampling settings."""
     declared = declared_sampling(row.dataset, row.backbone)
     sampling = dict(flatten({"sampling": declared})) if declared else {}
-    return told_defaults(row.method, _preset(row)) | sampling
+    return {**told_defaults(row.method, _preset(row)), **sampling}
 
 
 def _label_of(row: Row, varying: Sequence[str], defaults: Mapping[str, str]) -> str:

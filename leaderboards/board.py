@@ -1,8 +1,9 @@
-"""A folder of records as rows, in one call."""
+"""A folder of records as rows, in one call, and the records behind each row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairbench.core.errors import InputError
@@ -11,7 +12,22 @@ from fairbench.leaderboards.aggregate import Row, rows
 from fairbench.leaderboards.ranking import ImagesOf
 from fairbench.storage.records import read_per_image, read_records, record_path
 
-__all__ = ["images_of", "leaderboard"]
+__all__ = ["Board", "images_of", "leaderboard", "open_board"]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Rows, and what they were made of.
+
+    Attributes:
+        rows: Block by block, ranked ones first.
+        results: Folder of the records.
+        records: Gives the records of a row, in the order of its seeds.
+    """
+
+    rows: Sequence[Row]
+    results: Path
+    records: Callable[[Row], Sequence[Record]] = field(repr=False)
 
 
 def leaderboard(
@@ -32,14 +48,26 @@ def leaderboard(
     Raises:
         InputError: If the folder doesn't exist.
     """
+    return list(open_board(results, dataset=dataset, task=task, warn=warn).rows)
+
+
+def open_board(
+    results: Path | str = "results",
+    *,
+    dataset: str | None = None,
+    task: str | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Board:
+    """The rows of a folder of records, with the records behind them; as `leaderboard`."""
     folder = Path(results)
-    return rows(
-        read_records(folder, warn),
-        dataset=dataset,
-        task=task,
-        images=images_of(folder, warn),
-        warn=warn,
-    )
+    found = read_records(folder, warn)
+    by_place = {(one.dataset, one.task, one.method, one.key): one for one in found}
+    made = rows(found, dataset=dataset, task=task, images=images_of(folder, warn), warn=warn)
+
+    def records(row: Row) -> list[Record]:
+        return [by_place[row.dataset, row.task, row.method, key] for key in row.keys]
+
+    return Board(made, folder, records)
 
 
 def images_of(results: Path, warn: Callable[[str], None]) -> ImagesOf:

@@ -1,50 +1,68 @@
-"""Fairness against quality, one panel a table: which rows buy the one with the other."""
+"""Fairness against quality for papers, one panel a table: which rows buy the one with the other."""
 
 from __future__ import annotations
 
 import io
 import itertools
-import statistics
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from fairbench.core.errors import InputError
 from fairbench.leaderboards.aggregate import Cell, Row
 from fairbench.leaderboards.columns import blocks, method_of
+from fairbench.leaderboards.placing import place_labels
+from fairbench.leaderboards.plane import QUALITY, Plane, Point, plane_of
 from fairbench.scores.catalogue import spec_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["QUALITY", "to_plot"]
+__all__ = ["QUALITY", "draw", "to_plot"]
 
-QUALITY = "kernel_*_reweighted"
-"""Distance to real images in a row's own shares: the balanced one falls with composition too."""
-
-_STYLES = {  # role -> marker, whether it is filled, colour
-    "method": ("o", True, "#1864ab"),
-    "ablation": ("D", True, "#74a9d8"),
-    "control": ("s", False, "#495057"),
-    "oracle": ("^", False, "#e8590c"),
+_STYLES = {  # role -> marker, whether it is filled, colour of Okabe and Ito
+    "method": ("o", True, "#0072b2"),
+    "ablation": ("D", True, "#56b4e9"),
+    "control": ("s", False, "#57606a"),
+    "oracle": ("^", False, "#d55e00"),
 }
-_PANEL = (6.4, 4.2)  # inches
-_FAR = 10  # times the median distance
+_FRONT = "#009e73"
+_PANEL = (5.0, 4.0)  # inches, without the names
+_LINE = 0.125  # inches that a name takes
+_NAMES = 3.1  # inches that names stand in
+_MOST = 54  # characters of a name
+_FAINT = 0.45
+_METADATA = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    "svg": {"Creator": None, "Date": None},
+}
 
 
-def to_plot(rows: Sequence[Row]) -> bytes:
-    """A PNG with one panel a data set, task and backbone.
+def to_plot(rows: Sequence[Row], suffix: str = ".png") -> bytes:
+    """A PNG, PDF or SVG with one panel a data set, task and backbone.
 
     A point is a row, its bars are the row's 95 % intervals; points are numbered and named beside
-    the panel. Left is fairer, down is better. The grey line is the lowest noise floor of the
-    panel. Rows that lack one of the two scores are named as missing, not left out silently, and so
+    the panel. Left is fairer, down is better. The dotted line is the lowest noise floor of the
+    panel, the green staircase the Pareto set of the rows that can be compared; the others are
+    faint. Rows that lack one of the two scores are named as missing, not left out silently, and so
     are, with their value, rows so much worse than most that the others would become one point.
 
     Args:
         rows: As :func:`fairbench.leaderboards.rows` gives them; at least one.
+        suffix: Of the file: ``.png``, ``.pdf`` or ``.svg``.
+
+    Raises:
+        InputError: If the suffix is another.
     """
+    kind = suffix.removeprefix(".").lower()
+    if kind not in _METADATA:
+        raise InputError(f"--plot must end in .png, .pdf or .svg; seen {suffix or 'no suffix'}")
+    import matplotlib
+
     buffer = io.BytesIO()
-    # No version and no date in the file: the same rows give the same bytes.
-    draw(rows).savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    # No version, date or random name in the file: the same rows give the same bytes.
+    with matplotlib.rc_context({"svg.hashsalt": "fairbench", "pdf.fonttype": 42}):
+        draw(rows).savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
     return buffer.getvalue()
 
 
@@ -54,86 +72,114 @@ def draw(rows: Sequence[Row]) -> Figure:
     from matplotlib.figure import Figure
 
     whole = [list(block) for _, block in itertools.groupby(rows, key=lambda row: row.block)]
+    planes = [plane_of(block) for block in whole]
     columns = min(2, len(whole))
-    lines = -(-len(whole) // columns)
-    figure = Figure((columns * _PANEL[0], lines * _PANEL[1]), layout="constrained")
+    pairs = [range(i, min(i + columns, len(whole))) for i in range(0, len(whole), columns)]
+    longest = [max(len(_names(planes[i])) for i in line) for line in pairs]
+    heights = [max(_PANEL[1], 0.9 + _LINE * count) for count in longest]
+    size = columns * (_PANEL[0] + _NAMES), sum(heights) + 0.6
+    figure = Figure(size, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    panels = list(grid.flat)
-    for panel, block in zip(panels, whole, strict=False):
-        _draw(panel, block)
-    for panel in panels[len(whole) :]:
-        panel.axis("off")
-    _explain_roles(figure, {row.role for row in rows})
+    grid = figure.add_gridspec(
+        len(pairs), 2 * columns, height_ratios=heights, width_ratios=[_PANEL[0], _NAMES] * columns
+    )
+    waiting = []
+    for index, (block, plane) in enumerate(zip(whole, planes, strict=True)):
+        line, place = divmod(index, columns)
+        axes = figure.add_subplot(grid[line, 2 * place])
+        beside = figure.add_subplot(grid[line, 2 * place + 1])
+        waiting.append((axes, _draw(axes, beside, block, plane)))
+    _explain(figure, planes)
+    figure.draw_without_rendering()  # where panels stand is only known now
+    for axes, points in waiting:
+        _number(axes, points)
     return figure
 
 
-def _explain_roles(figure: Any, seen: set[str]) -> None:
+def _explain(figure: Any, planes: Sequence[Plane]) -> None:
     from matplotlib.lines import Line2D
 
+    points = [point for plane in planes for point in plane.points]
+    seen = {point.row.role for point in points}
     handles = [
         Line2D(
-            [],
-            [],
-            linestyle="",
-            marker=marker,
-            color=colour,
-            label=role,
-            markerfacecolor=colour if filled else "white",
+            [], [], ls="", marker=marker, color=colour, label=role, mfc=colour if filled else "w"
         )
         for role, (marker, filled, colour) in _STYLES.items()
         if role in seen
     ]
-    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), fontsize=8)
-
-
-def _draw(axes: Any, block: Sequence[Row]) -> None:
-    placed: list[str] = []
-    unplaced: list[str] = []
-    known = [cell.value for row in block if (cell := _quality(row)) is not None]
-    far = _FAR * statistics.median(known) if known else 0.0
-    for row in block:
-        fair, quality = row.scores.get(row.ranked_by), _quality(row)
-        name = method_of(row)
-        if fair is None or quality is None:
-            unplaced.append(f"– {name}: not measurable")
-            continue
-        if quality.value > far > 0:
-            unplaced.append(f"↑ {name}: {_scale() * quality.value:.0f}")
-            continue
-        placed.append(name)
-        _point(axes, len(placed), row, fair, quality)
-    floors = [
-        cell.floor
-        for row in block
-        if (cell := row.scores.get(row.ranked_by)) is not None and cell.floor is not None
-    ]
-    if floors:
-        axes.axvline(min(floors), color="#adb5bd", linewidth=1, zorder=0)
-    key = [f"{number} {name}" for number, name in enumerate(placed, 1)]
-    key += unplaced
-    axes.text(
-        1.02,
-        1.0,
-        "\n".join(key),
-        transform=axes.transAxes,
-        va="top",
-        ha="left",
-        fontsize=7,
-        parse_math=False,  # a dollar in a name is a dollar
+    if any(not point.takes_part for point in points):
+        handles.append(
+            Line2D(
+                [],
+                [],
+                ls="",
+                marker="o",
+                color="#0072b2",
+                alpha=_FAINT,
+                label="faint: not comparable, or an oracle",
+            )
+        )
+    if any(plane.floor is not None for plane in planes):
+        handles.append(
+            Line2D([], [], ls=":", color="#57606a", label="lowest noise floor: fair by chance")
+        )
+    if any(point.on_set for point in points):
+        handles.append(Line2D([], [], color=_FRONT, label="Pareto set"))
+    figure.legend(
+        handles=handles, loc="outside lower left", ncols=min(4, len(handles)), fontsize=8
     )
-    names = [name for row in block for name in row.scores if fnmatchcase(name, QUALITY)]
+
+
+def _shown(plane: Plane) -> list[Point]:
+    return [point for point in plane.points if not point.far]
+
+
+def _names(plane: Plane) -> list[str]:
+    """What stands beside a panel, a line a row."""
+    told = [f"{number} {method_of(p.row)}" for number, p in enumerate(_shown(plane), 1)]
+    far = [p for p in plane.points if p.far]
+    told += [f"↑ {method_of(p.row)}: {_scale() * p.quality.value:.0f}" for p in far]
+    told += [f"– {method_of(row)}: not measurable" for row in plane.lacking]
+    return [name if len(name) <= _MOST else f"{name[: _MOST - 1]}…" for name in told]
+
+
+def _draw(axes: Any, beside: Any, block: Sequence[Row], plane: Plane) -> list[Point]:
+    shown = _shown(plane)
+    if plane.floor is not None:
+        axes.axvline(plane.floor, color="#57606a", linewidth=1, linestyle=":", zorder=0)
+    corners = sorted((p.fair.value, _scale() * p.quality.value) for p in shown if p.on_set)
+    if len(corners) > 1:
+        axes.step(*zip(*corners, strict=True), where="post", color=_FRONT, linewidth=1, zorder=1)
+    for point in shown:
+        _point(axes, point)
+    beside.axis("off")
+    beside.text(
+        0.0,
+        1.0,
+        "\n".join(_names(plane)),
+        transform=beside.transAxes,
+        va="top",
+        fontsize=6.5,
+        linespacing=1.15,
+        parse_math=False,
+    )
     title = next(title for title, _ in blocks(block))
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
-    axes.set_xlabel(f"{block[0].ranked_by} (lower is fairer)", fontsize=8)
+    axes.set_xlabel(
+        f"{block[0].ranked_by}\n(distance of shares, no unit; left is fairer)", fontsize=8
+    )
     axes.set_ylabel(
-        f"{names[0] if names else QUALITY} ×{_scale():g} (lower is better)", fontsize=8
+        f"{plane.quality or QUALITY}\n(squared distance × {_scale():g}; down is better)",
+        fontsize=8,
     )
     axes.tick_params(labelsize=7)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))  # an unbiased estimate may be negative
+    axes.margins(y=0.1)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    return shown
 
 
 def _scale() -> float:
@@ -142,31 +188,48 @@ def _scale() -> float:
     return 1.0 if spec is None else spec.scale
 
 
-def _quality(row: Row) -> Cell | None:
-    return next((cell for name, cell in row.scores.items() if fnmatchcase(name, QUALITY)), None)
-
-
-def _point(axes: Any, number: int, row: Row, fair: Cell, quality: Cell) -> None:
-    marker, filled, colour = _STYLES.get(row.role, _STYLES["method"])
+def _point(axes: Any, point: Point) -> None:
+    marker, filled, colour = _STYLES.get(point.row.role, _STYLES["method"])
     axes.errorbar(
-        fair.value,
-        _scale() * quality.value,
-        xerr=_bars(fair, 1),
-        yerr=_bars(quality, _scale()),
+        point.fair.value,
+        _scale() * point.quality.value,
+        xerr=_bars(point.fair, 1),
+        yerr=_bars(point.quality, _scale()),
         fmt=marker,
-        markersize=6,
+        markersize=5,
         color=colour,
         markerfacecolor=colour if filled else "white",
-        elinewidth=0.8,
-        alpha=0.9,
+        elinewidth=0.7,
+        alpha=1.0 if point.takes_part else _FAINT,
+        zorder=3,
     )
-    axes.annotate(
-        str(number),
-        (fair.value, _scale() * quality.value),
-        xytext=(4, 4),
-        textcoords="offset points",
-        fontsize=7,
-    )
+
+
+def _number(axes: Any, points: Sequence[Point]) -> None:
+    """Write each point's number beside it, where it covers nothing."""
+    if not points:
+        return
+    values = [(point.fair.value, _scale() * point.quality.value) for point in points]
+    places = axes.transData.transform(values)
+    box = axes.get_window_extent()
+    dots = axes.figure.dpi / 72
+    sizes = [(4.6 * dots * len(str(i)), 7.5 * dots) for i in range(1, len(points) + 1)]
+    frame = (box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1)
+    centres = place_labels([tuple(one) for one in places], sizes, frame, radius=4.0 * dots)
+    for number, (value, place, centre) in enumerate(zip(values, places, centres, strict=True), 1):
+        away = ((centre[0] - place[0]) / dots, (centre[1] - place[1]) / dots)
+        far = (away[0] ** 2 + away[1] ** 2) ** 0.5 > 14
+        axes.annotate(
+            str(number),
+            value,
+            xytext=away,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#57606a"} if far else None,
+            zorder=4,
+        )
 
 
 def _bars(cell: Cell, scale: float) -> list[list[float]] | None:

@@ -78,6 +78,7 @@ class Row:
             is in the comparison.
         unchecked: Checks that nothing in the block could be put to.
         copies: Exact copies among its images; None if no hashes are known.
+        card: The method's card, as its first record holds it.
         may_rank: Whether its card asks for a rank.
         ranked_preset: The preset that its card names as ranked; empty: its defaults.
         quality: What its quality is admitted by; None if it wasn't measured.
@@ -111,6 +112,7 @@ class Row:
     luck: bool
     unchecked: tuple[str, ...]
     copies: Copies | None
+    card: Mapping[str, Any] = field(repr=False)
     may_rank: bool = field(repr=False)
     ranked_preset: str = field(repr=False)
     quality: Distance | None = field(repr=False)

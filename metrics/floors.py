@@ -5,6 +5,8 @@ Every floor assumes independent images.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -154,8 +156,19 @@ def gaussian_floor(covariance: ArrayLike) -> float:
     matrix = np.asarray(covariance, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
         raise ContractError(f"covariance must be square and finite; seen shape {matrix.shape}")
-    draws = _gaussian_norms(matrix, np.random.default_rng(_FLOOR_SEED))
-    return float(np.quantile(draws, FLOOR_LEVEL))
+    squared: Array = np.zeros(_FLOOR_DRAWS)
+    for place, weight in enumerate(_weights(matrix)):
+        squared += weight * _squared_normals(place)
+    return float(np.quantile(np.sqrt(squared), FLOOR_LEVEL))
+
+
+@cache
+def _squared_normals(place: int) -> Array:
+    """The draws of `_gaussian_norms` for the weight at that place, from the floor's own seed."""
+    rng = np.random.default_rng(_FLOOR_SEED)
+    for _ in range(place):
+        rng.standard_normal(_FLOOR_DRAWS)
+    return np.asarray(rng.standard_normal(_FLOOR_DRAWS) ** 2, dtype=np.float64)
 
 
 def _fair_discrepancies(target: Array, n: int, rng: np.random.Generator) -> Array:
@@ -165,8 +178,13 @@ def _fair_discrepancies(target: Array, n: int, rng: np.random.Generator) -> Arra
 
 
 def _gaussian_norms(covariance: Array, rng: np.random.Generator) -> Array:
-    weights = np.linalg.eigvalsh(covariance)
     squared: Array = np.zeros(_FLOOR_DRAWS)
-    for weight in weights[weights > 1e-12 * max(weights[-1], 1e-300)]:
+    for weight in _weights(covariance):
         squared += weight * rng.standard_normal(_FLOOR_DRAWS) ** 2
     return np.sqrt(squared)
+
+
+def _weights(covariance: Array) -> Array:
+    """Eigenvalues that aren't 0, ascending."""
+    weights = np.linalg.eigvalsh(covariance)
+    return np.asarray(weights[weights > 1e-12 * max(weights[-1], 1e-300)], dtype=np.float64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -227,7 +227,6 @@ def standings(
 
 
 def _p_of_images(first: Contender, second: Contender) -> float:
-    rng = np.random.default_rng(_SEED)
     prompts, groups = first.gaps.shape
     between = _shared_covariance(first, second)
     blocks = np.block(
@@ -237,14 +236,17 @@ def _p_of_images(first: Contender, second: Contender) -> float:
     for prompt, block in enumerate(blocks):
         weights, vectors = np.linalg.eigh(block)
         root = vectors * np.sqrt(np.maximum(weights, 0))
-        drawn = rng.standard_normal((_DRAWS, 2 * groups)) @ root.T
+        drawn = _normals(prompts, groups, prompt) @ root.T
         errors[0][:, prompt], errors[1][:, prompt] = drawn[:, :groups], drawn[:, groups:]
     judged: dict[str, Array] = {}
     signed, unsigned = np.zeros(_DRAWS), np.zeros(_DRAWS)
     for sign, row, error in ((1.0, first, errors[0]), (-1.0, second, errors[1])):
         if row.confusion is not None:
             if row.judge not in judged:
-                judged[row.judge] = _confusion_errors(row.confusion, rng)
+                place = prompts + len(judged)
+                judged[row.judge] = _confusion_errors(
+                    row.confusion, _normals(prompts, groups, place)
+                )
             answers = row.gaps + row.target
             error = error - np.einsum("pk,rkj->rpj", answers, judged[row.judge])
         error = error @ row.inverse
@@ -341,10 +343,27 @@ def _shrunk_covariance(counts: NDArray[np.int64]) -> Array:
     return np.asarray((np.diag(share) - np.outer(share, share)) / n, dtype=np.float64)
 
 
-def _confusion_errors(table: NDArray[np.int64], rng: np.random.Generator) -> Array:
+@lru_cache(maxsize=16)
+def _normals(prompts: int, groups: int, place: int) -> Array:
+    """Standard normal draws, the same for every pair of rows of P prompts and K groups.
+
+    Args:
+        prompts: P.
+        groups: K.
+        place: The first P are (R, 2 K) for the two rows' shares of a prompt, the next (R, K, K),
+            for a judge each.
+    """
+    rng = np.random.default_rng(_SEED)
+    for passed in range(place + 1):
+        size = (2 * groups,) if passed < prompts else (groups, groups)
+        drawn = rng.standard_normal((_DRAWS, *size))
+    return drawn
+
+
+def _confusion_errors(table: NDArray[np.int64], normals: Array) -> Array:
     """Normal errors of the rates of a confusion, (R, K, K)."""
     smoothed = table + 0.5
     rates = smoothed / smoothed.sum(axis=1, keepdims=True)
-    scaled = np.sqrt(rates) * rng.standard_normal((_DRAWS, *rates.shape))
+    scaled = np.sqrt(rates) * normals
     errors = scaled - rates * scaled.sum(axis=2, keepdims=True)
     return np.asarray(errors / np.sqrt(smoothed.sum(axis=1))[:, None], dtype=np.float64)

@@ -16,7 +16,11 @@ __all__ = ["LARGEST_WHOLE", "check_layout"]
 LARGEST_WHOLE = 2**63 - 1
 """Above this a whole number isn't one that anything here counts."""
 
-Check = Callable[[Any, str], None]
+Field = str | tuple[Any, str | int]
+"""Where a value stands: a name, or what it is in and its name or place there. Spelled out only for
+a message: most values are right."""
+
+Check = Callable[[Any, Field], None]
 """Raises a ValueError that names the field if a value isn't of its kind."""
 
 _SHOWN = 60
@@ -41,38 +45,47 @@ def _seen(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
-def _refuse(field: str, expected: str, value: Any) -> None:
-    raise ValueError(f"{field} must be {expected}, seen {_seen(value)}")
+def _refuse(field: Field, expected: str, value: Any) -> None:
+    raise ValueError(f"{_spelled(field)} must be {expected}, seen {_seen(value)}")
 
 
-def _text(value: Any, field: str) -> None:
+def _spelled(field: Field) -> str:
+    if isinstance(field, str):
+        return field
+    outer, name = field
+    return f"{_spelled(outer)}.{name}" if isinstance(name, str) else f"{_spelled(outer)}[{name}]"
+
+
+def _text(value: Any, field: Field) -> None:
     if not isinstance(value, str):
         _refuse(field, "text", value)
 
 
-def _yes_or_no(value: Any, field: str) -> None:
+def _yes_or_no(value: Any, field: Field) -> None:
     if not isinstance(value, bool):
         _refuse(field, "true or false", value)
 
 
-def _number(value: Any, field: str) -> None:
+def _number(value: Any, field: Field) -> None:
+    if type(value) is float:
+        return
     if isinstance(value, bool) or not isinstance(value, int | float):
         _refuse(field, "a number", value)
     if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
         _refuse(field, f"a number of at most {LARGEST_WHOLE}", value)
 
 
-def _whole(value: Any, field: str) -> None:
+def _whole(value: Any, field: Field) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_WHOLE:
         _refuse(field, f"a whole number from 0 to {LARGEST_WHOLE}", value)
 
 
-def _anything(value: Any, field: str) -> None:
+def _anything(value: Any, field: Field) -> None:
     return None
 
 
 def _or_nothing(check: Check) -> Check:
-    def checked(value: Any, field: str) -> None:
+    def checked(value: Any, field: Field) -> None:
         if value is not None:
             check(value, field)
 
@@ -80,21 +93,21 @@ def _or_nothing(check: Check) -> Check:
 
 
 def _list(check: Check) -> Check:
-    def checked(value: Any, field: str) -> None:
+    def checked(value: Any, field: Field) -> None:
         if not isinstance(value, list):
             _refuse(field, "a list", value)
         for place, item in enumerate(value):
-            check(item, f"{field}[{place}]")
+            check(item, (field, place))
 
     return checked
 
 
 def _by_name(check: Check) -> Check:
-    def checked(value: Any, field: str) -> None:
-        if not isinstance(value, Mapping):
+    def checked(value: Any, field: Field) -> None:
+        if not isinstance(value, dict):
             _refuse(field, "an object", value)
         for name, item in value.items():
-            check(item, f"{field}.{name}")
+            check(item, (field, name))
 
     return checked
 
@@ -102,11 +115,12 @@ def _by_name(check: Check) -> Check:
 def _fields(**checks: Check) -> Check:
     """An object whose fields of these names, where they are there, are of these kinds."""
 
-    def checked(value: Any, field: str) -> None:
-        _by_name(_anything)(value, field)
+    def checked(value: Any, field: Field) -> None:
+        if not isinstance(value, dict):
+            _refuse(field, "an object", value)
         for name, check in checks.items():
             if name in value:
-                check(value[name], f"{field}.{name}")
+                check(value[name], (field, name))
 
     return checked
 

@@ -210,8 +210,13 @@ def read_record(path: Path) -> Record:
         # A pipe would be waited for, for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise RecordError(f"{path}: expected a record, seen no file; move it away")
+        text = path.read_bytes()
+        # A call for each number takes longer than everything else, and is only needed where one
+        # could be infinite.
         data = json.loads(
-            path.read_bytes(), parse_float=_parse_float, parse_constant=_refuse_constant
+            text,
+            parse_float=_parse_float if _may_overflow(text) else None,
+            parse_constant=_refuse_constant,
         )
         schema = _schema(data)
     except OSError as error:
@@ -286,6 +291,19 @@ def _to_text(record: Record) -> str:
         lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in manifest)
         text = f'{text[:-2]},\n  "manifest": [\n{lines}\n  ]\n}}'
     return text + "\n"
+
+
+_EXPONENT = re.compile(rb"[eE]\+?\d{3}")
+_MANTISSA = re.compile(rb"[\s:,\[]-?[\d.]+$")
+_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+
+
+def _may_overflow(text: bytes) -> bool:
+    """Whether a number may be too large for a float: by its exponent, or by its own digits."""
+    found = (match.start() for match in _EXPONENT.finditer(text))
+    return b"0" * 300 in text.translate(_ZEROS) or any(
+        _MANTISSA.search(text[max(0, at - 40) : at]) for at in found
+    )
 
 
 def _parse_float(text: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairbench.core.registry import Registry
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fairbench.leaderboards.aggregate import Row
+    from fairbench.leaderboards.board import Board
 
 __all__ = ["Format", "formats"]
 
@@ -23,12 +25,15 @@ class Format:
     Attributes:
         name: As ``--format`` calls it.
         suffixes: Of files in it, such as ``(".csv",)``; none of what is only for a terminal.
-        write: Rows -> text, or what rich can print; the same rows give the same bytes.
+        write: Rows -> text, or what rich can print; the same rows give the same bytes. None of a
+            format that is a folder of files.
+        build: Writes a board as such a folder; None of one that is a text.
     """
 
     name: str
     suffixes: tuple[str, ...]
-    write: Callable[[Sequence[Row]], str | RenderableType]
+    write: Callable[[Sequence[Row]], str | RenderableType] | None
+    build: Callable[[Board, Path], None] | None = None
 
 
 def formats() -> Mapping[str, Format]:

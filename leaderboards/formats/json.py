@@ -16,7 +16,7 @@ def to_json(rows: Sequence[Row]) -> str:
     """Everything in the rows as a JSON list, which interval is shown included."""
     data = [plain(row, "row") for row in rows]
     for row in data:
-        for name in ("may_rank", "ranked_preset", "quality", "real_distance", "given"):
+        for name in ("card", "may_rank", "ranked_preset", "quality", "real_distance", "given"):
             del row[name]
     text = json.dumps(data, indent=2, ensure_ascii=False)
     # JSON escapes the codes below a space alone; others steer terminals, too.

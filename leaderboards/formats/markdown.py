@@ -109,7 +109,8 @@ def _markdown_table(block: Sequence[Row]) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    # A page that is made of it must not take a name for an element.
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
 
 FORMAT = Format("markdown", (".md",), to_markdown)

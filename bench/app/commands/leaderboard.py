@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fairbench.app.options import Debug, Json, Results, path
-from fairbench.app.terminal import guarded, print_lines, show, warn
+from fairbench.app.terminal import guarded, print_json, print_lines, show, warn
 from fairbench.core.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from fairbench.leaderboards.formats import Format
 
-__all__ = ["leaderboard"]
+__all__ = ["leaderboard", "leaderboard_validate"]
 
 
 def _formats() -> list[str]:
@@ -26,6 +27,7 @@ def _formats() -> list[str]:
 
 
 def leaderboard(
+    context: typer.Context,
     results: Results = Path("results"),
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
@@ -33,35 +35,43 @@ def leaderboard(
         str | None,
         typer.Option(
             "--format",
-            help="table, csv, markdown, json; else by --output's suffix.",
+            help="table, csv, markdown, latex, json, html; else by --output's suffix.",
             autocompletion=_formats,
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(parser=path, help="File to write instead of printing.")
+        Path | None,
+        typer.Option(
+            parser=path, help="File to write instead of printing; the folder of --format html."
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(parser=path, help="Draw fairness against quality to this PNG, too."),
+        typer.Option(parser=path, help="Draw fairness against quality to this PNG, PDF or SVG."),
     ] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
     """Turn records into one table."""
+    if context.invoked_subcommand is not None:
+        return
     with guarded(debug):
         from fairbench.leaderboards.formats import formats
 
         layout = _layout(formats(), "json" if json_ and format_ is None else format_, output)
         from fairbench.storage.files import check_file
 
-        for option, file in (("--output", output), ("--plot", plot)):
+        texts = (("--output", output if layout.build is None else None), ("--plot", plot))
+        for option, file in texts:
             if file is not None:
                 check_file(file, option)
         from fairbench import leaderboards
+        from fairbench.leaderboards.board import open_board
         from fairbench.leaderboards.names import check_names
 
         check_names(results, dataset, task)
-        rows = leaderboards.leaderboard(results, dataset=dataset, task=task, warn=warn)
+        board = open_board(results, dataset=dataset, task=task, warn=warn)
+        rows = list(board.rows)
         if not rows:
             asked = " and ".join(
                 f"{kind} {name!r}"
@@ -73,8 +83,13 @@ def leaderboard(
                 "make one with fairbench run"
             )
         if plot is not None:
-            _write_file(plot, leaderboards.to_plot(rows), "--plot")
-        text = layout.write(rows)
+            drawn = leaderboards.to_plot(rows, plot.suffix.lower())
+            _write_file(plot, drawn, "--plot")
+        if layout.build is not None and output is not None:
+            layout.build(board, output)
+            print_lines([f"board    {output / 'index.html'}"])
+            return
+        text = layout.write(rows) if layout.write is not None else ""
         if not isinstance(text, str):  # what is only for a terminal
             show(text)
             print_lines(["all columns: --format markdown, csv or json"])
@@ -84,12 +99,46 @@ def leaderboard(
             _write_file(output, text.encode(), "--output")
 
 
+def leaderboard_validate(
+    records: Annotated[
+        list[Path], typer.Argument(metavar="RECORD…", help="Records, or folders of them.")
+    ],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check records before they enter a board: exit status 2 if anything is wrong."""
+    with guarded(debug):
+        from fairbench.leaderboards.validation import records_in, validate
+
+        found = {file: validate(file) for file in records_in(records)}
+        if json_:
+            print_json(
+                [
+                    {"record": str(file), "findings": [asdict(one) for one in told]}
+                    for file, told in found.items()
+                ]
+            )
+        else:
+            for file, told in found.items():
+                wrong = any(one.level == "error" for one in told)
+                print_lines(
+                    [
+                        f"{'FAIL' if wrong else 'ok  '}  {file}",
+                        *(f"      {one.level}: {one.check}: {one.text}" for one in told),
+                    ]
+                )
+        if any(one.level == "error" for told in found.values() for one in told):
+            raise typer.Exit(2)
+
+
 def _layout(known: Mapping[str, Format], name: str | None, output: Path | None) -> Format:
     """The format of that name, else that of the output's suffix, else the terminal's."""
     if name is not None and name not in known:
         raise unknown_name("--format", name, known)
     if name is not None:
-        if output is not None and not known[name].suffixes:
+        if known[name].build is not None and output is None:
+            raise InputError(f"--format {name} writes a folder; name it with --output")
+        if output is not None and known[name].build is None and not known[name].suffixes:
             others = ", ".join(other for other, one in known.items() if one.suffixes)
             raise InputError(f"--output needs --format {others}")
         return known[name]
