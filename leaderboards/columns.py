@@ -95,7 +95,6 @@ _IDENTITY: dict[str, CellText] = {
 }
 
 
-
 def _told(text: CellText, row: Row) -> str:
     return legible(text(row))
 
@@ -168,7 +167,9 @@ def method_of(row: Row) -> str:
 
 def standing_of(row: Row) -> str:
     """Tie class and interval of ranks, such as ``"A 1–2"``; why there is none, in one word."""
-    return f"{row.tie_class} {row.rank}" if row.tie_class else legible(row.why_unranked or row.rank)
+    return (
+        f"{row.tie_class} {row.rank}" if row.tie_class else legible(row.why_unranked or row.rank)
+    )
 
 
 def _with_interval(cell: Cell | None, scale: float) -> str:

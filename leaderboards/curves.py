@@ -58,7 +58,9 @@ def curves_of(block: Sequence[Row]) -> list[Curve]:
                 had = alike[rest].get(value)
                 if had is None or _images(row) > _images(had):
                     alike[rest][value] = row
-            varying = sorted(n for n in set().union(*choices) if len({o.get(n) for o in choices}) > 1)
+            varying = sorted(
+                n for n in set().union(*choices) if len({o.get(n) for o in choices}) > 1
+            )
             for points in alike.values():
                 if len(points) < 2:
                     continue

@@ -59,7 +59,9 @@ def _crowd(points: Sequence[tuple[float, float]], index: int, reach: float) -> i
     return sum(math.hypot(x - a, y - b) < reach for a, b in points)
 
 
-def _candidates(point: tuple[float, float], size: tuple[float, float], radius: float) -> Iterator[Box]:
+def _candidates(
+    point: tuple[float, float], size: tuple[float, float], radius: float
+) -> Iterator[Box]:
     for ring in range(_RINGS):
         away = radius + 2 + ring * max(radius, size[1] / 2)
         for direction in range(_DIRECTIONS):

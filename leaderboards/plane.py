@@ -137,9 +137,7 @@ def plane_of(block: Sequence[Row]) -> Plane:
     reference = _reference(block[0], quality_name)
     volume = None if reference is None or not mask.any() else _volume(values[on_set], reference)
     lacking = tuple(row for row in block if all(row is not one for one, _, _ in held))
-    return Plane(
-        points, lacking, by, quality_name, min(floors, default=None), volume, reference
-    )
+    return Plane(points, lacking, by, quality_name, min(floors, default=None), volume, reference)
 
 
 def _takes_part(row: Row) -> bool:

@@ -21,6 +21,10 @@ from fairbench.storage.records import RecordError, read_per_image, read_record
 __all__ = ["Finding", "records_in", "validate"]
 
 
+# Names that a configuration holds for readers; the key hashes what they stand for.
+_NAMES = {"backbone", "preset", "judges", "accept_judge"}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing about a record.
@@ -79,12 +83,13 @@ def _of_record(path: Path, record: Record) -> Iterator[Finding]:
             f"{folders.parent.name}/{folders.name}/",
         )
     with suppress(FairbenchError):
-        if "evaluated" not in record.config and run_key(record.config) != record.key:
+        config = {name: value for name, value in record.config.items() if name not in _NAMES}
+        if "evaluated" not in config and run_key(config) != record.key:
             yield Finding(
                 "error",
                 "key",
-                f"its configuration has the key {run_key(record.config)}, it says {record.key}: "
-                "one of the two was changed",
+                f"its configuration has the key {run_key(config)}, it says {record.key}: one of "
+                "the two was changed",
             )
     if record.status != "complete":
         yield Finding("error", "status", f"expected complete, seen {record.status}")
@@ -128,7 +133,9 @@ def _of_groups(record: Record) -> Iterator[Finding]:
         counts = [int(row.get("count", 0)) for row in rows]
         n = int(rows[0].get("n", 0))
         if any(count > n for count in counts):
-            yield Finding("error", "groups", f"{name}: a group has more images than the {n} in all")
+            yield Finding(
+                "error", "groups", f"{name}: a group has more images than the {n} in all"
+            )
         targets = [row.get("target") for row in rows]
         wanted = [float(target) for target in targets if target is not None]
         if len(wanted) == len(rows) and abs(sum(wanted) - 1) > 1e-6:
@@ -144,7 +151,9 @@ def _of_evaluator(record: Record) -> Iterator[Finding]:
     for where, value in used.items():
         if value in judges:
             yield Finding(
-                "error", "evaluator", f"{where} names the weights of {judges[value]}, which judges it"
+                "error",
+                "evaluator",
+                f"{where} names the weights of {judges[value]}, which judges it",
             )
         elif value in {str(one) for one in record.config.get("judges", ())}:
             yield Finding("error", "evaluator", f"{where} is {value}, which judges it")
@@ -172,9 +181,7 @@ def _verified(record: Record) -> Iterator[Finding]:
         return
     had = int(record.config.get("version", 0))
     if had != version:
-        yield Finding(
-            "unverified", "origin", f"method version {had}, the code's is {version}"
-        )
+        yield Finding("unverified", "origin", f"method version {had}, the code's is {version}")
     code = record.environment.get("code")
     if isinstance(code, dict) and code.get("clean") is False:
         yield Finding("unverified", "origin", "it was made by changed code that no commit holds")
@@ -193,7 +200,9 @@ def _of_images(path: Path, record: Record) -> Iterator[Finding]:
     manifest = record.manifest if images is None else images.manifest
     told = record.config.get("num_images")
     if manifest and told is not None and len(manifest) != told:
-        yield Finding("error", "completeness", f"expected {told} images, the manifest has {len(manifest)}")
+        yield Finding(
+            "error", "completeness", f"expected {told} images, the manifest has {len(manifest)}"
+        )
     places = [row[:2] for row in manifest]
     if len(set(places)) < len(places):
         yield Finding("error", "completeness", "an image stands in the manifest more than once")
@@ -201,7 +210,9 @@ def _of_images(path: Path, record: Record) -> Iterator[Finding]:
     distinct = len(set(hashes))
     if hashes and 1 - distinct / len(hashes) > 0.01:
         yield Finding(
-            "error", "duplicates", f"{len(hashes) - distinct} of {len(hashes)} images are exact copies"
+            "error",
+            "duplicates",
+            f"{len(hashes) - distinct} of {len(hashes)} images are exact copies",
         )
     copies = record.facts.get("copies")
     for split in ("evaluation", "method_reference", "pool"):

@@ -11,6 +11,7 @@ from fairbench.leaderboards.columns import (
     Column,
     blocks,
     is_main,
+    legible,
     method_of,
     notes_of,
     score_column,
@@ -108,7 +109,7 @@ def _markdown_table(block: Sequence[Row]) -> str:
 
 def _escape(text: str) -> str:
     # A page that is made of it must not take a name for an element.
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return legible(text.replace("\n", " ")).replace("|", "\\|").replace("<", "&lt;")
 
 
 FORMAT = Format("markdown", (".md",), to_markdown)

@@ -13,6 +13,7 @@ from fairbench.leaderboards.columns import (
     Column,
     blocks,
     digits_of,
+    legible,
     method_of,
     notes_of,
     score_column,
@@ -101,7 +102,7 @@ def _terminal_table(title: str, block: Sequence[Row]) -> RenderableType:
     for row in block:
         table.add_row(*(Text(column.text(row)) for column in columns))
     notes = [
-        Text(f"{row.why_unranked}: {method_of(row)}: {row.reasons[0]}")
+        Text(f"{row.why_unranked}: {method_of(row)}: {legible(row.reasons[0])}")
         for row in block
         if row.reasons and row.why_unranked not in _ROLES
     ]

@@ -197,7 +197,9 @@ def plane(found: Plane, title: str, scale: float) -> Markup:
     rights = [p.fair.value if p.fair.high is None else p.fair.high for p in found.points]
     tops = [p.quality.value if p.quality.high is None else p.quality.high for p in shown]
     lows = [p.quality.value if p.quality.low is None else p.quality.low for p in shown]
-    across = _Axis(0.0, 1.05 * max([*rights, found.floor or 0.0], default=1.0), _LEFT, _WIDTH - _RIGHT)
+    across = _Axis(
+        0.0, 1.05 * max([*rights, found.floor or 0.0], default=1.0), _LEFT, _WIDTH - _RIGHT
+    )
     up = _Axis(
         min(0.0, scale * min(lows, default=0.0)),
         1.08 * scale * max(tops, default=1.0),
@@ -244,7 +246,15 @@ def plane(found: Plane, title: str, scale: float) -> Markup:
         + _told_of(found, scale),
         Markup("").join(drawn),
         height + 50,
-        ("no.", "row", "role", found.fairness, f"{found.quality}{scaled}", "on the Pareto set", "probability"),
+        (
+            "no.",
+            "row",
+            "role",
+            found.fairness,
+            f"{found.quality}{scaled}",
+            "on the Pareto set",
+            "probability",
+        ),
         _numbers(found, shown, scale),
     )
 
@@ -266,7 +276,11 @@ def _front(found: Plane, across: _Axis, up: _Axis, scale: float) -> list[Markup]
     for before, after in zip(corners, corners[1:], strict=False):
         steps += [(after[0], before[1]), after]
     return [
-        tag("polyline", points=" ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in steps), class_="front")
+        tag(
+            "polyline",
+            points=" ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in steps),
+            class_="front",
+        )
     ]
 
 
@@ -284,7 +298,9 @@ def _errors(point: Point, across: _Axis, up: _Axis, scale: float) -> list[Markup
 
 def _told_of(found: Plane, scale: float) -> str:
     on = [method_of(point.row) for point in found.points if point.on_set]
-    told = [f"On the Pareto set, where no comparable row is better in both: {', '.join(on) or 'none'}."]
+    told = [
+        f"On the Pareto set, where no comparable row is better in both: {', '.join(on) or 'none'}."
+    ]
     far = [p for p in found.points if p.far]
     if far:
         told.append(
@@ -346,7 +362,13 @@ def curve(found: Curve, name: str, scale: float) -> Markup:
         margin = 0.05 * (shown[-1] - shown[0])
         across = _Axis(shown[0] - margin, shown[-1] + margin, _LEFT, _WIDTH - _RIGHT)
         up = _Axis(min(0.0, *lows), 1.08 * max(highs), top + each - _BOTTOM, top + 26)
-        drawn.append(_word(_LEFT, top + 16, f"{title}{f' × {times:g}' if times != 1 else ''} (lower is better)"))
+        drawn.append(
+            _word(
+                _LEFT,
+                top + 16,
+                f"{title}{f' × {times:g}' if times != 1 else ''} (lower is better)",
+            )
+        )
         for tick in up.ticks():
             drawn.append(_line(_LEFT, up(tick), _WIDTH - _RIGHT, up(tick), "grid"))
             drawn.append(_word(_LEFT - 6, up(tick) + 4, f"{tick:.6g}", anchor="end"))
@@ -355,7 +377,9 @@ def curve(found: Curve, name: str, scale: float) -> Markup:
         for x, value in zip(shown, values, strict=True):
             drawn.append(_word(across(x), bottom + 16, f"{value:g}", anchor="middle"))
         points = [(across(x), up(times * cell.value)) for x, cell in known]
-        drawn.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_="front"))
+        drawn.append(
+            tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_="front")
+        )
         for (x, cell), (a, b) in zip(known, points, strict=True):
             if cell.low is not None and cell.high is not None:
                 drawn.append(_line(a, up(times * cell.low), a, up(times * cell.high), "bar"))
@@ -394,14 +418,30 @@ def bars(table: str, shares: Sequence[Share]) -> Markup:
     height = row * len(shares) + 34
     for value in across.ticks():
         drawn.append(_line(across(value), 4, across(value), height - 30, "grid"))
-        drawn.append(_word(across(value), height - 14, f"{value:.0%}" if value >= 0.01 or not value else f"{value:.1%}", anchor="middle"))
+        drawn.append(
+            _word(
+                across(value),
+                height - 14,
+                f"{value:.0%}" if value >= 0.01 or not value else f"{value:.1%}",
+                anchor="middle",
+            )
+        )
     for index, (group, _, _, share, low, end, target) in enumerate(shares):
         y = 6 + index * row
         drawn.append(_word(left - 6, y + 14, _cut(group, 34), anchor="end"))
         drawn.append(
-            tag("rect", x=left, y=y + 2, width=max(0.5, across(share) - left), height=row - 8, class_=f"c{index % _COLOURS}")
+            tag(
+                "rect",
+                x=left,
+                y=y + 2,
+                width=max(0.5, across(share) - left),
+                height=row - 8,
+                class_=f"c{index % _COLOURS}",
+            )
         )
-        drawn.append(_line(across(low), y + row / 2 - 2, across(end), y + row / 2 - 2, "bar strong"))
+        drawn.append(
+            _line(across(low), y + row / 2 - 2, across(end), y + row / 2 - 2, "bar strong")
+        )
         if target is not None:
             drawn.append(_line(across(target), y, across(target), y + row - 4, "target"))
         drawn.append(_word(_WIDTH - 62, y + 14, f"{share:.1%}"))
@@ -491,7 +531,14 @@ def strips(table: str, by_prompt: Mapping[str, Sequence[Share]]) -> Markup:
         for place, share in enumerate(shares):
             size = share[3] * width
             drawn.append(
-                tag("rect", x=x, y=y, width=max(0.0, size), height=row - 10, class_=f"c{place % _COLOURS}")
+                tag(
+                    "rect",
+                    x=x,
+                    y=y,
+                    width=max(0.0, size),
+                    height=row - 10,
+                    class_=f"c{place % _COLOURS}",
+                )
             )
             x += size
         x = left
@@ -500,7 +547,16 @@ def strips(table: str, by_prompt: Mapping[str, Sequence[Share]]) -> Markup:
             if share[3] * width > _CHARACTER * len(text) + 14:
                 middle = x + share[3] * width / 2
                 plate = _CHARACTER * len(text) + 6
-                drawn.append(tag("rect", x=middle - plate / 2, y=y + 4, width=plate, height=16.0, class_="plate"))
+                drawn.append(
+                    tag(
+                        "rect",
+                        x=middle - plate / 2,
+                        y=y + 4,
+                        width=plate,
+                        height=16.0,
+                        class_="plate",
+                    )
+                )
                 drawn.append(_word(middle, y + 16, text, anchor="middle"))
             x += share[3] * width
             if share[6] is not None and place < len(shares) - 1:
@@ -528,5 +584,3 @@ def strips(table: str, by_prompt: Mapping[str, Sequence[Share]]) -> Markup:
 def _cut(text: str, most: int) -> str:
     text = legible(text)
     return text if len(text) <= most else f"{text[: max(1, most - 1)]}…"
-
-

@@ -116,13 +116,21 @@ class _Site:
             "role": ("Role", sorted({legible(row.role) for row in self._board.rows})),
             "supervision": (
                 "Learns from",
-                sorted({legible(s) for row in self._board.rows for s in row.supervision or ("nothing",)}),
+                sorted(
+                    {
+                        legible(s)
+                        for row in self._board.rows
+                        for s in row.supervision or ("nothing",)
+                    }
+                ),
             ),
             "dataset": ("Data set", sorted({str(one["dataset"]) for one in self._tables})),
             "task": ("Task", sorted({str(one["task"]) for one in self._tables})),
             "backbone": ("Backbone", sorted({str(one["backbone"]) for one in self._tables})),
         }
-        return _page("index.html", "Leaderboard", "", tables=self._tables, filters=filters, csv=CSV)
+        return _page(
+            "index.html", "Leaderboard", "", tables=self._tables, filters=filters, csv=CSV
+        )
 
     def columns(self) -> bytes:
         shown = {name for row in self._board.rows for name in row.scores}
@@ -221,12 +229,22 @@ class _Site:
             records = self._board.records(row)
             found = _definitions(records[0])
             if found is not None and found["prompts"] > 1:
-                yield {**found, "title": " · ".join(legible(p) for p in row.block if p), "method": method_of(row), "page": f"rows/{_row_name(row)}.html"}
+                yield {
+                    **found,
+                    "title": " · ".join(legible(p) for p in row.block if p),
+                    "method": method_of(row),
+                    "page": f"rows/{_row_name(row)}.html",
+                }
                 return
         for row in sorted(self._board.rows, key=lambda row: (row.method != "vanilla", row.place)):
             found = _definitions(self._board.records(row)[0])
             if found is not None:
-                yield {**found, "title": " · ".join(legible(p) for p in row.block if p), "method": method_of(row), "page": f"rows/{_row_name(row)}.html"}
+                yield {
+                    **found,
+                    "title": " · ".join(legible(p) for p in row.block if p),
+                    "method": method_of(row),
+                    "page": f"rows/{_row_name(row)}.html",
+                }
                 return
 
 
@@ -271,14 +289,18 @@ def _hash(text: str) -> str:
 def _page(template: str, title: str, root: str, **values: Any) -> bytes:
     from markupsafe import Markup
 
-    text = _environment().get_template(template).render(
-        title=legible(title),
-        root=root,
-        policy=_policy(),
-        style=Markup(_asset("board.css")),
-        script=Markup(_asset("board.js")),
-        here=template,
-        **values,
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            title=legible(title),
+            root=root,
+            policy=_policy(),
+            style=Markup(_asset("board.css")),
+            script=Markup(_asset("board.js")),
+            here=template,
+            **values,
+        )
     )
     # Surrogates of undecodable file names aren't text.
     return text.encode("utf-8", "replace")
@@ -499,7 +521,9 @@ def _definitions(record: Record) -> dict[str, Any] | None:
     shares = _pooled([record], table) if table else []
     if not shares or any(share[6] is None for share in shares):
         return None
-    by_prompt = [one for name, prompts in _strips([record]) if name == table for one in prompts.values()]
+    by_prompt = [
+        one for name, prompts in _strips([record]) if name == table for one in prompts.values()
+    ]
     pooled = _family(shares)
     each = [_family(one) for one in by_prompt] or [pooled]
     mean = {name: float(np.mean([one[name] for one in each])) for name in pooled}
@@ -512,7 +536,9 @@ def _definitions(record: Record) -> dict[str, Any] | None:
             "member": one.member or "none of them",
             "labels": one.labels,
             "aggregation": one.aggregation,
-            "note": "; ".join(filter(None, [one.note, "unverified" if one.evidence == "unverified" else ""])),
+            "note": "; ".join(
+                filter(None, [one.note, "unverified" if one.evidence == "unverified" else ""])
+            ),
             "pooled": MISSING,
             "mean": MISSING,
             "fair": MISSING,

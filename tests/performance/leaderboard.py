@@ -65,7 +65,9 @@ def varied(data: dict[str, Any], how: str, number: int, draw: random.Random) -> 
     for name, rows in data["groups"].items():
         counts = [int(row["count"]) for row in rows]
         moved = draw.randint(0, min(3, counts[0]))
-        counts = [counts[0] - moved, *counts[1:-1], counts[-1] + moved] if len(counts) > 1 else counts
+        counts = (
+            [counts[0] - moved, *counts[1:-1], counts[-1] + moved] if len(counts) > 1 else counts
+        )
         groups[name] = [{**row, "count": count} for row, count in zip(rows, counts, strict=True)]
     return {**data, "config": config, "key": key, "generation_key": generation, "groups": groups}
 
