@@ -1,10 +1,12 @@
-"""Fairness against quality for papers, one panel a table: which rows buy the one with the other."""
+"""Fairness against quality for papers, one panel a table: which rows buy one with the other."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fairbench.core.errors import InputError
@@ -91,6 +93,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         waiting.append((axes, _draw(axes, beside, block, plane)))
     _explain(figure, planes)
     figure.draw_without_rendering()  # where panels stand is only known now
+    figure.set_layout_engine("none")
     for axes, points in waiting:
         _number(axes, points)
     return figure
@@ -144,6 +147,19 @@ def _names(plane: Plane) -> list[str]:
     return [name if len(name) <= _MOST else f"{name[: _MOST - 1]}…" for name in told]
 
 
+def _drawable(text: str) -> str:
+    """Text with a question mark for what the font can't draw."""
+    known = _characters()
+    return "".join(sign if sign == "\n" or ord(sign) in known else "?" for sign in text)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
 def _draw(axes: Any, beside: Any, block: Sequence[Row], plane: Plane) -> list[Point]:
     shown = _shown(plane)
     if plane.floor is not None:
@@ -157,14 +173,14 @@ def _draw(axes: Any, beside: Any, block: Sequence[Row], plane: Plane) -> list[Po
     beside.text(
         0.0,
         1.0,
-        "\n".join(_names(plane)),
+        _drawable("\n".join(_names(plane))),
         transform=beside.transAxes,
         va="top",
         fontsize=6.5,
         linespacing=1.15,
         parse_math=False,
     )
-    title = next(title for title, _ in blocks(block))
+    title = _drawable(next(title for title, _ in blocks(block)))
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
     axes.set_xlabel(
         f"{block[0].ranked_by}\n(distance of shares, no unit; left is fairer)", fontsize=8
@@ -207,29 +223,25 @@ def _point(axes: Any, point: Point) -> None:
 
 def _number(axes: Any, points: Sequence[Point]) -> None:
     """Write each point's number beside it, where it covers nothing."""
+    from matplotlib.lines import Line2D
+
     if not points:
         return
     values = [(point.fair.value, _scale() * point.quality.value) for point in points]
     places = axes.transData.transform(values)
     box = axes.get_window_extent()
     dots = axes.figure.dpi / 72
-    sizes = [(4.6 * dots * len(str(i)), 7.5 * dots) for i in range(1, len(points) + 1)]
+    sizes = [((4.3 * len(str(i)) + 1) * dots, 8.5 * dots) for i in range(1, len(points) + 1)]
     frame = (box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1)
     centres = place_labels([tuple(one) for one in places], sizes, frame, radius=4.0 * dots)
-    for number, (value, place, centre) in enumerate(zip(values, places, centres, strict=True), 1):
-        away = ((centre[0] - place[0]) / dots, (centre[1] - place[1]) / dots)
-        far = (away[0] ** 2 + away[1] ** 2) ** 0.5 > 14
-        axes.annotate(
-            str(number),
-            value,
-            xytext=away,
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=6.5,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#57606a"} if far else None,
-            zorder=4,
-        )
+    spots = axes.transData.inverted().transform(centres)
+    for number, (value, place, centre, spot) in enumerate(
+        zip(values, places, centres, spots, strict=True), 1
+    ):
+        if math.dist(place, centre) > 14 * dots:
+            line = Line2D(*zip(value, spot, strict=True), linewidth=0.4, color="#57606a", zorder=2)
+            axes.add_artist(line)
+        axes.text(*spot, str(number), ha="center", va="center", fontsize=6.5, zorder=4)
 
 
 def _bars(cell: Cell, scale: float) -> list[list[float]] | None:

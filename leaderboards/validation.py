@@ -21,6 +21,10 @@ from fairbench.storage.records import RecordError, read_per_image, read_record
 __all__ = ["Finding", "records_in", "validate"]
 
 
+# Names that a configuration holds for readers; the key hashes what they stand for.
+_NAMES = {"backbone", "preset", "judges", "accept_judge"}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing about a record.
@@ -79,12 +83,13 @@ def _of_record(path: Path, record: Record) -> Iterator[Finding]:
             f"{folders.parent.name}/{folders.name}/",
         )
     with suppress(FairbenchError):
-        if "evaluated" not in record.config and run_key(record.config) != record.key:
+        config = {name: value for name, value in record.config.items() if name not in _NAMES}
+        if "evaluated" not in config and run_key(config) != record.key:
             yield Finding(
                 "error",
                 "key",
-                f"its configuration has the key {run_key(record.config)}, it says {record.key}: "
-                "one of the two was changed",
+                f"its configuration has the key {run_key(config)}, it says {record.key}: one of "
+                "the two was changed",
             )
     if record.status != "complete":
         yield Finding("error", "status", f"expected complete, seen {record.status}")
@@ -109,8 +114,8 @@ def _of_record(path: Path, record: Record) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "scores",
-            f"{len(old)} scores are of older versions than the code's, such as {old[0]}; fairbench "
-            "rescore brings them up to date",
+            f"{len(old)} scores are of older versions than the code's, such as {old[0]}; "
+            "fairbench rescore brings them up to date",
         )
     yield from _of_groups(record)
     yield from _of_evaluator(record)

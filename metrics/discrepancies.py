@@ -37,6 +37,7 @@ __all__ = [
     "discrepancy_family",
     "family_intervals",
     "family_noise_floors",
+    "family_of_fair",
     "mean_family_intervals",
 ]
 
@@ -263,6 +264,26 @@ def family_noise_floors(target: ArrayLike, n: int) -> dict[str, float]:
     drawn = rng.multinomial(n, wanted / wanted.sum(), size=_FLOOR_DRAWS) / n
     values = _members(drawn, wanted)
     return {column_of(name): float(np.quantile(values[name], 0.95)) for name in _MEMBERS}
+
+
+def family_of_fair(target: ArrayLike, n: int) -> dict[str, float]:
+    """Mean of every member over samples of a perfectly fair generator.
+
+    Args:
+        target: Wanted shares, (K,), sums to 1.
+        n: Number of images, positive.
+
+    Returns:
+        Member -> its mean over 20,000 simulated samples of n images, to about 1 %.
+
+    Raises:
+        ContractError: If the target isn't a vector of shares or n isn't positive.
+    """
+    wanted = check_target(target)
+    check_size(n)
+    rng = np.random.default_rng(_FLOOR_SEED)
+    values = _members(rng.multinomial(n, wanted / wanted.sum(), size=_FLOOR_DRAWS) / n, wanted)
+    return {name: float(values[name].mean()) for name in _MEMBERS}
 
 
 def column_of(member: str) -> str:

@@ -59,7 +59,8 @@ def _table(title: str, block: Sequence[Row]) -> str:
     lines = [
         r"\begin{table*}",
         r"\centering",
-        rf"\caption{{{_escaped(title)}: {_escaped(notes_of(block))}. Brackets are 95\,\% intervals; "
+        rf"\caption{{{_escaped(title)}: {_escaped(notes_of(block))}. "
+        r"Brackets are 95\,\% intervals; "
         r"rows with one letter can't be told apart.}",
         r"\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{{layout}}}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fairbench.core.text import shown
 from fairbench.leaderboards.aggregate import Row
 from fairbench.leaderboards.columns import (
     EMPTY,
@@ -110,7 +111,7 @@ def _markdown_table(block: Sequence[Row]) -> str:
 
 def _escape(text: str) -> str:
     # A page that is made of it must not take a name for an element.
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return shown(text.replace("\n", " ")).replace("|", "\\|").replace("<", "&lt;")
 
 
 FORMAT = Format("markdown", (".md",), to_markdown)

@@ -7,6 +7,7 @@ or a text too. Everything that comes from a record passes through `tag`, which e
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -273,7 +274,7 @@ def _front(found: Plane, across: _Axis, up: _Axis, scale: float) -> list[Markup]
     if len(corners) < 2:
         return []
     steps = [corners[0]]
-    for before, after in zip(corners, corners[1:], strict=False):
+    for before, after in itertools.pairwise(corners):
         steps += [(after[0], before[1]), after]
     return [
         tag(
@@ -380,7 +381,7 @@ def curve(found: Curve, name: str, scale: float) -> Markup:
         drawn.append(
             tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points), class_="front")
         )
-        for (x, cell), (a, b) in zip(known, points, strict=True):
+        for (_, cell), (a, b) in zip(known, points, strict=True):
             if cell.low is not None and cell.high is not None:
                 drawn.append(_line(a, up(times * cell.low), a, up(times * cell.high), "bar"))
             drawn.append(_marker("method", a, b, 4.5))
@@ -448,8 +449,8 @@ def bars(table: str, shares: Sequence[Share]) -> Markup:
     wanted = any(share[6] is not None for share in shares)
     return figure(
         f"Shares by {table}",
-        "Valid images as the first judge reads them, all seeds together, not corrected; thin lines "
-        "are 95 % intervals of finite images."
+        "Valid images as the first judge reads them, all seeds together, not corrected; thin "
+        "lines are 95 % intervals of finite images."
         + (" The dashed line is the wanted share." if wanted else ""),
         Markup("").join(drawn),
         height,

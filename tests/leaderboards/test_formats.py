@@ -2,16 +2,26 @@ from __future__ import annotations
 
 from fairbench.leaderboards import rows, to_csv, to_json, to_markdown, to_table
 from fairbench.leaderboards.formats import formats
+from fairbench.leaderboards.formats.latex import to_latex
 
 
 def test_each_format_is_found_by_its_file():
     found = formats()
-    assert list(found) == ["csv", "json", "markdown", "table"]
-    assert [found[name].write for name in found] == [to_csv, to_json, to_markdown, to_table]
+    written = {
+        "csv": to_csv,
+        "html": None,
+        "json": to_json,
+        "latex": to_latex,
+        "markdown": to_markdown,
+        "table": to_table,
+    }
+    assert {name: one.write for name, one in found.items()} == written
+    assert [name for name, one in found.items() if one.build] == ["html"]
     assert {suffix for one in found.values() for suffix in one.suffixes} == {
         ".csv",
         ".json",
         ".md",
+        ".tex",
     }
 
 

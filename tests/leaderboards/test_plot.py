@@ -30,14 +30,38 @@ def table(make_record):
     return rows(records, warn=lambda line: None)
 
 
+def panels_of(table):
+    """Each panel with the axes that its names stand in."""
+    axes = draw(table).axes
+    return list(zip(axes[::2], axes[1::2], strict=True))
+
+
+def test_no_number_covers_another_or_leaves_its_panel(make_record):
+    records = [
+        make_record(f"m{i}", scores=scores(0.3 + 0.001 * i, 0.05 + 0.0005 * i)) for i in range(20)
+    ]
+    figure = draw(rows(records, warn=lambda line: None))
+    panel = figure.axes[0]
+    boxes = [text.get_window_extent() for text in panel.texts]
+    assert len(boxes) == 20
+    frame = panel.get_window_extent()
+    for i, one in enumerate(boxes):
+        assert not [j for j in range(i) if one.overlaps(boxes[j])]
+        assert frame.x0 <= one.x0
+        assert one.x1 <= frame.x1
+    names = figure.axes[1].texts[0].get_window_extent()
+    assert names.x0 >= frame.x1
+    assert names.x1 <= figure.bbox.x1
+
+
 def test_a_point_is_a_row_with_its_intervals(table):
-    panels = draw(table).axes
-    assert [panel.get_title(loc="left") for panel in panels] == [
+    panels = panels_of(table)
+    assert [panel.get_title(loc="left") for panel, _ in panels] == [
         "cartoonfaces · gender · cartoon-sd",
         "cartoonfaces · race · cartoon-sd",
     ]
     points = {}
-    for drawn in panels[0].containers:
+    for drawn in panels[0][0].containers:
         across, up = drawn.lines[2]
         (x,), (y,) = (list(map(float, values)) for values in drawn.lines[0].get_data())
         ends = across.get_segments()[0][:, 0], up.get_segments()[0][:, 1]
@@ -46,23 +70,28 @@ def test_a_point_is_a_row_with_its_intervals(table):
 
 
 def test_points_are_named_and_a_row_without_quality_is_not_hidden(table):
-    panel = draw(table).axes[0]
-    key = next(text.get_text() for text in panel.texts if "\n" in text.get_text())
+    key = panels_of(table)[0][1].texts[0].get_text()
     assert key.splitlines() == ["1 fairgen", "2 vanilla", "– tiw: not measurable"]
 
 
 def test_a_row_far_off_is_named_with_its_value(make_record):
     values = {"a": 0.05, "b": 0.06, "c": 0.07, "d": 5.99}
     records = [make_record(name, scores=scores(0.1, value)) for name, value in values.items()]
-    panel = draw(rows(records, warn=lambda line: None)).axes[0]
-    key = next(text.get_text() for text in panel.texts if "\n" in text.get_text())
+    panel, beside = panels_of(rows(records, warn=lambda line: None))[0]
+    key = beside.texts[0].get_text()
     assert key.splitlines() == ["1 a", "2 b", "3 c", "↑ d: 5990"]
     assert panel.get_ylim()[1] < 200
 
 
 def test_roles_are_explained(table):
     (legend,) = draw(table).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["method", "control"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "method",
+        "control",
+        "faint: not comparable, or an oracle",
+        "lowest noise floor: fair by chance",
+        "Pareto set",
+    ]
 
 
 def test_the_same_rows_give_the_same_png(table):

@@ -2,16 +2,16 @@
 
 Run by hand, from anywhere, with nothing else on the machine:
 
-    python tests/performance/leaderboard.py                      # some minutes, mostly to write them
+    python tests/performance/leaderboard.py        # some minutes, mostly to write them
     python tests/performance/leaderboard.py --records 500 --schemas 2
 
 The records are the committed ones over and over, each time under other names, so that every row
-is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``parameter`` makes a few
-tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Counts are jittered, so that
+is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``parameter`` makes a
+few tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Counts are jittered, so that
 no two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a
-sidecar, with labels. Each board is made twice in processes of their own: without an index, and with
-the one that the first left behind. Printed: seconds, and the largest resident memory of the process
-and its helpers. Exit status 1 if the first one is above a bar.
+sidecar, with labels. Each board is made twice in processes of their own: without an index, and
+with the one that the first left behind. Printed: seconds, and the largest resident memory of the
+process and its helpers. Exit status 1 if the first one is above a bar.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def main() -> int:
                     took, own, helper, rows = map(float, done.stdout.split())
                     print(
                         f"schema {schema}, {asked.records:,} records by {how}, {what}: "
-                        f"{took:.1f} s, {own:.0f} MiB (+ {helper:.0f} MiB a helper), {rows:.0f} rows",
+                        f"{took:.1f} s, {own:.0f} MiB (+ {helper:.0f} MiB a helper), "
+                        f"{rows:.0f} rows",
                         flush=True,
                     )
                     if what == "without an index" and (took > SECONDS or own > MEBIBYTES):
