@@ -63,8 +63,8 @@ def rows(
             where that isn't kept.
         warn: Told in one line about each record or score that is left out.
     """
-    for asked in (declared_sampling, told_defaults):
-        asked.cache_clear()  # what is installed, or on the disk, may have changed since
+    for remembered in (declared_sampling, told_defaults):
+        remembered.cache_clear()  # what is installed, or on the disk, may have changed since
     by_configuration: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     kept = list(records)
     newest = _newest(kept)

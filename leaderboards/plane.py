@@ -167,18 +167,19 @@ def _draws(held: Sequence[tuple[Row, Cell, Cell]]) -> NDArray[np.float64]:
     """(draws, m, 2) values of all rows at once."""
     rng = np.random.default_rng(_SEED)
     normal = rng.standard_normal((_DRAWS, len(held), 2)) / 1.959964
-    cells = [(fair, quality) for _, fair, quality in held]
-    middle, below, above = (
-        np.array([[side(cell) for cell in pair] for pair in cells])
-        for side in (
-            lambda cell: cell.value,
-            lambda cell: 0.0 if cell.low is None else cell.value - cell.low,
-            lambda cell: 0.0 if cell.high is None else cell.high - cell.value,
-        )
+    middle, below, above = np.moveaxis(
+        np.array([[_sides(cell) for cell in (fair, quality)] for _, fair, quality in held]), -1, 0
     )
     drawn = middle + normal * np.where(normal < 0, below, above)
     drawn[..., 0] = np.maximum(0.0, drawn[..., 0])
     return np.asarray(drawn, dtype=np.float64)
+
+
+def _sides(cell: Cell) -> tuple[float, float, float]:
+    """A value, and how far its interval reaches below and above it."""
+    below = 0.0 if cell.low is None else cell.value - cell.low
+    above = 0.0 if cell.high is None else cell.high - cell.value
+    return cell.value, below, above
 
 
 def _volume(points: NDArray[np.float64], reference: tuple[float, float]) -> float:

@@ -416,9 +416,8 @@ def _card(card: Mapping[str, Any]) -> dict[str, Any]:
     told = {name: card.get(name) for name in _CARD}
     arxiv = str(told["arxiv"] or "")
     told["arxiv"] = arxiv if arxiv.replace(".", "").isdigit() else ""
-    for name in ("supervision", "deviations"):
-        told[name] = [shown(str(one)) for one in told[name] or ()]
-    told["supervision"].sort()
+    told["supervision"] = sorted(shown(str(one)) for one in told["supervision"] or ())
+    told["deviations"] = [shown(str(one)) for one in told["deviations"] or ()]
     return {
         name: shown(value) if isinstance(value, str) else value for name, value in told.items()
     }

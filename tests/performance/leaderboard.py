@@ -7,8 +7,8 @@ Run by hand, from anywhere, with nothing else on the machine:
 
 The records are the committed ones over and over, each time under other names, so that every row
 is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``parameter`` makes a
-few tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Counts are jittered, so that
-no two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a
+few tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Counts are jittered, so
+that no two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a
 sidecar, with labels. Each board is made twice in processes of their own: without an index, and
 with the one that the first left behind. Printed: seconds, and the largest resident memory of the
 process and its helpers. Exit status 1 if the first one is above a bar.
