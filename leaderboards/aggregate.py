@@ -267,10 +267,17 @@ def _cells(runs: Sequence[Record], counts: Counts, warn: Callable[[str], None]) 
             by_name[score.name].append(score)
     averages, cells = Averages(runs, counts), {}
     for name, scores in by_name.items():
-        if len(scores) == len(runs):
-            cells[name] = averages.cell(scores)
-        else:
+        if len(scores) < len(runs):
             warn(f"{_name(runs[0])}: {name} left out; {len(scores)} of {len(runs)} seeds have it")
+            continue
+        cell = averages.cell(scores)
+        if cell is None:
+            warn(
+                f"{_name(runs[0])}: {name} left out; its seeds have it by different versions of "
+                "its definition; bring them up to date by fairbench rescore"
+            )
+            continue
+        cells[name] = cell
     return cells
 
 

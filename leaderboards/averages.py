@@ -31,6 +31,7 @@ from fairbench.metrics.seeds import (
     mean_shares,
     united_judges,
 )
+from fairbench.scores.catalogue import spec_of
 
 __all__ = ["Averages", "Cell", "exact_mean", "means_of", "shifts"]
 
@@ -86,6 +87,7 @@ class Cell:
             seeds, or None.
         n: Images a run that the score rests on; the smallest of the seeds'.
         better, unit: As in `Score`.
+        older: Whether the score was computed by an older version of its definition.
     """
 
     value: float
@@ -96,6 +98,7 @@ class Cell:
     n: int
     better: Literal["lower", "higher", "neither"]
     unit: str
+    older: bool = False
 
     @property
     def at_floor(self) -> bool:
@@ -115,26 +118,31 @@ class Averages:
         self._runs, self._counts = runs, counts
         self._made: dict[tuple[str, Column], MeanShares | None] = {}
 
-    def cell(self, scores: Sequence[Score]) -> Cell:
-        """One score over the seeds.
+    def cell(self, scores: Sequence[Score]) -> Cell | None:
+        """One score over the seeds; None if that would mix versions of its definition.
 
         Args:
             scores: The score in each run, in the order of the runs.
         """
         first = scores[0]
         n = min(score.n for score in scores)
+        spec = spec_of(first.name)
+        older = spec is not None and min(score.version for score in scores) < spec.version
         if len(scores) == 1:
             interval, floor = f"this run: {first.interval}" if first.interval else "", first.floor
             value, low, high = first.value, first.low, first.high
         elif (found := self._of_counts(scores)) is not None:
             one, floor, rule = found
             value, low, high = one.value, one.low, one.high
+            older = False  # counts are what they were
             interval = f"mean shares of {len(scores)} seeds, {_WIDER[one.wider]}{rule}"
+        elif len({score.version for score in scores}) > 1:
+            return None
         else:
             target = self._runs[0].config.get("target") or {}
             value, low, high, interval = _of_numbers(scores, list(target.values()))
             floor = None
-        return Cell(value, low, high, interval, floor, n, first.better, first.unit)
+        return Cell(value, low, high, interval, floor, n, first.better, first.unit, older)
 
     def _of_counts(
         self, scores: Sequence[Score]

@@ -33,6 +33,8 @@ __all__ = [
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
 MISSING = "–"
+OLDER = "†"
+"""Behind a number that an older version of its score's definition gave."""
 EMPTY = "No complete records.\n"
 
 
@@ -82,6 +84,7 @@ _IDENTITY: dict[str, CellText] = {
     "supervision": lambda row: "+".join(row.supervision) or "none",
     "comparable": lambda row: row.comparable,
     "flags": lambda row: "+".join(row.flags),
+    "older_scores": lambda row: " ".join(n for n, cell in row.scores.items() if cell.older),
     "seeds": lambda row: str(len(row.seeds)),
     "n": lambda row: str(row.n),
 }
@@ -162,7 +165,7 @@ def _with_interval(cell: Cell | None, scale: float) -> str:
         return MISSING
     value = cell.value * scale
     digits = digits_of(value)
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}{OLDER if cell.older else ''}"
     if cell.low is not None and cell.high is not None:
         text += f" [{cell.low * scale:.{digits}f}, {cell.high * scale:.{digits}f}]"
     if cell.floor is not None and cell.at_floor:

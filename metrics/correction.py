@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fairbench.core.errors import ContractError
+from fairbench.metrics.calibration import calibrated_ends, edges_of, shrunk_shares
 from fairbench.metrics.confusion import (
     Reason,
     check_confusion,
@@ -187,9 +188,8 @@ def corrected_discrepancy(
     Returns:
         For one prompt and K = 2 the delta-method interval of the share, mapped. Otherwise each
         resample draws every row of the confusion from its posterior and all counts from a
-        multinomial, one confusion for all prompts; near the target (up to twice the floor) the
-        error is bounded by the triangle inequality, beyond it is taken as signed, as
-        `mean_discrepancy_interval` does.
+        multinomial, one confusion for all prompts; what the value errs by is taken at the shares
+        that these errors leave plausible, as in `mean_discrepancy_interval`.
 
     Raises:
         ContractError: As `correct_shares`, or if the targets don't fit the counts or the design
@@ -420,24 +420,36 @@ def _mean_interval(
     seed: int,
 ) -> DiscrepancyInterval:
     errors = _bootstrap(counts, table, level, np.random.default_rng(seed), effect)
-    values = np.linalg.norm(point - wanted, axis=1)
-    floors = [
-        _floor(aim[None], row.sum(keepdims=True), table, effect)
-        for aim, row in zip(wanted, counts, strict=True)
-    ]
-    far = values > 2 * np.array(floors)
-    shifts = np.linalg.norm(point + errors - wanted, axis=2) - values
-    signed = shifts[:, far].sum(axis=1)
-    unsigned = np.linalg.norm(errors, axis=2)[:, ~far].sum(axis=1)
-    mean = float(values.mean())
-    if far.all() and len(values) == 1:
-        low, high = mean + np.quantile(signed, [(1 - level) / 2, (1 + level) / 2])
-        return clipped_interval(mean, low, high, wanted, "percentile")
-    radius = float(np.quantile(np.abs(signed) + unsigned, level)) / len(values)
-    method: IntervalMethod = "mixed"
-    if far.all() or not far.any():
-        method = "percentile" if far.all() else "triangle"
-    return clipped_interval(mean, mean - radius, mean + radius, wanted, method)
+    degrees = counts.shape[0] * (counts.shape[1] - 1)
+    variances, axes = np.linalg.eigh(np.cov(errors.reshape(len(errors), -1), rowvar=False))
+    # Shares sum to 1, so as many directions as there are prompts have no variance.
+    inverse = axes[:, -degrees:] / np.sqrt(variances[-degrees:])
+    # Images that would leave as much unsure if a judge never erred.
+    spread = errors.var(axis=0).sum(axis=1)
+    worth = point * ((1 - (point**2).sum(axis=1)) / spread + 1)[:, None]
+
+    def measure(samples: Array) -> Array:
+        return np.asarray(np.linalg.norm(samples - wanted, axis=2).mean(axis=1, keepdims=True))
+
+    def deviance(truth: Array) -> float:
+        return float((((point - truth).ravel() @ inverse) ** 2).sum())
+
+    def draw(truth: Array, rng: np.random.Generator) -> Array:
+        return np.asarray(truth + errors)
+
+    low, high = calibrated_ends(
+        point,
+        shrunk_shares(worth, level),
+        edges_of(worth, wanted),
+        measure,
+        draw=draw,
+        deviance=deviance,
+        degrees=degrees,
+        level=level,
+        seed=seed,
+    )
+    mean = float(measure(point[None])[0, 0])
+    return clipped_interval(mean, float(low[0]), float(high[0]), wanted, "calibrated")
 
 
 def _floor(

@@ -329,6 +329,9 @@ def _mean(found: list[NeighbourScores]) -> NeighbourScores:
         coverage=float(np.mean([f.coverage for f in found])),
         expected_coverage=found[0].expected_coverage,
         density_error=float(np.mean([f.density_error for f in found])),
+        precision_error=float(np.mean([f.precision_error for f in found])),
+        recall_error=float(np.mean([f.recall_error for f in found])),
+        coverage_error=float(np.mean([f.coverage_error for f in found])),
         k=found[0].k,
     )
 

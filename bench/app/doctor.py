@@ -193,7 +193,11 @@ def _verified() -> Iterator[Finding]:
     for dataset in _datasets():
         for spec in dataset.backbones:
             if spec.folder.is_dir() and not spec.hub:
-                seen = weights_sha256(spec.folder)
+                try:
+                    seen = weights_sha256(spec.folder)
+                except FairbenchError as error:
+                    yield Finding(f"weights {spec.name}", False, str(error), REINSTALL)
+                    continue
                 ok = seen == spec.expected_sha256()
                 found = f"sha256 {seen[:16]}…, {'as' if ok else 'not as'} trained"
                 yield Finding(f"weights {spec.name}", ok, found, _unless(ok, REINSTALL))

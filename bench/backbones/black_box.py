@@ -16,7 +16,6 @@ from typing import Any, NoReturn, cast
 import diffusers
 import numpy as np
 import torch
-from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -58,6 +57,9 @@ def why_not(kind: str) -> str | None:
     made = pipeline_class(kind)
     if made is None:
         return f"which diffusers {diffusers.__version__} doesn't know"
+    # Imports every pipeline that there is, which folders of the other families needn't wait for.
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
     accepted = inspect.signature(made.__call__).parameters
     listed = {one.__name__ for one in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()}
     # Some that make images of prompts alone edit pictures as well.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fairbench.core.errors import AssetError
+from fairbench.storage.hub import hub_folder, missing
 
 __all__ = ["Component", "PipelineFolder", "files_sha256", "resolve_folder"]
 
@@ -46,16 +47,12 @@ def resolve_folder(name: str | Path, *, allow_download: bool = False) -> Path:
             f"there is no folder {name}; expected a diffusers pipeline folder with "
             f"model_index.json; {MADE_BY}"
         )
-    cached = _cached(str(name))
-    lacks = "it isn't in the hub's cache" if cached is None else _missing(cached)
-    if lacks is None:
-        assert cached is not None
+    cached = hub_folder(str(name))
+    lacks = None if cached is None else _missing(cached)
+    if cached is not None and lacks is None:
         return cached
     if not allow_download:
-        raise AssetError(
-            f"{name} is no folder here, and as a hub id {lacks}; give --allow-download, or the "
-            "path of a pipeline folder"
-        )
+        raise AssetError(missing(str(name)) if lacks is None else f"{name}: {lacks}")
     try:
         from diffusers import DiffusionPipeline
 
@@ -68,24 +65,15 @@ def resolve_folder(name: str | Path, *, allow_download: bool = False) -> Path:
         ) from error
 
 
-def _cached(name: str) -> Path | None:
-    """Snapshot of a hub id in the cache, the newest that was asked for; None without one."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        index = try_to_load_from_cache(name, "model_index.json")
-    except HFValidationError:
-        return None
-    return Path(index).parent if isinstance(index, str) else None
-
-
 def _missing(folder: Path) -> str | None:
     """What a snapshot lacks, in words; None if it is whole."""
     try:
         PipelineFolder.read(folder).files()
     except AssetError as error:
-        return f"only a part of it is in the hub's cache ({error})"
+        return (
+            f"only a part of it is in the hub's cache ({error}); give --allow-download, or the "
+            "path of a pipeline folder"
+        )
     return None
 
 

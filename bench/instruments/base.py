@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.progress import Progress, silent
@@ -39,6 +40,7 @@ __all__ = [
     "normalised",
     "read",
     "read_source",
+    "torch_resized",
 ]
 
 BATCH = 32
@@ -262,6 +264,21 @@ class NetworkFromFile:
 def channels_first(images: NDArray[Any]) -> Tensor:
     """(B, H, W, 3) array -> (B, 3, H, W) contiguous tensor of the same type."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def torch_resized(images: NDArray[Any], side: int) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, side, side) float32 in [0, 255].
+
+    Resized in torch, antialiased bicubic on floats; oblong images are squeezed.
+    """
+    pixels = functional.interpolate(
+        channels_first(images).float(),
+        size=(side, side),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
+    )
+    return pixels.clamp(0, 255)
 
 
 def normalised(pixels: Tensor, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Tensor:

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fairbench.core.specs import InstrumentSpec
 from fairbench.instruments.base import (
     Kind,
     NetworkFromFile,
     Outputs,
-    channels_first,
     normalised,
+    torch_resized,
 )
 from fairbench.instruments.loading import load_public, load_transformer
 from fairbench.storage.readings import check_images
@@ -63,14 +62,7 @@ class DinoEncoder(NetworkFromFile):
         return {"features": tokens}
 
     def _resized(self, images: NDArray[np.uint8]) -> Tensor:
-        pixels = functional.interpolate(
-            channels_first(images).float(),
-            size=(SIDE, SIDE),
-            mode="bicubic",
-            align_corners=False,
-            antialias=True,
-        )
-        return normalised(pixels.clamp(0, 255), IMAGENET_MEAN, IMAGENET_DEVIATION)
+        return normalised(torch_resized(images, SIDE), IMAGENET_MEAN, IMAGENET_DEVIATION)
 
     def _token(self, pixels: Tensor) -> tuple[Tensor]:
         return (self._runner.module(pixel_values=pixels).last_hidden_state[:, 0],)

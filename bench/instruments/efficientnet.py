@@ -19,7 +19,12 @@ from torch.nn import functional
 
 from fairbench.core.errors import AssetError
 from fairbench.core.specs import InstrumentSpec
-from fairbench.instruments.base import Kind, NetworkFromFile, Outputs, channels_first
+from fairbench.instruments.base import (
+    Kind,
+    NetworkFromFile,
+    Outputs,
+    torch_resized,
+)
 from fairbench.instruments.loading import load_public, load_state
 from fairbench.storage.readings import check_images
 
@@ -151,14 +156,7 @@ class EfficientNetEncoder(NetworkFromFile):
         return {"features": features}
 
     def _resized(self, images: NDArray[np.uint8]) -> Tensor:
-        pixels = functional.interpolate(
-            channels_first(images).float(),
-            size=(SIDE, SIDE),
-            mode="bicubic",
-            align_corners=False,
-            antialias=True,
-        )
-        return (pixels.clamp(0, 255) - 127) / 128
+        return (torch_resized(images, SIDE) - 127) / 128
 
     def _features(self, pixels: Tensor) -> tuple[Tensor]:
         return (self._runner.module(pixels)[0],)

@@ -477,7 +477,12 @@ def _coupled(record: Record) -> bool:
 
 
 def _laid_over(old: Any, new: Any) -> Any:
-    """Plain values with others in their place, entry by entry; what only one has is kept."""
+    """Plain values with others in their place, entry by entry; what only one has is kept.
+
+    None stands for what labels can't say, and takes nothing's place.
+    """
+    if new is None:
+        return old
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         both = {key: _laid_over(old[key], new[key]) for key in old.keys() & new.keys()}
         return {**old, **new, **both}

@@ -25,6 +25,9 @@ __all__ = ["KnownLabels", "expanded", "scores_of_labels"]
 
 Labels = Mapping[str, Mapping[str, NDArray[np.int64]]]
 
+SHARED = ("fair", "fairness")
+"""Facts to which several families add entries."""
+
 
 @dataclass(frozen=True, eq=False)
 class KnownLabels:
@@ -88,9 +91,11 @@ def scores_of_labels(
     )
     twice = {score.name: score for score in other[0]}
     scores = tuple(score for score in one[0] if twice.get(score.name) == score)
-    tables, facts = agreed(one[1], other[1]) or {}, agreed(one[2], other[2]) or {}
-    facts.pop("not_measured", None)
-    return scores, tables, facts
+    facts = _same_facts(one[2], other[2])
+    if "fair" in facts:  # what floors rest on, of a score that itself isn't known, says nothing
+        known_ones = {score.name for score in scores}
+        facts["fair"] = {name: it for name, it in facts["fair"].items() if name in known_ones}
+    return scores, _same_rows(one[1], other[1]), facts
 
 
 _NOTHING = Reference({}, {}, np.empty(0, np.int64), None)
@@ -119,23 +124,28 @@ def _soft(labels: NDArray[np.int64], size: int, doubt: float) -> NDArray[np.floa
     return rows
 
 
-def agreed(one: Any, other: Any) -> Any:
-    """The part of two values of plain types in which they are equal; None where they aren't.
+def _same_rows(one: Mapping[str, Table], other: Mapping[str, Table]) -> dict[str, Table]:
+    """The cells in which two readings of the same tables are equal."""
+    return {
+        name: [_same(mine, theirs) for mine, theirs in zip(rows, other[name], strict=True)]
+        for name, rows in one.items()
+        if name in other and len(other[name]) == len(rows)
+    }
 
-    Entries of dictionaries that differ are left out. Rows of equally long lists of dictionaries
-    are compared one by one; other lists are equal as a whole or not at all.
-    """
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        kept = {key: agreed(one[key], other[key]) for key in one.keys() & other.keys()}
-        return {
-            key: kept[key]
-            for key in one
-            if key in kept and (kept[key] is not None or one[key] is other[key] is None)
-        }
-    rows = isinstance(one, list) and isinstance(other, list) and len(one) == len(other)
-    if rows and all(isinstance(row, Mapping) for row in [*one, *other]):
-        return [agreed(mine, theirs) for mine, theirs in zip(one, other, strict=True)]
-    return one if one == other else None
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are equal as a whole: half of one may belong to what isn't known."""
+    return {name: value for name, value in one.items() if name in other and value == other[name]}
+
+
+def _same_facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that are equal, and the equal entries of those that families share."""
+    kept = _same(one, other)
+    for name in SHARED:
+        if name in one and name in other:
+            kept[name] = _same(one[name], other[name])
+    kept.pop("not_measured", None)
+    return kept
 
 
 def expanded(

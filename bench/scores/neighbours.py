@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fairbench.core.score import Score, ScoreSpec
-from fairbench.metrics import precision_recall_density_coverage, wilson_interval
+from fairbench.metrics import NeighbourScores, precision_recall_density_coverage, wilson_interval
 from fairbench.metrics.jackknife import student
 from fairbench.scores.parts.columns import BALANCED
 from fairbench.scores.parts.diversity import GIVEN_REFERENCE, equally_many
@@ -70,27 +71,49 @@ def compute(evidence: Evidence) -> Found:
         blocks = JACKKNIFE_BLOCKS
         if clusters is not None:
             blocks = min(blocks, len(np.unique(clusters)))
-        quantile = student(0.95, blocks - 1)
-        for name in ("precision", "recall", "coverage"):
-            value, error = getattr(found, name), getattr(found, f"{name}_error")
-            if name == "precision" and clusters is None:
-                error = 0.0  # images are independent, given the reference: Wilson's own
-            scores.append(_share(f"{name}_{columns.encoder}", value, quantile * error, n, source))
-        half = (NORMAL if clusters is None else quantile) * found.density_error
-        density = Score(
-            name=f"density_{columns.encoder}",
-            value=found.density,
-            low=max(0.0, found.density - half),
-            high=found.density + half,
-            n=n,
-            better="higher",
-            interval=f"normal, {GIVEN_REFERENCE}",
-            source=source,
-        )
-        scores.append(density)
-        told = evidence.first.given_batches
-        scores[-4:] = [replace(score, interval=f"{score.interval}{told}") for score in scores[-4:]]
+        scores += [
+            replace(score, interval=f"{score.interval}{evidence.first.given_batches}")
+            for score in scores_of(found, columns.encoder, n, source, blocks, clusters)
+        ]
     return Found(tuple(scores), {}, {"quality": details}, missing)
+
+
+def scores_of(
+    found: NeighbourScores,
+    encoder: str,
+    n: int,
+    source: str,
+    blocks: int,
+    clusters: NDArray[np.int64] | None,
+) -> list[Score]:
+    """The four scores with their intervals, given the reference.
+
+    Args:
+        found: Values and errors.
+        encoder: In the names of the columns.
+        n: Images of either side.
+        source: What was compared.
+        blocks: Of the jackknife.
+        clusters: (n,) batch of each image; None where images are independent.
+    """
+    quantile, scores = student(0.95, blocks - 1), []
+    for name in ("precision", "recall", "coverage"):
+        value, error = getattr(found, name), getattr(found, f"{name}_error")
+        if name == "precision" and clusters is None:
+            error = 0.0  # images are independent, given the reference: Wilson's own
+        scores.append(_share(f"{name}_{encoder}", value, quantile * error, n, source))
+    half = (NORMAL if clusters is None else quantile) * found.density_error
+    density = Score(
+        name=f"density_{encoder}",
+        value=found.density,
+        low=max(0.0, found.density - half),
+        high=found.density + half,
+        n=n,
+        better="higher",
+        interval=f"normal, {GIVEN_REFERENCE}",
+        source=source,
+    )
+    return [*scores, density]
 
 
 def _share(name: str, value: float, half: float, n: int, source: str) -> Score:

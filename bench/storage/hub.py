@@ -7,7 +7,6 @@ from pathlib import Path
 __all__ = ["hub_folder", "hub_place", "is_repository", "missing"]
 
 INDEX = "model_index.json"
-WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def is_repository(name: str) -> bool:
@@ -24,7 +23,7 @@ def hub_place(repository: str) -> Path:
 
 
 def hub_folder(repository: str) -> Path | None:
-    """The folder of a pipeline in the hub's cache; None if it isn't there, or without weights."""
+    """The folder of a pipeline in the hub's cache, whole or not; None if it isn't there."""
     place = hub_place(repository)
     snapshots = place / "snapshots"
     try:
@@ -34,8 +33,7 @@ def hub_folder(repository: str) -> Path | None:
     found = [snapshots / chosen] if chosen else []
     found += sorted(snapshots.glob("*")) if snapshots.is_dir() else []
     for folder in found:
-        weights = (path for kind in WEIGHTS for path in folder.rglob(kind))
-        if (folder / INDEX).is_file() and next(weights, None) is not None:
+        if (folder / INDEX).is_file():
             return folder
     return None
 

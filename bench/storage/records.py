@@ -272,13 +272,20 @@ def read_records(results: Path, warn: Callable[[str], None]) -> list[Record]:
 def _to_text(record: Record) -> str:
     """JSON with an indent."""
     data = plain(record, "record")
-    del data["sidecar" if record.schema == 1 else "manifest"]  # the sidecar has the manifest
+    manifest = data.pop("manifest")
+    if record.schema == 1:  # newer ones have it in the sidecar
+        del data["sidecar"]
     if record.rescored is None:
         del data["rescored"]
     for score in data["scores"]:
         if score["version"] == _UNSAID:  # so that records from before there were others stay
             del score["version"]
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    if record.schema == 1:
+        # A line an image, so that files stay of a size to be read.
+        lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in manifest)
+        text = f'{text[:-2]},\n  "manifest": [\n{lines}\n  ]\n}}'
+    return text + "\n"
 
 
 def _parse_float(text: str) -> float:

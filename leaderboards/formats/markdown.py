@@ -45,6 +45,8 @@ _LEGEND = """\
   than the baseline's), *duplicates*, *leak* (images of the evaluation split), *quota* (groups
   dealt out in turn; legitimate, and no sign of a fairer model).
 - The flag *quality?* marks a row whose distance to real images may be above twice the baseline's.
+- † behind a number: an older version of the score's definition gave it, and today's would give
+  another value or interval; `fairbench rescore --make-images` computes it anew.
 - Compared *unpaired*: the row's records don't hold what judges said of each image, so that its
   images can't be compared with those that other methods made from the same noise.
 - Seconds are of sampling alone and depend on the machine; calls are denoiser evaluations.

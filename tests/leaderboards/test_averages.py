@@ -7,7 +7,10 @@ import pytest
 
 from fairbench.core.score import Score
 from fairbench.leaderboards import rows
+from fairbench.leaderboards.formats.csv import to_csv
+from fairbench.leaderboards.formats.markdown import to_markdown
 from fairbench.metrics import discrepancy_interval
+from fairbench.scores.catalogue import spec_of
 
 
 def refuse(message):
@@ -145,3 +148,33 @@ def test_images_that_are_not_valid_are_a_group_of_their_own(make_counted):
     cell = row.scores["fairness_discrepancy_penalised"]
     assert cell.value == pytest.approx(np.sqrt(0.1**2 + 2 * 0.05**2))
     assert cell.low < cell.value < cell.high
+
+
+# Versions of a score's definition.
+
+
+def kernel(value, version):
+    name = "kernel_cartoonfaces_balanced"
+    return (Score(name, value, None, None, 2000, "lower", version=version),)
+
+
+def test_a_number_of_an_older_definition_is_marked(make_record):
+    today = spec_of("kernel_cartoonfaces_balanced").version
+    told = []
+    for version, older in ((today, False), (today - 1, True)):
+        runs = [make_record(seed=s, scores=kernel(0.1, version)) for s in (0, 1)]
+        (row,) = rows(runs, warn=told.append)
+        assert row.scores["kernel_cartoonfaces_balanced"].older is older
+        assert ("100.0†" in to_markdown([row])) is older
+        assert ("kernel_cartoonfaces_balanced" in to_csv([row]).splitlines()[1]) is older
+    assert not told
+
+
+def test_versions_are_never_averaged(make_record):
+    today = spec_of("kernel_cartoonfaces_balanced").version
+    runs = [make_record(seed=s, scores=kernel(0.1, today - s)) for s in (0, 1)]
+    told = []
+    (row,) = rows(runs, warn=told.append)
+    assert "kernel_cartoonfaces_balanced" not in row.scores
+    assert "different versions" in told[0]
+    assert "fairbench rescore" in told[0]

@@ -151,12 +151,14 @@ class TestGroupEffects:
         found = group_design_effects(labels, where, 2, strata=strata)
         assert found.overall == pytest.approx(1, abs=0.3)
 
-    def test_at_least_one_and_stretched_for_few_batches(self):
+    def test_what_batches_show_is_stretched_for_few_batches(self):
         labels = np.arange(40) % 2  # every batch alike
         found = group_design_effects(labels, np.arange(40) // 10, 2)
         stretch = (3.182446 / 1.959964) ** 2
         np.testing.assert_allclose(found.by_group, stretch, rtol=1e-6)
-        assert found.overall == pytest.approx(stretch, rel=1e-6)
+        # Exact balance counts as if z² of the 20 images of variance had gone astray.
+        assert found.seen == pytest.approx(1.959964**2 / 20, rel=1e-6)
+        assert found.overall == pytest.approx(found.seen * stretch, rel=1e-6)
 
     def test_an_empty_group_has_the_overall_effect(self):
         labels = np.repeat(np.arange(10) % 2, 8)

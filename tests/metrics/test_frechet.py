@@ -410,7 +410,7 @@ class TestFrechetInfinity:
         # The mean's part of the bias, D / N, is a matter of subsets alone; so is the covariance's.
         assert bias == pytest.approx((64 + 64 * 65 / 4) / 10_000, rel=0.15)
         assert found.r_squared > 0.9
-        assert 0 < found.standard_error < 0.02
+        assert 0 < found.standard_error < 0.05
 
     def test_same_seed_same_answer(self):
         x, y = normal(5000, 64, 0), normal(5000, 64, 1)
@@ -425,7 +425,9 @@ class TestFrechetInfinity:
         (slope, value), covariance = np.polyfit(inverse, found.distances, 1, cov=True)
         assert found.value == pytest.approx(value, rel=1e-6)
         assert found.slope == pytest.approx(slope, rel=1e-6)
-        assert found.standard_error == pytest.approx(np.sqrt(covariance[1, 1]), rel=1e-6)
+        # The line's own error leaves out that all sizes are drawn from the same images.
+        assert found.standard_error > 1.2 * np.sqrt(covariance[1, 1])
+        assert found.degrees == 19
         correlation = np.corrcoef(inverse, found.distances)[0, 1]
         assert found.r_squared == pytest.approx(correlation**2, rel=1e-6)
 

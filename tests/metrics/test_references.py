@@ -154,7 +154,10 @@ class TestGroupQuality:
             pair = x[mine == cell], y[theirs == cell]
             assert row.frechet == pytest.approx(frechet_distance(*pair))
             alone = precision_recall_density_coverage(*pair, k=4)
-            assert asdict(row.neighbours) == pytest.approx(asdict(alone))
+            measured, expected = asdict(row.neighbours), asdict(alone)
+            for name in ("recall_error", "coverage_error"):  # blocks follow the order of rows
+                assert measured.pop(name) == pytest.approx(expected.pop(name), rel=0.5)
+            assert measured == pytest.approx(expected)
 
     def test_distances_at_unequal_n_would_punish_the_small_cell(self):
         """Equal quality in both cells: the common n finds it, each cell's own n doesn't."""

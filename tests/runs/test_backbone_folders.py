@@ -134,8 +134,9 @@ def test_an_own_scheduler_is_for_methods_that_only_need_predictions(planned):
 
 
 def test_what_is_no_backbone_is_refused_in_one_line(planned, tmp_path):
-    for name in ("no/such/folder", "owner/name", str(tmp_path)):
+    for name in ("no/such/folder", str(tmp_path)):
         refused(lambda name=name: planned("sd1", backbone=name), name, error=AssetError)
+    refused(lambda: planned("sd1", backbone="owner/name"), "owner/name not found")
     refused(lambda: planned("sd1", backbone="cartoonfaces-ds"), "did you mean cartoonfaces-sd")
 
 

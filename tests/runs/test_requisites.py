@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import shutil
 
-import huggingface_hub
 import pytest
+from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 
 from fairbench.core.errors import AssetError, InputError
@@ -63,21 +63,23 @@ def test_a_repository_is_found_in_the_cache(hub):
     assert (found.name, found.folder, found.sampling.steps) == ("someone/faces", other, 25)
 
 
-def test_a_snapshot_without_weights_is_none(hub):
+def test_a_snapshot_without_weights_is_said_to_be_a_part(hub):
     folder = snapshot()
     for path in folder.rglob("*.safetensors"):
         path.unlink()
-    assert hub_folder(NAME) is None
+    assert hub_folder(NAME) == folder
+    with pytest.raises(AssetError, match="only a part of it is in the hub's cache"):
+        find_backbone(get_dataset("celeba"), NAME)
 
 
 def test_only_a_download_that_was_allowed_is_made(hub, monkeypatch, tmp_path):
     asked = []
 
-    def download(repository, **patterns):
+    def download(repository):
         asked.append(repository)
-        snapshot(repository)
+        return str(snapshot(repository))
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
     celeba = get_dataset("celeba", tmp_path)
     with pytest.raises(AssetError):
         find_backbone(celeba, NAME)
@@ -85,11 +87,11 @@ def test_only_a_download_that_was_allowed_is_made(hub, monkeypatch, tmp_path):
     assert find_backbone(celeba, NAME, allow_download=True).folder == hub_folder(NAME)
     assert asked == [NAME]
 
-    def offline(repository, **patterns):
+    def offline(repository):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(AssetError, match=r"can't be downloaded \(no route to host\)"):
+    monkeypatch.setattr(DiffusionPipeline, "download", offline)
+    with pytest.raises(AssetError, match="can't be downloaded: OSError: no route to host"):
         find_backbone(celeba, None, allow_download=True)
 
 

@@ -101,9 +101,16 @@ def test_counts_are_enough_for_shares(tmp_path: Path, later: None) -> None:
         before.manifest,
         1,
     )
+    lines = path.read_text().splitlines()
+    assert f'    [0, 0, "{before.manifest[0][2]}"],' in lines  # a line an image, as before
     assert after.rescored is not None
     assert after.rescored["scores"] == list(found.changed)
     assert after.facts["copies"]["evaluation"] == 0
+    # Half an entry would be taken for a whole one: what the second judge counted isn't known.
+    assert "estimate" not in after.facts
+    assert after.facts["fairness"]["corrected"] == before.facts["fairness"]["corrected"]
+    ranked = "fairness_discrepancy_corrected"
+    assert after.facts["fair"][ranked] == before.facts["fair"][ranked]
 
 
 def test_several_prompts_are_told_apart_by_their_tables(tmp_path: Path, later: None) -> None:
@@ -126,6 +133,8 @@ def test_labels_of_each_image_are_enough_for_the_ranked_score(tmp_path: Path, la
     assert "judge_confidence_gender" not in found.changed
     raw = "fairness_discrepancy"
     assert after.score(raw).value == pytest.approx(before.score(raw).value, abs=1e-12)
+    judges = after.facts["estimate"]["judges"]
+    assert judges["primary"]["gender"]["counts"] == judges["second"]["gender"]["counts"]
 
 
 def test_what_is_up_to_date_stays_to_the_byte(tmp_path: Path) -> None:

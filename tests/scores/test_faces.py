@@ -130,7 +130,8 @@ def test_copies_of_one_group_are_found_in_that_group():
     assert scores["identity_copies"].value == 0.25
     assert scores["identity_memorisation"].low > 0.5
     worst = scores["identity_memorisation_worst_group"]
-    assert worst.source.endswith("; m")
+    assert "; m; " in worst.source
+    assert worst.source.endswith("of the worst if all were equal")
     assert worst.n == 100
     assert worst.value > scores["identity_memorisation"].value
     women, men = facts["memorisation"]["by_group"]
