@@ -34,7 +34,15 @@ SIZES: Mapping[str, int] = MappingProxyType(
 A parameter that bears more says so by ``"maximum"`` beside its help.
 """
 
-__all__ = ["Parameter", "check_parameters", "kinds_of", "parameters_of", "parsed", "refuse_unused"]
+__all__ = [
+    "SIZES",
+    "Parameter",
+    "check_parameters",
+    "kinds_of",
+    "parameters_of",
+    "parsed",
+    "refuse_unused",
+]
 
 
 @dataclasses.dataclass(frozen=True)

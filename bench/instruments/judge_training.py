@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fairbench.core.errors import InputError
 from fairbench.core.keys import run_key
+from fairbench.core.parameters import SIZES
 from fairbench.core.progress import Progress, silent
 from fairbench.datasets.base import Dataset, ImageSource
 from fairbench.diffusion.devices import is_main_process, resolve_device
@@ -94,6 +95,9 @@ class JudgeRecipe:
                 f"expected --steps of 1 or more and --batch of 2 or more; seen {self.steps} and "
                 f"{self.batch}"
             )
+        for name, value in (("steps", self.steps), ("batch", self.batch)):
+            if value > SIZES[name]:
+                raise InputError(f"--{name} must be at most {SIZES[name]}; seen {value}")
         if self.side is not None and not 32 <= self.side <= 512:
             raise InputError(f"--side must lie in 32…512; seen {self.side}")
         if self.name and (not self.name.replace("-", "").replace("_", "").isalnum()):

@@ -123,8 +123,10 @@ def _share(name: str, value: float, half: float, n: int, source: str) -> Score:
     as have the jackknife's error, stretched, since where a few rows carry the share its blocks
     understate it.
 
-    Simulated coverage of recall and coverage at 95 %, 150 trials a cell, D = 4 and 8, N = M = 300:
-    93…99 % for equal and different distributions, where Wilson's plain interval covers 45…96 %.
+    The stretch was chosen after the bare jackknife covered a recall of .56 in 90 % of 150 trials.
+    With it, in 60 trials a cell, D = 4, N = M = 300: 95…98 % for recall and 97…100 % for coverage
+    of independent images, where Wilson's plain interval of recall covers down to 45 % (D = 8); 12
+    coupled batches far from the reference: 87 % for recall, below the bar of 93 %.
 
     Args:
         name: Of the score.

@@ -23,7 +23,9 @@ from typer.testing import CliRunner
 
 from fairbench.app import cli
 from fairbench.app.cli import app
-from fairbench.runs.baselines import SHIPPED
+from fairbench.app.outcome import print_outcome
+from fairbench.runs.baselines import SHIPPED, shipped_records
+from fairbench.runs.running import Outcome
 
 QUICK = ("--steps", "4", "--num-images", "100")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -566,3 +568,41 @@ def test_an_interruption_between_commands_is_one_line(
     code, out, err = of_main(("list",), monkeypatch, capsys)
     assert (code, out) == (130, "")
     assert err == f"{cli.INTERRUPTED}\n"
+
+
+# --- the cache --------------------------------------------------------------------------------
+
+
+def test_the_cache_says_its_size_and_is_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path))
+    kept = tmp_path / "images" / "k" / "all.npz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(2**20))
+    for command in (("cache",), ("cache", "size")):
+        code, out, _ = of_main(command, monkeypatch, capsys)
+        assert not code
+        assert "images" in out
+        assert "1.0 MiB" in out
+    code, out, _ = of_main(("cache", "--json"), monkeypatch, capsys)
+    assert json.loads(out)["kinds"][0]["bytes"] == 2**20
+    _, out, _ = of_main(("cache", "prune", "images", "--dry-run"), monkeypatch, capsys)
+    assert out == "would remove 1 files, 1.0 MiB\n"
+    assert kept.is_file()
+    of_main(("cache", "prune", "images"), monkeypatch, capsys)
+    assert not kept.exists()
+
+
+def test_a_quiet_run_prints_where_its_record_lies_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = next(shipped_records())
+    path = SHIPPED / f"{record.key}.json"
+    outcome = Outcome(record, path, found=True)
+    print_outcome(outcome, None, quiet=True)
+    assert capsys.readouterr().out == f"{path}\n"
+    print_outcome(outcome, None, quiet=False)
+    loud = capsys.readouterr().out.splitlines()
+    assert "nothing computed" in loud[0]
+    assert "from the target" in loud[1]

@@ -155,6 +155,7 @@ def test_a_few_more_steps_learn_what_is_to_be_seen(tmp_path):
         ({"side": 8}, "--side must lie in 32…512"),
         ({"steps": 0}, "--steps"),
         ({"batch": 1}, "--batch"),
+        ({"batch": 10**9}, "--batch must be at most 4096"),
         ({"seed": -1}, "--seed"),
         ({"name": "../up"}, "--name"),
     ],

@@ -122,8 +122,8 @@ def worst_score(groups: Sequence[Score]) -> Score:
     allows at once (Bonferroni); the other end needs no more than each group's own, since the
     worst is at least as bad as each. Errors are taken as normal, and groups as independent.
 
-    Simulated coverage at 95 %, 2,000 trials a cell, 2 to 16 groups of equal and of different
-    quality: 94…98 %, where the interval of the group that came out worst covers down to 60 %.
+    Simulated coverage at 95 %, 200 trials a cell, normal errors, 2, 4 and 8 groups, equal and up
+    to 4 errors apart: 95…99.5 %.
 
     Args:
         groups: One score a group, none without an interval, all of one direction.
