@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -224,7 +223,11 @@ def _method_cache(cache: Path, *, forced: bool) -> Iterator[Path]:
         fresh = work / "trained"
         fresh.mkdir()
         yield fresh
-        shutil.copytree(fresh, kept, dirs_exist_ok=True)
+        for path in sorted(fresh.rglob("*")):
+            if path.is_file():  # each takes its place at once
+                place = kept / path.relative_to(fresh)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(place)
 
 
 def _backbone(plan: Plan) -> Backbone:

@@ -162,9 +162,11 @@ def rounds(names: Sequence[str], times: int, seed: int) -> None:
             check_whole(folder)
             finish(words, folder)
             check_whole(folder)
-            assert left(folder) == expected, (
-                f"{name} ends otherwise after {by.name} at {after:.2f}"
-            )
+            seen = left(folder)
+            others = [
+                file for file in {**expected, **seen} if expected.get(file) != seen.get(file)
+            ]
+            assert not others, f"{name} ends otherwise after {by.name} at {after:.2f}: {others}"
             assert not leftovers(folder), f"{name}: {leftovers(folder)}"
             print(f"{number + 1:4} {name:12} {by.name} after {after:5.2f} s: {code}", flush=True)
             shutil.rmtree(folder)
