@@ -25,7 +25,7 @@ from fairbench.app.commands.data import data
 from fairbench.app.commands.doctor import doctor
 from fairbench.app.commands.evaluate import evaluate
 from fairbench.app.commands.judges import calibrate, train_judge
-from fairbench.app.commands.leaderboard import leaderboard
+from fairbench.app.commands.leaderboard import leaderboard, leaderboard_validate
 from fairbench.app.commands.list import list_
 from fairbench.app.commands.rescore import rescore
 from fairbench.app.commands.run import run
@@ -68,7 +68,10 @@ def whole(
 
 app.command()(run)
 app.command()(evaluate)
-app.command()(leaderboard)
+board = typer.Typer(rich_markup_mode=None)
+board.callback(invoke_without_command=True)(leaderboard)
+board.command("validate")(leaderboard_validate)
+app.add_typer(board, name="leaderboard")
 app.command()(rescore)
 app.command("list")(list_)
 app.command()(doctor)
