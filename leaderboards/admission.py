@@ -23,6 +23,7 @@ from fairbench.leaderboards.row import Row
 from fairbench.methods import make_method
 from fairbench.metrics.counting import wilson_interval
 from fairbench.runs.config import MINIMUM_IMAGES
+from fairbench.runs.copies import MOST_COPIES
 
 __all__ = ["Baselines", "Reason", "admit", "differences", "flatten", "told_defaults"]
 
@@ -50,7 +51,6 @@ _OWN = frozenset(
 _SEEDS = 3
 _LOST_VALIDITY = 0.10
 _WORSE, _DOUBTFUL = 5.0, 2.0
-_COPIES = 0.01
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,11 @@ class _Checks:
             yield from _validity(row, baseline)
             yield from _quality(row, baseline)
         if row.copies is not None:
-            if row.copies.share > _COPIES:
+            if row.copies.share > MOST_COPIES:
                 yield Reason(
                     "duplicates",
                     f"{row.copies.share:.1%} of its images are exact copies of others of it, at "
-                    f"most {_COPIES:.0%} may be; {row.copies.distinct:,} are distinct",
+                    f"most {MOST_COPIES:.0%} may be; {row.copies.distinct:,} are distinct",
                 )
             if row.copies.leaked:
                 yield Reason(

@@ -15,6 +15,7 @@ from fairbench.core.score import RANKED
 from fairbench.core.text import shown
 from fairbench.methods import get_method
 from fairbench.runs.config import MINIMUM_IMAGES
+from fairbench.runs.copies import MOST_COPIES
 from fairbench.scores.catalogue import spec_of
 from fairbench.storage.records import RecordError, read_per_image, read_record
 
@@ -208,7 +209,7 @@ def _of_images(path: Path, record: Record) -> Iterator[Finding]:
         yield Finding("error", "completeness", "an image stands in the manifest more than once")
     hashes = [row[2] for row in manifest]
     distinct = len(set(hashes))
-    if hashes and 1 - distinct / len(hashes) > 0.01:
+    if hashes and 1 - distinct / len(hashes) > MOST_COPIES:
         yield Finding(
             "error",
             "duplicates",

@@ -23,20 +23,13 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import SamplingConfig
-from fairbench.core.progress import Reporter
 from fairbench.core.prompts import Phrase
 from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, TaskSpec
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import DATA_ROOT, Composition, Dataset, Role
 from fairbench.datasets.parts import celeba_files as files
-from fairbench.datasets.parts.index import (
-    DiskImages,
-    Index,
-    index_path,
-    is_fresh,
-    load_index,
-    make_index,
-)
+from fairbench.datasets.parts.index import DiskImages, Found, index_path, is_fresh
+from fairbench.datasets.parts.on_disk import OnDisk
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.profiles import Profile, equal_draw
 
@@ -99,7 +92,7 @@ hair, which are CelebA's own shares.
 DEFAULT_PROFILE = "gender_90"
 
 
-class CelebA(Dataset):
+class CelebA(OnDisk):
     """CelebA below a root, with images of one size.
 
     Args:
@@ -184,8 +177,8 @@ class CelebA(Dataset):
         if chosen == self.side:
             return self
         other = CelebA(self.root, chosen)
-        if "_index" in vars(self):  # read already
-            vars(other)["_index"] = self._index
+        if "index" in vars(self):  # read already
+            vars(other)["index"] = self.index
         return other
 
     # --- files ---
@@ -206,52 +199,21 @@ class CelebA(Dataset):
             (*problems, *files.steps(self.root))
         )
 
-    def prepare(self, report: Reporter, *, anew: bool = False) -> None:
-        """Join tables and pictures, decode and hash every picture, write the index.
+    @property
+    def place(self) -> Path | None:
+        """Its root."""
+        return self.root
 
-        Args:
-            report: Told about progress.
-            anew: Check although an index is there; it is taken away first.
+    @property
+    def content(self) -> str:
+        """Crop and sizes."""
+        return CONTENT
 
-        Raises:
-            DataError: If something is missing or damaged.
-        """
+    def find(self) -> Found:
+        """Pictures at or below the root, with the official tables."""
         if self.root is None:
             raise DataError([NO_ROOT], files.steps(None))
-        path = index_path(self.name, self.root)
-        if anew:
-            path.unlink(missing_ok=True)
-        elif self._stored() is not None:
-            return
-        found = files.read_tree(self.root)
-        report.note(f"celeba: preparing {self.root}: every picture is decoded and hashed")
-        vars(self)["_index"] = make_index(path, found, CONTENT, report)
-
-    def _stored(self) -> Index | None:
-        """The index, if it is there and of the files as they are now."""
-        if "_index" in vars(self):
-            return self._index
-        if self.root is None:
-            return None
-        found = load_index(index_path(self.name, self.root), self.root, CONTENT)
-        if found is not None:
-            vars(self)["_index"] = found
-        return found
-
-    @cached_property
-    def _index(self) -> Index:
-        found = self._stored()
-        if found is None:
-            raise InputError(
-                self.lacking()
-                or f"celeba at {self.root} isn't prepared, or its files have changed since; run "
-                f"fairbench data prepare celeba --data-root {self.root}"
-            )
-        return found
-
-    def notes(self) -> tuple[str, ...]:
-        """What preparing found worth saying of the files."""
-        return self._index.notes
+        return files.read_tree(self.root)
 
     def facts(self) -> Mapping[str, Any]:
         """Crop, size and how many images there are of each role."""
@@ -268,7 +230,7 @@ class CelebA(Dataset):
     @cached_property
     def _rows(self) -> Mapping[str, NDArray[np.int64]]:
         """Role -> rows of the index."""
-        index = self._index
+        index = self.index
         train = np.flatnonzero(index.splits == "train")
         labels = {name: index.labels[name][train] for name in REFERENCE_ATTRIBUTES}
         cells = np.ravel_multi_index(tuple(labels[n] for n in REFERENCE_ATTRIBUTES), (2, 2))
@@ -283,11 +245,11 @@ class CelebA(Dataset):
     def split(self, role: Role) -> DiskImages | None:
         """The official partition's images of a role; None where it has none."""
         rows = self._rows[role]
-        return self._index.images(rows, self.side) if len(rows) else None
+        return self.index.images(rows, self.side) if len(rows) else None
 
     def data_sha256(self) -> str:
         """Hash of names, partition, labels and pixels, of the crop and of how splits are made."""
-        rules = {"index": self._index.sha256(self.side), "content": CONTENT, "rules": RULES}
+        rules = {"index": self.index.sha256(self.side), "content": CONTENT, "rules": RULES}
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def training_set(self, composition: Composition) -> DiskImages | None:

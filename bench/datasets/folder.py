@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.errors import InputError, unknown_name
+from fairbench.core.errors import unknown_name
 from fairbench.core.progress import Reporter
 from fairbench.core.specs import DatasetCard, InstrumentNames, TaskSpec
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import DATA_ROOT, DATASETS, Composition, Dataset, Role
 from fairbench.datasets.parts.declared import FILE, Declared, declare, find_images
-from fairbench.datasets.parts.index import DiskImages, Index, index_path, load_index, make_index
+from fairbench.datasets.parts.index import DiskImages, Found
+from fairbench.datasets.parts.on_disk import OnDisk
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.profiles import Profile, equal_draw
 
@@ -100,7 +101,7 @@ class UsersOwn(Dataset):
         raise self._problem()
 
 
-class Folder(Dataset):
+class Folder(OnDisk):
     """A data set that a folder declares.
 
     Args:
@@ -179,51 +180,23 @@ class Folder(Dataset):
         """Nothing that can be seen before images are looked for; `prepare` does that."""
         return ""
 
-    def prepare(self, report: Reporter, *, anew: bool = False) -> None:
-        """Join table and images, decode and hash every image, write the index.
+    @property
+    def place(self) -> Path:
+        """The folder that the declaration lies in."""
+        return self.declared.root
 
-        Args:
-            report: Told about progress.
-            anew: Check although an index is there; it is taken away first.
+    @property
+    def content(self) -> str:
+        """What is declared."""
+        return self.declared.content
 
-        Raises:
-            DataError: If something is missing or damaged.
-        """
-        path = index_path(self.name, self.declared.root)
-        if anew:
-            path.unlink(missing_ok=True)
-        elif self._stored() is not None:
-            return
-        found = find_images(self.declared)
-        report.note(f"{self.name}: preparing {self.declared.root}: every image is decoded")
-        vars(self)["_index"] = make_index(path, found, self.declared.content, report)
-
-    def _stored(self) -> Index | None:
-        if "_index" in vars(self):
-            return self._index
-        root = self.declared.root
-        found = load_index(index_path(self.name, root), root, self.declared.content)
-        if found is not None:
-            vars(self)["_index"] = found
-        return found
-
-    @cached_property
-    def _index(self) -> Index:
-        found = self._stored()
-        if found is None:
-            raise InputError(
-                f"{self.name} at {self.declared.root} isn't prepared, or its files have changed "
-                f"since; run fairbench data prepare folder --data-root {self.declared.root}"
-            )
-        return found
-
-    def notes(self) -> tuple[str, ...]:
-        """What preparing found worth saying of the files."""
-        return self._index.notes
+    def find(self) -> Found:
+        """Images that the table names, with its labels."""
+        return find_images(self.declared)
 
     def facts(self) -> Mapping[str, Any]:
         """Size, and how many images there are of each role."""
-        (size,) = self._index.hashes
+        (size,) = self.index.hashes
         return {
             "crop": "central square",
             "side": size,
@@ -235,7 +208,7 @@ class Folder(Dataset):
 
     @cached_property
     def _rows(self) -> Mapping[str, NDArray[np.int64]]:
-        index = self._index
+        index = self.index
         rows = {role: np.flatnonzero(index.splits == role) for role in set(index.splits.tolist())}
         most = self.declared.options.get("reference_per_cell", 0)
         if most and "method_reference" not in rows and "pool" in rows:
@@ -257,13 +230,13 @@ class Folder(Dataset):
         rows = self._rows.get(role)
         if rows is None or not len(rows):
             return None
-        (size,) = self._index.hashes
-        return self._index.images(rows, size)
+        (size,) = self.index.hashes
+        return self.index.images(rows, size)
 
     def data_sha256(self) -> str:
         """Hash of names, splits, labels and pixels, and of the file that declares them."""
-        (size,) = self._index.hashes
-        content = f"{self._index.sha256(size)} {self.declared.content}"
+        (size,) = self.index.hashes
+        content = f"{self.index.sha256(size)} {self.declared.content}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     def training_set(self, composition: Composition) -> DiskImages | None:

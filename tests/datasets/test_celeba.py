@@ -61,7 +61,7 @@ def tree(tmp_path, stand_ins):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_gives_the_same_labels_and_partition(trees, stand_ins, layout):
     dataset = prepared(trees[layout])
-    index = dataset._index
+    index = dataset.index
     _, values, partition = stand_ins.faces()
     assert index.names == [f"{i + 1:06d}" for i in range(len(partition))]
     names = np.array(["train", "validation", "test"])
@@ -149,7 +149,7 @@ def test_roles_are_disjoint_and_follow_the_partition(trees):
     dataset = prepared(trees["kaggle"])
     rows = {role: set(dataset.split(role).rows.tolist()) for role in dataset._rows}
     assert sum(map(len, rows.values())) == len(set().union(*rows.values())) == 160
-    splits = dataset._index.splits
+    splits = dataset.index.splits
     assert {*splits[list(rows["pool"] | rows["method_reference"])]} == {"train"}
     assert {*splits[list(rows["judge"])]} == {"validation"}
     assert {*splits[list(rows["evaluation"])]} == {"test"}
@@ -353,7 +353,7 @@ def test_what_needn_t_be_there_isn_t_asked_for(tree):
         Image.new("RGB", (178, 218)).save(pictures / f"{i:06d}.png")
     attributes.write_text(attributes.read_text().partition("\n")[2])  # no count
     dataset = prepared(root)
-    assert dataset._index.places[2].endswith("000003.jpg")
+    assert dataset.index.places[2].endswith("000003.jpg")
     assert any("2 pictures lie there as .jpg and .png" in note for note in dataset.notes())
     assert any("official set has 202,599" in note for note in dataset.notes())
 
@@ -366,7 +366,7 @@ def test_labels_follow_names_whatever_the_order_of_the_rows(tree, stand_ins):
     partition.write_text(
         "image_id,partition\n" + "\n".join(sorted(lines, key=lambda t: t[5])).replace(" ", ",")
     )
-    index = prepared(root)._index
+    index = prepared(root).index
     _, values, splits = stand_ins.faces()
     np.testing.assert_array_equal(index.labels["gender"] == 1, values["Male"] == 1)
     np.testing.assert_array_equal(index.splits == "test", splits == 2)
@@ -377,7 +377,7 @@ def test_pictures_in_the_wild_and_files_one_folder_higher(tree):
     wild = root / "celeba" / "img_celeba"
     wild.mkdir()
     Image.new("RGB", (409, 687)).save(wild / "000001.jpg")
-    assert len(prepared(root)._index) == 160
+    assert len(prepared(root).index) == 160
     (pictures / "000001.jpg").unlink()
     with pytest.raises(InputError, match="1 are missing, such as 000001"):
         CelebA(root).prepare(Reporter())

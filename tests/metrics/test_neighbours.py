@@ -121,7 +121,9 @@ class TestValues:
         found = precision_recall_density_coverage(x, y, k=3)
         again = precision_recall_density_coverage(x[::-1], y[::-1], k=3)
         errors = {"density_error": 0, "precision_error": 0, "recall_error": 0, "coverage_error": 0}
-        assert replace(found, **errors) == replace(again, **errors)  # blocks follow the order
+        assert replace(found, **errors) == replace(again, **errors)
+        for name in errors:  # blocks follow the order, so these agree up to chance
+            assert getattr(found, name) == pytest.approx(getattr(again, name), rel=0.25)
         assert found.precision > 0.9
 
     @pytest.mark.parametrize("scale", [1e-150, 1e-30, 1e30, 1e150])

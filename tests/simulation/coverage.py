@@ -3,8 +3,8 @@
     python tests/simulation/coverage.py [NAME …] [--trials N]
 
 One row a number and situation: K groups or D features; shares or distributions at, near and far
-from the target; images independent, or coupled within batches. The bars: 93 % of the truths held
-(90 % near a collapse of coupled batches), and a perfectly fair generator excluded in at most 6 %.
+from the target; images independent, or coupled within batches. The bars: 93 % of the truths held,
+and a perfectly fair generator excluded in at most 6 %.
 Rows at 100 % have an interval that ends at a bound of the range, or that allows for whichever
 truth is plausible.
 """
@@ -36,8 +36,7 @@ N = 400
 BATCH = 32
 RIGHT = 0.9  # of the images that a judge reads
 LABELLED = 400  # images of each group behind a confusion
-EDGES = ("edge, corr", "edge, steered", "0.98, corr")
-FAIR_BAR, BAR, EDGE_BAR = 0.06, 0.93, 0.90
+FAIR_BAR, BAR = 0.06, 0.93
 
 SHARES: dict[int, dict[str, tuple[float, ...]]] = {
     2: {"at": (0.5, 0.5), "near": (0.53, 0.47), "far": (0.75, 0.25), "edge": (0.98, 0.02)},
@@ -586,10 +585,8 @@ def main() -> int:
 
 def is_below(row: Row, held: float, above: float, trials: int) -> bool:
     """Whether a row misses its bar by more than three standard errors of the simulation."""
-    # Student's t fails where coupled images are nearly all in one group: few batches show it.
-    bar = EDGE_BAR if any(at in row.where for at in EDGES) else BAR
-    slack = 3 * np.sqrt(bar * (1 - bar) / trials)
-    return bool(held < bar - slack or (row.fair and above > FAIR_BAR + slack))
+    slack = 3 * np.sqrt(BAR * (1 - BAR) / trials)
+    return bool(held < BAR - slack or (row.fair and above > FAIR_BAR + slack))
 
 
 if __name__ == "__main__":
