@@ -248,10 +248,11 @@ class Preparation:
         images_per_prompt: Images that will be asked for, by prompt.
         cache: Folder to keep trained parts in, under keys of their own content.
         progress: ``progress(what, done, total)``; called often, cheap.
-        dtype: Number format of the backbone, which what is trained on it depends on.
         audit: ``audit(name, values)`` hands in one number for each image of
-            `TrainingData.training`, (N,). What hidden labels say of them joins the record once the
-            method is prepared; the method itself learns nothing from it.
+            `TrainingData.training`, (N,), or its weights in groups, (N, G). What hidden labels say
+            of them joins the record once the method is prepared; the method itself learns nothing
+            from it.
+        dtype: Number format of the backbone, which what is trained on it depends on.
     """
 
     seed: int
