@@ -30,7 +30,6 @@ class InvDiff(FineTuned):
         grouping: How training images are grouped: by an independent component of their risks at
             every place of the image; by their mean risks, as the paper has it; at random; by the
             labels of the task's attributes; or not at all.
-        components: Independent components that risks are taken apart into, of which one is kept.
         groups: How many groups, for ``dispersion`` and ``random``.
         kappa: Weight of the term that keeps memberships soft.
         variance_weight: Lambda, the weight of the variance of the groups' risks.
@@ -50,10 +49,6 @@ class InvDiff(FineTuned):
     grouping: Literal["components", "dispersion", "random", "oracle", "single"] = field(
         default="components",
         metadata={"help": "groups from maps of risks, mean risks, chance, labels, or one for all"},
-    )
-    components: int = field(
-        default=8,
-        metadata={"help": "independent components of the maps of risks", "minimum": 2},
     )
     groups: int = field(
         default=2, metadata={"help": "number of groups, for dispersion and random", "minimum": 2}
@@ -115,9 +110,10 @@ class InvDiff(FineTuned):
         deviations=(
             "Groups come from maps of risks: squared errors against the network's own training "
             "target at every place of the latent, for 8 draws in the noisy part of the schedule "
-            "that all images share. Within what the prompt names their logs are taken apart into "
-            "8 independent components; the one whose skewness times correlation with the mean "
-            "risk is largest is split by a mixture of two normals. The release takes one mean "
+            "that all images share. Within what the prompt names their mean logs are taken apart "
+            "into 4 to 14 independent components, three times each; of all of them the one whose "
+            "skewness times correlation with the mean log risk is largest is split by a mixture "
+            "of two normals. The release takes one mean "
             "error an image, of predicted noise against the clean latent at any timestep, and "
             "moves memberships for 500 steps to where the groups' means are furthest apart "
             "(grouping=dispersion, preset as_released).",
@@ -139,7 +135,7 @@ class InvDiff(FineTuned):
         ),
     )
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"steps": 2, "batch": 4, "learning_rate": 0.05, "risk_draws": 1, "components": 2}
+        {"steps": 2, "batch": 4, "learning_rate": 0.05, "risk_draws": 1}
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
@@ -204,8 +200,6 @@ class InvDiff(FineTuned):
                 "grouping=components compares images place by place, which own draws would drown "
                 "in noise; leave --param risk_bank=shared, or choose grouping=dispersion"
             )
-        if self.grouping != "components":
-            refuse_unused(self, ("components",), "grouping=components")
         if self.grouping != "dispersion":
             refuse_unused(self, ("kappa",), "grouping=dispersion")
         if self.grouping not in ("dispersion", "random"):

@@ -50,6 +50,8 @@ MASS_FLOOR = 1e-6
 
 MAP_SIDE = 8
 """Places a side that a map of risks has at most."""
+COMPONENTS, STARTS = (4, 6, 8, 10, 14), 3
+"""How many independent components are looked for, and from how many starting points each."""
 SMALLEST_SHARE = 0.02
 """A group that holds less of a subject's images than this is too small to be one."""
 
@@ -274,77 +276,85 @@ def infer_groups(
     return weights.detach()
 
 
-def _components(values: NDArray[np.float64], count: int, seed: int) -> NDArray[np.float64]:
-    """(N, K) independent components of (N, F) values, K at most `count`."""
+def _components(values: NDArray[np.float64], seed: int) -> Iterator[NDArray[np.float64]]:
+    """(N, K) independent components of (N, F) values, for each K and starting point."""
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
     spread = values.std(0)
-    standard = (values - values.mean(0))[:, spread > 0] / spread[spread > 0]
-    if standard.shape[1] == 0 or len(standard) < 3:
-        return np.zeros((len(values), 1))
-    kept = min(count, int(np.linalg.matrix_rank(standard)))
-    ica = FastICA(
-        kept, fun="logcosh", whiten="unit-variance", random_state=seed, max_iter=400, tol=1e-3
-    )
-    with warnings.catch_warnings():
-        # A component that is still turning a little is as good as any; seeds differ by more.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found: NDArray[np.float64] = ica.fit_transform(standard)
-    return found
+    varied = spread > 1e-9
+    standard = (values - values.mean(0))[:, varied] / spread[varied]
+    rank = int(np.linalg.matrix_rank(standard)) if standard.size else 0
+    for count in sorted({min(count, rank) for count in COMPONENTS} - {0}):
+        for start in range(STARTS):
+            ica = FastICA(
+                count,
+                fun="logcosh",
+                whiten="unit-variance",
+                random_state=(seed + start) % 2**32,
+                max_iter=200,
+                tol=1e-3,
+            )
+            with warnings.catch_warnings():
+                # One that is still turning a little is as good as any; starts differ by more.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                yield ica.fit_transform(standard)
 
 
 def rare_component(
-    maps: NDArray[Any], components: int, seed: int
+    maps: NDArray[Any], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """The independent component of risk maps that singles out few images, and who belongs there.
 
     Few images that the network denoises badly, and badly in the same way, make a component that
-    is skewed to one side and rises with the total risk: of all components the one is taken whose
-    skewness times correlation with the mean log risk is largest. A mixture of two normal
-    distributions on it says who belongs to its upper one. Nothing here knows a label or a share.
+    is skewed to one side and rises with the total risk. Log risks are averaged over the draws and
+    taken apart into 4 to 14 independent components, from several starting points, for such
+    searches end in different places; of all components the one is taken whose skewness times
+    correlation with the mean log risk is largest. A mixture of two normal distributions on it
+    says who belongs to its upper one. Nothing here knows a label or a share.
 
     Args:
-        maps: (D, N, P) risks of N images at P places in D shared draws, above 0.
-        components: Independent components to find.
-        seed: Of their starting point.
+        maps: (D, N, P) risks of N images at P places in D shared draws.
+        seed: Of the starting points.
     Returns:
         (N,) the component, larger for higher risk; (N,) memberships in [0, 1]; its score.
-        Without any variation, or with an upper group below 2 % of the images, every membership
-        is 1/2: no group.
+        Without any variation, or with an upper group outside 2 to 98 % of the images, every
+        membership is 1/2: no group.
     """
     from scipy.stats import skew
     from sklearn.mixture import GaussianMixture
 
     n = maps.shape[1]
-    logs = np.log(np.maximum(maps.astype(np.float64), 1e-12)).transpose(1, 0, 2).reshape(n, -1)
-    found = _components(logs, components, seed)
+    logs = np.log(np.maximum(maps.astype(np.float64), 1e-12)).mean(0)
     total = logs.mean(1)
-    if not found.std() > 0 or not total.std() > 0:
-        return np.zeros(n), np.full(n, 0.5), 0.0
-    rising = np.array([np.corrcoef(one, total)[0, 1] for one in found.T])
-    scores = skew(found, axis=0) * rising
-    best = int(scores.argmax())
-    component = found[:, best] * np.sign(rising[best])
-    mixture = GaussianMixture(2, n_init=3, random_state=seed).fit(component[:, None])
+    component, best = np.zeros(n), -np.inf
+    if n > 2 and total.std() > 1e-9:
+        for found in _components(logs, seed):
+            rising = np.array([np.corrcoef(one, total)[0, 1] for one in found.T])
+            scores = skew(found, axis=0) * rising
+            if scores.max() > best:
+                at = int(scores.argmax())
+                component, best = found[:, at] * np.sign(rising[at]), float(scores[at])
+    if not component.any():
+        return component, np.full(n, 0.5), 0.0
+    mixture = GaussianMixture(2, n_init=3, random_state=seed % 2**32).fit(component[:, None])
     upper = int(mixture.means_[:, 0].argmax())
     member = mixture.predict_proba(component[:, None])[:, upper]
     # The wider normal wins far out on both sides; below the lower mean nobody belongs to it.
     member[component < mixture.means_[1 - upper, 0]] = 0
     if not SMALLEST_SHARE <= member.mean() <= 1 - SMALLEST_SHARE:
         member = np.full(n, 0.5)
-    return component, member, float(scores[best])
+    return component, member, best
 
 
 def component_groups(
-    maps: NDArray[Any], components: int, seed: int, subjects: NDArray[np.int64] | None = None
+    maps: NDArray[Any], seed: int, subjects: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[float]]:
     """:func:`rare_component` within each subject.
 
     Args:
         maps: (D, N, P) risks.
-        components: Independent components to find.
-        seed: Of their starting point.
+        seed: Of the starting points.
         subjects: (N,) what each image's prompt names; None: all images together.
     Returns:
         (N,) components in units of their own deviation, (N,) memberships, each subject's score.
@@ -354,7 +364,7 @@ def component_groups(
     component, member, scores = np.zeros(n), np.zeros(n), []
     for subject in np.unique(subjects):
         own = subjects == subject
-        component[own], member[own], score = rare_component(maps[:, own], components, seed)
+        component[own], member[own], score = rare_component(maps[:, own], seed)
         scores.append(score)
     return component, member, scores
 
@@ -474,7 +484,7 @@ def _by_components(
     """(N, 2) groups by an independent component of the maps of risks, and facts of them."""
     within = subjects if method.standardise else None
     seed = int(_sequence(preparation.seed, _COMPONENTS).generate_state(1)[0])
-    component, member, scores = component_groups(maps, method.components, seed, within)
+    component, member, scores = component_groups(maps, seed, within)
     weights = balanced_groups(member, within)
     preparation.audit("risk", maps.mean((0, 2), dtype=np.float64))
     preparation.audit("component", component)

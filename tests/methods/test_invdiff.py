@@ -509,7 +509,7 @@ def toy_maps(n=1600, rare=0.1, seed=0, draws=4, places=25):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_hidden_group_is_found_at_its_place(rare, seed):
     maps, who = toy_maps(rare=rare, seed=seed)
-    component, member, score = rare_component(maps, 8, seed)
+    component, member, score = rare_component(maps, seed)
     assert area_under_curve(component, who) > 0.97
     assert member[who].sum() / member.sum() > 0.75
     assert member.mean() == pytest.approx(rare, abs=0.05)
@@ -520,17 +520,17 @@ def test_a_hidden_group_is_found_at_its_place(rare, seed):
 
 def test_a_component_depends_on_nothing_but_maps_and_seed():
     maps, _ = toy_maps(1000)
-    first, again = (rare_component(maps, 8, 0) for _ in range(2))
+    first, again = (rare_component(maps, 0) for _ in range(2))
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
     order = np.random.default_rng(0).permutation(1000)
-    moved = rare_component(maps[:, order], 8, 0)
+    moved = rare_component(maps[:, order], 0)
     assert np.corrcoef(moved[0], first[0][order])[0, 1] > 0.9
 
 
 def test_without_variation_there_is_no_group():
     for maps in (np.ones((2, 20, 4)), np.ones((1, 1, 4))):
-        component, member, score = rare_component(maps, 4, 0)
+        component, member, score = rare_component(maps, 0)
         assert not component.any()
         assert (member == 0.5).all()
         assert score == 0
@@ -542,7 +542,7 @@ def test_groups_are_found_and_balanced_within_each_subject():
     other = other[:, :, ::-1] * 7  # elsewhere, and harder
     maps, subjects = np.concatenate([one, other], 1), np.repeat([4, 1], [800, 400])
     who = np.concatenate([first, second])
-    _, member, scores = component_groups(maps, 8, 0, subjects)
+    _, member, scores = component_groups(maps, 0, subjects)
     assert len(scores) == 2
     weights = balanced_groups(member, subjects)
     assert (weights >= 0).all()
@@ -802,7 +802,6 @@ def test_random_groups_are_even_and_vary_with_the_seed(make_unconditional, make_
         ({"module": "narrow", "width": 1.5}, "width"),
         ({"r_train": 0.0}, "r_train"),
         ({"risk_bank": "private"}, "risk_bank"),
-        ({"grouping": "random", "components": 4}, "components"),
         ({"kappa": 1.0}, "kappa"),
         ({"groups": 4}, "groups"),
     ],
