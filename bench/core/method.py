@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "Check",
     "Deposit",
     "ImageSet",
     "Method",
@@ -238,6 +239,14 @@ def _dropped(name: str, values: NDArray[Any]) -> None:
     """No audit is kept."""
 
 
+Check = Callable[[TrainingData], Mapping[str, Any]]
+"""Sets with all their labels -> plain values for the record."""
+
+
+def _unchecked(name: str, check: Check) -> None:
+    """Nothing is checked."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """The surroundings of a method's preparation.
@@ -252,6 +261,9 @@ class Preparation:
             `TrainingData.training`, (N,), or its weights in groups, (N, G). What hidden labels say
             of them joins the record once the method is prepared; the method itself learns nothing
             from it.
+        examine: ``examine(name, check)`` hands in what is to be asked of the training and the
+            reference set with all their labels. It is called once the images are made, so that
+            nothing which it learns can change them, and its answer joins the record.
         dtype: Number format of the backbone, which what is trained on it depends on.
     """
 
@@ -261,6 +273,7 @@ class Preparation:
     cache: Path
     progress: Progress
     audit: Deposit = _dropped
+    examine: Callable[[str, Check], None] = _unchecked
     dtype: str = "float32"
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import (
+    Check,
     ImageSet,
     MethodCard,
     Preparation,
@@ -78,7 +79,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     started = time.monotonic()
     backbone = _backbone(plan)
     with _method_cache(cache, forced=plan.config.force) as method_cache:
-        sampler, audit = _prepared(plan, backbone, method_cache, report)
+        sampler, audit, checks = _prepared(plan, backbone, method_cache, report)
     prepared = time.monotonic() - started
     # A trained network is behind a backbone of its own; out of memory, its calls become smaller.
     network: Backbone = getattr(sampler, "backbone", backbone)
@@ -123,7 +124,14 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
     arrays["prepare_seconds"] = np.array(prepared)
     arrays["extra_parameters"] = np.array(sampler.extra_parameters)
-    facts = {**sampler.facts, **observed, **audit, "network_batch": network.network_batch}
+    examined = _examined(plan, backbone, checks, report)
+    facts = {
+        **sampler.facts,
+        **observed,
+        **audit,
+        **examined,
+        "network_batch": network.network_batch,
+    }
     arrays["facts"] = np.array(json.dumps(facts))
     save_arrays(whole, arrays)
     for part in folder.glob("batch-*.npz"):
@@ -246,13 +254,14 @@ def _backbone(plan: Plan) -> Backbone:
 
 def _prepared(
     plan: Plan, backbone: Backbone, cache: Path, report: Reporter
-) -> tuple[Sampler, dict[str, Any]]:
-    """The sampler, and facts about what the method handed in for an audit.
+) -> tuple[Sampler, dict[str, Any], Mapping[str, Check]]:
+    """The sampler, facts about what the method handed in for an audit, and what it wants checked.
 
     The method gets a plain place to put values into. Labels that its card doesn't declare are
     read after it is prepared, so that nothing which it holds leads to them.
     """
     handed_in: dict[str, NDArray[Any]] = {}
+    checks: dict[str, Check] = {}
     preparation = Preparation(
         seed=plan.config.seed,
         sampling=plan.sampling,
@@ -260,6 +269,7 @@ def _prepared(
         cache=cache,
         progress=report.progress,
         audit=handed_in.__setitem__,
+        examine=checks.__setitem__,
         dtype=str(plan.dtype).removeprefix("torch."),
     )
     card = plan.method.configured_card()
@@ -280,7 +290,22 @@ def _prepared(
             f"{backbone.device} has too little memory to prepare {card.name} on {backbone.name}; "
             "lower what its --param make large, such as batch, or use another --device"
         ) from None
-    return sampler, _audited(plan.dataset, card, handed_in)
+    return sampler, _audited(plan.dataset, card, handed_in), checks
+
+
+def _examined(
+    plan: Plan, backbone: Backbone, checks: Mapping[str, Check], report: Reporter
+) -> dict[str, Any]:
+    """Answers to what a method wants checked against all labels; empty without checks."""
+    if not checks:
+        return {}
+    report.note("checking what was learned against hidden labels")
+    card = plan.method.configured_card()
+    labelled = replace(card, supervision=card.supervision | {"labels"})
+    data = training_data(plan.dataset, labelled, backbone.image_size)
+    attributes = {name: plan.dataset.attributes[name] for name in plan.dataset.sensitive}
+    data = replace(data, attributes=attributes)
+    return {"examined": {name: dict(check(data)) for name, check in checks.items()}}
 
 
 def _audited(
