@@ -49,6 +49,7 @@ __all__ = [
     "MixtureRatio",
     "bottleneck_features",
     "correction_agreement",
+    "differing_attributes",
     "fit_mixture",
     "infer_members",
     "principal_directions",
@@ -182,7 +183,7 @@ def _additive(mass: Tensor, total: Tensor) -> Tensor:
     normal[captions:, :captions] = mass.T
     normal += 1e-3 * torch.eye(captions + groups, dtype=torch.float64)
     wanted = torch.cat([total.sum(1), total.sum(0)]).double()
-    parts = torch.linalg.solve(normal, wanted).to(total.dtype)
+    parts: Tensor = torch.linalg.solve(normal, wanted).to(total.dtype)
     return parts[:captions, None] + parts[None, captions:]
 
 
@@ -444,6 +445,23 @@ def _numbered(subjects: NDArray[np.int64]) -> tuple[Tensor, int]:
     return torch.from_numpy(caption.astype(np.int64)), int(caption.max()) + 1
 
 
+def differing_attributes(parts: Sequence[ImageSet], names: Sequence[str]) -> tuple[str, ...]:
+    """Attributes whose shares differ between two labelled sets, by a chi-square test at .001."""
+    from scipy.stats import chi2_contingency
+
+    differing = []
+    for name in names:
+        if any(part.labels is None for part in parts):
+            raise ContractError("expected labelled images, seen none")
+        values = [(part.labels or {})[name].astype(np.int64) for part in parts]
+        levels = 1 + max(int(own.max()) for own in values)
+        counts = np.stack([np.bincount(own, minlength=levels) for own in values])
+        counts = counts[:, counts.sum(0) > 0]
+        if counts.shape[1] > 1 and chi2_contingency(counts).pvalue < 0.001:
+            differing.append(name)
+    return tuple(differing)
+
+
 def _labelled(parts: Sequence[ImageSet], names: Sequence[str]) -> Tensor:
     """(N, K) members of the crossings of labels that occur."""
     columns = []
@@ -548,6 +566,7 @@ def fit_mixture(
     seconds = float(stored["seconds"])
     facts = {
         "kind": method.ratio,
+        "labels": list(labels),
         **RatioBank(sets, levels, seed).facts(ratio, levels),
         "groups": [
             {"biased": shares[0].tolist(), "reference": shares[1].tolist()}

@@ -34,7 +34,11 @@ from fairbench.methods.parts.finetuning import (
     loss_weights,
     squared_error,
 )
-from fairbench.methods.parts.mixture_ratio import correction_agreement, fit_mixture
+from fairbench.methods.parts.mixture_ratio import (
+    correction_agreement,
+    differing_attributes,
+    fit_mixture,
+)
 from fairbench.methods.parts.ratio import (
     FittedRatio,
     Ratio,
@@ -245,7 +249,10 @@ def prepare(
     images = NoisedImages(backbone, parts, data.subjects)
     levels = noise_range(backbone.schedule)
     if method.ratio in ("mixture", "labelled_mixture"):
-        labels = tuple(data.attributes) if method.ratio == "labelled_mixture" else ()
+        labels: tuple[str, ...] = ()
+        if method.ratio == "labelled_mixture":
+            # Where the sets differ in no attribute, the task's are as good as any.
+            labels = differing_attributes(parts, tuple(data.attributes)) or tuple(task.attributes)
         fitted = fit_mixture(method, backbone, images, parts, preparation, labels=labels)
     else:
         labels = tuple(task.attributes) if method.ratio == "labelled_network" else ()
