@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fairbench.core.errors import InputError
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.parameters import refuse_unused
 from fairbench.core.task import Task
@@ -35,7 +34,7 @@ class TimeDependentReweighting(Reweighted):
         ratio: In closed form from normal groups whose shares differ between the sets, which are
             inferred or, ``labelled_mixture``, the crossings of all labels; or from a network, a
             discriminator of the sets or, ``labelled_network``, a classifier of the task's groups.
-        ratio_factors: Hidden two-way attributes whose crossings are the groups that are inferred.
+        ratio_groups: Groups that are inferred in each caption.
         ratio_fits: Fits from different starting points whose log ratios are averaged.
         first_steps, group_steps: Optimiser steps of a fit on features, then on noised latents.
         clamp: Whether the correction of the clean image, before `strength` multiplies it, is kept
@@ -50,9 +49,8 @@ class TimeDependentReweighting(Reweighted):
         default="mixture",
         metadata={"help": "ratio of normal groups, inferred or labelled, or of a network"},
     )
-    ratio_factors: int = field(
-        default=3,
-        metadata={"help": "hidden two-way attributes whose crossings are inferred", "minimum": 1},
+    ratio_groups: int = field(
+        default=3, metadata={"help": "groups that are inferred in each caption", "minimum": 2}
     )
     ratio_fits: int = field(
         default=3, metadata={"help": "fits whose log ratios are averaged", "minimum": 1}
@@ -84,14 +82,13 @@ class TimeDependentReweighting(Reweighted):
         deviations=(
             "Fine-tunes the biased backbone in 600 steps; the paper trains from random weights "
             "(preset from_scratch).",
-            "The ratio is not a network's but that of two mixtures of the same normal groups, "
-            "exact at every noise level once the groups are found: crossings of three two-way "
-            "factors, sought on frozen features of the backbone's middle block, then on noised "
-            "latents, from set membership and the images' neutral captions (an unconditional "
-            "backbone's images have these too), three fits averaged. The release trains a head on "
-            "frozen ImageNet features (ratio=network: a small network without pretrained features, "
-            "by AdamW at 2e-3 on 32 + 32 images, where the release takes Adam at 3e-4 on 128 + "
-            "128).",
+            "The ratio is not a network's but that of two mixtures of the same three normal "
+            "groups, exact at every noise level once the groups are found: on frozen features of "
+            "the backbone's middle block, then on noised latents, from set membership and the "
+            "images' neutral captions (an unconditional backbone's images have these too), three "
+            "fits averaged. The release trains a head on frozen ImageNet features (ratio=network: "
+            "a small network without pretrained features, by AdamW at 2e-3 on 32 + 32 images, "
+            "where the release takes Adam at 3e-4 on 128 + 128).",
             "A fifth of both sets is held out from the ratio; it is fitted without augmentation.",
             "Timesteps are stratified in a batch, gradients clipped at norm 1, the learning rate "
             "is warmed up for 50 steps and decayed, AdamW decays weights by 0.01; the release "
@@ -114,7 +111,7 @@ class TimeDependentReweighting(Reweighted):
             "steps": 2,
             "batch": 4,
             "learning_rate": 0.05,
-            "ratio_factors": 1,
+            "ratio_groups": 2,
             "ratio_fits": 1,
             "first_steps": 2,
             "group_steps": 2,
@@ -133,13 +130,8 @@ class TimeDependentReweighting(Reweighted):
         super().__post_init__()
         if not self.correction:
             refuse_unused(self, ("clamp",), "correction=true")
-        if self.ratio_factors > 6:
-            raise InputError(
-                "--param ratio_factors must be at most 6, which makes 64 groups; seen "
-                f"{self.ratio_factors}"
-            )
         if self.ratio != "mixture":
-            fitted = ("ratio_factors", "ratio_fits", "first_steps", "group_steps")
+            fitted = ("ratio_groups", "ratio_fits", "first_steps", "group_steps")
             refuse_unused(self, fitted, "ratio=mixture")
         if self.ratio in ("mixture", "labelled_mixture"):
             network = ("ratio_steps", "ratio_batch", "ratio_learning_rate", "ratio_width")

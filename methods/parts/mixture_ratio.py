@@ -303,42 +303,12 @@ def _whitened(features: Tensor, caption: Tensor) -> Tensor:
     return turned
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """Groups as the crossings of two-way factors, independent within a caption and a set.
-
-    Attributes:
-        codes: (K, F) -1/2 or 1/2, the side of every factor that a group is on.
-    """
-
-    codes: Tensor
-
-    @classmethod
-    def of(cls, count: int) -> _Factors:
-        """All crossings of so many factors."""
-        sides = [[-0.5, 0.5]] * count
-        return cls(
-            torch.cartesian_prod(*(torch.tensor(side) for side in sides)).reshape(-1, count)
-        )
-
-    def log_shares(self, logits: Tensor) -> Tensor:
-        """(..., K) log shares of groups whose factors have these log odds, (..., F)."""
-        on, off = functional.logsigmoid(logits), functional.logsigmoid(-logits)
-        return torch.where(self.codes > 0, on[..., None, :], off[..., None, :]).sum(-1)
-
-    def joint(
-        self, score: Tensor, caption: Tensor, biased: Tensor, other: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(B, K) log scores with the shares of the biased set's caption, and the reference's."""
-        return score + self.log_shares(biased)[caption], score + self.log_shares(other)
-
-
 def infer_members(
     features: Tensor,
     rows: Tensor,
     sets: RatioSets,
     caption: Tensor,
-    factors: int,
+    groups: int,
     levels: tuple[float, float],
     draws: torch.Generator,
     *,
@@ -347,19 +317,18 @@ def infer_members(
 ) -> Tensor:
     """Soft members of groups whose shares differ between the sets, from set membership alone.
 
-    Groups are the crossings of two-way factors, such as hidden attributes would be: each factor is
-    one direction, the same in every caption, with a share of its own in each caption of the biased
-    set and one share in the reference set. First directions of features are sought along which
-    such shares tell the sets apart; then, starting there, offsets of normal groups in 100
-    directions of latent space, by the same cross-entropy at all noise levels. Captions whose
-    shares differ from the reference set's in different ways are what tells factors apart.
+    First a linear softmax on features whose mixture over groups, with shares given the caption in
+    the biased set and one set of shares in the reference set, tells the sets apart. Then normal
+    groups in 100 directions of latent space, started there, by the same cross-entropy at all
+    noise levels. Captions whose shares differ from the reference set's in different ways are what
+    tells groups apart.
 
     Args:
         features: (N, F) of clean images.
         rows: (N, D) of the same images, as they are noised.
         sets: Which are reference images, and rows to fit on.
         caption: (N,) in 0 … C - 1, also where the backbone takes no prompts.
-        factors: How many; there are 2 to that power groups.
+        groups: K.
         levels: Range of log noise levels.
         draws: All randomness.
         first_steps: Of the fit on features.
@@ -370,38 +339,35 @@ def infer_members(
     reference = sets.reference.cpu()
     fit = torch.from_numpy(np.concatenate(sets.fit))
     captions = int(caption.max()) + 1
-    made = _Factors.of(factors)
     z = _whitened(features, caption)
-    slope = 0.3 * torch.randn(factors, z.shape[1], generator=draws)
-    biased = 0.5 * torch.randn(captions, factors, generator=draws)
-    learned = [slope, torch.zeros(factors), biased, torch.zeros(factors)]
+    slope = 0.3 * torch.randn(groups, z.shape[1], generator=draws)
+    biased = 0.1 * torch.randn(captions, groups, generator=draws)
+    learned = [slope, torch.zeros(groups), biased, torch.zeros(groups)]
     learned = [value.requires_grad_() for value in learned]
     optimizer = torch.optim.Adam(learned, FIRST_RATE)
 
-    def scored(index: Tensor) -> tuple[Tensor, Tensor]:
+    def first(index: Tensor) -> tuple[Tensor, Tensor]:
         slope, offset, biased, other = learned
-        score = (z[index] @ slope.T + offset) @ made.codes.T
-        return made.joint(score, caption[index], biased, other)
+        score = z[index] @ slope.T + offset
+        given = biased.log_softmax(1)[caption[index]]
+        return score + given, score + other.log_softmax(0)
 
     for _ in range(first_steps):
         optimizer.zero_grad(set_to_none=True)
-        loss = _membership_loss(scored(fit), reference[fit])
+        loss = _membership_loss(first(fit), reference[fit])
         loss = loss + FIRST_DECAY * learned[0].square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
-        member = _posterior(scored(torch.arange(len(z))), reference)
+        member = _posterior(first(torch.arange(len(z))), reference)
         start = GaussianGroups.fitted(
             rows[fit], caption[fit], reference[fit], member[fit], captions, pooled=True
         )
-    shares = learned[2].detach(), learned[3].detach()
-    return _improved(made, start, shares, rows, sets, caption, levels, draws, steps)
+    return _improved(start, rows, sets, caption, levels, draws, steps)
 
 
 def _improved(
-    made: _Factors,
     start: GaussianGroups,
-    shares: tuple[Tensor, Tensor],
     rows: Tensor,
     sets: RatioSets,
     caption: Tensor,
@@ -416,20 +382,23 @@ def _improved(
     variance, scale = start.variance[:kept], start.variance[:kept].sqrt()
     along = rows @ start.basis[:, :kept]
     means = start.means[:, :, :kept] / scale
-    away = (means - means.mean(1, keepdim=True)).mean(0)
-    # Of the groups' places the part that adds up from factors; their codes are orthogonal.
-    offset = made.codes.T @ away / made.codes.square().sum(0)[:, None]
-    learned = [offset, means.mean(1), *(share.clone() for share in shares)]
+    offset = (means - means.mean(1, keepdim=True)).mean(0)
+    learned = [
+        offset.clone(),
+        (means - offset).mean(1),
+        start.shares[0].log(),
+        start.shares[1, 0].log(),
+    ]
     learned = [value.detach().requires_grad_() for value in learned]
     optimizer = torch.optim.Adam(learned, RATE)
 
     def scored(x: Tensor, alpha: Tensor, sigma: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         offset, base, biased, other = learned
-        groups = replace(
-            start, variance=variance, means=(base[:, None] + made.codes @ offset) * scale
+        groups = GaussianGroups(
+            start.basis, variance, (base[:, None] + offset) * scale, start.shares, start.captions
         )
         score = groups.likelihoods(x, alpha, sigma)[torch.arange(len(x)), own]
-        return made.joint(score, own, biased, other)
+        return score + biased.log_softmax(1)[own], score + other.log_softmax(0)
 
     low, high = levels
     for step in range(steps):
@@ -560,7 +529,7 @@ def fit_mixture(
         "labels": list(labels),
         "levels": levels,
         "held_out": method.held_out,
-        "factors": method.ratio_factors,
+        "groups": method.ratio_groups,
         "fits": method.ratio_fits,
         "steps": [method.first_steps, method.group_steps],
         "precision": str(resolve_autocast(method.precision, backbone.device)),
@@ -632,7 +601,7 @@ def _inferred(
             rows,
             sets,
             caption,
-            method.ratio_factors,
+            method.ratio_groups,
             levels,
             _generator(seed, _MEMBERS, fit),
             first_steps=method.first_steps,

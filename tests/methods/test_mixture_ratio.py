@@ -169,7 +169,7 @@ def test_a_caption_s_rare_group_borrows_from_the_others():
 @pytest.mark.parametrize("seed", range(3))
 def test_hidden_groups_are_found_from_set_membership_and_captions(seed):
     rows, caption, hidden, sets = joined([0.85, 0.1, 0.9], seed=seed)
-    member = infer_members(rows, rows, sets, caption, 1, LEVELS, draws(seed))
+    member = infer_members(rows, rows, sets, caption, 2, LEVELS, draws(seed))
     assert torch.allclose(member.sum(1), torch.ones(len(rows)), atol=1e-5)
     found = area_under_curve(member[:, 0].double().numpy(), hidden.numpy())
     assert max(found, 1 - found) > 0.95
@@ -177,7 +177,7 @@ def test_hidden_groups_are_found_from_set_membership_and_captions(seed):
     truth = torch.stack([~hidden, hidden], 1).float()
     oracle = GaussianGroups.fitted(rows, caption, sets.reference, truth, 3, pooled=True)
     x = rows[::7].reshape(-1, 40, 1, 1)
-    for level in (0.5, 1.5, 3.0):
+    for level in (1.0, 2.0, 3.0):
         alpha, sigma = noise_shares(torch.full((len(x),), level))
         noise = torch.randn(x.shape, generator=draws(9))
         noisy = alpha[:, None, None, None] * x + sigma[:, None, None, None] * noise
@@ -193,7 +193,7 @@ def test_hidden_groups_are_found_from_set_membership_and_captions(seed):
 
 def test_two_halves_of_one_set_have_hardly_a_ratio():
     rows, caption, _, sets = joined([0.3, 0.3, 0.3], reference=600, reference_share=0.3)
-    member = infer_members(rows, rows, sets, caption, 1, LEVELS, draws())
+    member = infer_members(rows, rows, sets, caption, 2, LEVELS, draws())
     groups = GaussianGroups.fitted(rows, caption, sets.reference, member, 3, pooled=True)
     fresh, own, _ = toy_rows(200, [0.3] * 3, 77)
     level = torch.full((600,), -1.0)

@@ -946,7 +946,7 @@ def test_facts_are_plain_and_seconds_are_those_of_ratio_and_network(
 
     values = TimeDependentReweighting.presets.get(preset, {})
     quick = {"oracle_ratio": {}, "network": {"ratio": "network", **QUICK_RATIO}}
-    inferred = {"ratio_factors": 1, "ratio_fits": 1, "first_steps": 2, "group_steps": 2}
+    inferred = {"ratio_groups": 2, "ratio_fits": 1, "first_steps": 2, "group_steps": 2}
     method = TimeDependentReweighting(**{**QUICK, **quick.get(preset, inferred), **values})
     backbone, preparation, task = make_unconditional(), make_preparation(), make_task()
     facts = method.prepare(task, backbone, data, preparation).facts
