@@ -52,8 +52,9 @@ MAP_SIDE = 8
 """Places a side that a map of risks has at most."""
 COMPONENTS, STARTS = (4, 6, 8, 10, 14), 3
 """How many independent components are looked for, and from how many starting points each."""
-LARGEST_SKEWNESS = 1.0
-"""More skewness doesn't count: a handful of outliers has far more than a hidden group."""
+OUTLIERS, ENOUGH_SKEWNESS = 3.0, 1.5
+"""Skewness above which a component is of outliers, for a group of a twelfth without any spread
+within has no more; and that above which more doesn't count."""
 SMALLEST_SHARE = 0.02
 """A group that holds less of a subject's images than this is too small to be one."""
 
@@ -311,9 +312,10 @@ def rare_component(
     Few images that the network denoises badly, and badly in the same way, make a component that
     is skewed to one side and rises with the total risk. Log risks are averaged over the draws and
     taken apart into 4 to 14 independent components, from several starting points, for such
-    searches end in different places; of all components the one is taken whose skewness, at most 1,
-    times correlation with the mean log risk is largest. A mixture of two normal distributions on it
-    says who belongs to its upper one. Nothing here knows a label or a share.
+    searches end in different places; of all components whose skewness is at most 3, above which a
+    few outliers make it, the one is taken whose skewness, counted up to 1.5, times correlation
+    with the mean log risk is largest. A mixture of two normal distributions on it says who
+    belongs to its upper one. Nothing here knows a label or a share.
 
     Args:
         maps: (D, N, P) risks of N images at P places in D shared draws.
@@ -334,7 +336,8 @@ def rare_component(
         for found in _components(logs, seed):
             rising = np.array([np.corrcoef(one, total)[0, 1] for one in found.T])
             leaning = skew(found, axis=0) * np.sign(rising)
-            scores = np.minimum(leaning, LARGEST_SKEWNESS) * np.abs(rising)
+            counted = np.where(leaning > OUTLIERS, 0, np.minimum(leaning, ENOUGH_SKEWNESS))
+            scores = counted * np.abs(rising)
             if scores.max() > best:
                 at = int(scores.argmax())
                 component, best = found[:, at] * np.sign(rising[at]), float(scores[at])
