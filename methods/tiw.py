@@ -61,6 +61,9 @@ class TimeDependentReweighting(Reweighted):
     group_steps: int = field(
         default=400, metadata={"help": "steps of a fit's groups on noised latents", "minimum": 1}
     )
+    held_out: float = field(
+        default=0.1, metadata={"help": "share of each set held out from the ratio", "minimum": 0}
+    )
     clamp: bool = field(
         default=True, metadata={"help": "keep corrections within the range of the data"}
     )
@@ -89,7 +92,7 @@ class TimeDependentReweighting(Reweighted):
             "fits averaged. The release trains a head on frozen ImageNet features (ratio=network: "
             "a small network without pretrained features, by AdamW at 2e-3 on 32 + 32 images, "
             "where the release takes Adam at 3e-4 on 128 + 128).",
-            "A fifth of both sets is held out from the ratio; it is fitted without augmentation.",
+            "A tenth of both sets is held out from the ratio; it is fitted without augmentation.",
             "Timesteps are stratified in a batch, gradients clipped at norm 1, the learning rate "
             "is warmed up for 50 steps and decayed, AdamW decays weights by 0.01; the release "
             "takes Adam at a rate that is warmed up over 10 million images.",

@@ -256,7 +256,7 @@ def test_the_fit_of_a_run_agrees_with_the_oracle(kind, conditional, case, make_p
     assert again.facts == fitted.facts
     assert fitted.facts["kind"] == kind
     assert not any(p.requires_grad for p in fitted.ratio.parameters())
-    assert [len(part) for part in fitted.held] == [240, 60]
+    assert [len(part) for part in fitted.held] == [120, 30]
     whole = TrainingData((), SUBJECTS, *parts, {"tone": ("bright", "dark")})
     told = correction_agreement(fitted.ratio, backbone, images, fitted.held, whole, seed=0)
     assert told["attributes"] == ["tone"]
