@@ -537,10 +537,10 @@ def test_without_variation_there_is_no_group():
 
 
 def test_groups_are_found_and_balanced_within_each_subject():
-    one, first = toy_maps(800, 0.1, 0)
-    other, second = toy_maps(400, 0.3, 1)
+    one, first = toy_maps(1600, 0.1, 0)
+    other, second = toy_maps(800, 0.3, 1)
     other = other[:, :, ::-1] * 7  # elsewhere, and harder
-    maps, subjects = np.concatenate([one, other], 1), np.repeat([4, 1], [800, 400])
+    maps, subjects = np.concatenate([one, other], 1), np.repeat([4, 1], [1600, 800])
     who = np.concatenate([first, second])
     _, member, scores = component_groups(maps, 0, subjects)
     assert len(scores) == 2
@@ -551,7 +551,7 @@ def test_groups_are_found_and_balanced_within_each_subject():
         assert weights[own].sum(0).tolist() == pytest.approx([float(own.sum()) / 2] * 2)
     facts = hidden_label_facts(
         {"groups": weights.numpy()},
-        ImageSet(np.zeros((1200, 1, 1, 3), np.uint8), subjects, {"gender": who.astype(np.uint8)}),
+        ImageSet(np.zeros((2400, 1, 1, 3), np.uint8), subjects, {"gender": who.astype(np.uint8)}),
         {"gender": ("usual", "rare")},
     )["groups"]["gender"]["rare"]
     assert facts["purity"] > 0.75
