@@ -82,9 +82,11 @@ class TestInterval:
         assert found.floor == pytest.approx(noise_floor(960, 2) * np.sqrt(found.design_effect))
         assert found.num_clusters == 30
 
-    def test_a_collapse_keeps_the_width_of_independent_images(self):
-        found = clustered_discrepancy([0] * 100, np.arange(100) // 10, uniform(2))
-        assert found.interval == discrepancy_interval([100, 0], uniform(2))
+    def test_a_collapse_shows_nothing_of_batches_so_they_are_the_observations(self):
+        found = clustered_discrepancy([0] * 100, np.arange(100) // 10, uniform(2)).interval
+        assert found.high == found.value == pytest.approx(np.sqrt(0.5))
+        ten = discrepancy_interval([10, 0], uniform(2))
+        assert 0 < found.low < ten.low < discrepancy_interval([100, 0], uniform(2)).low
 
     def test_names_and_order_of_batches_do_not_matter(self):
         labels, where = batches(np.random.default_rng(2), [0.6, 0.4], 10, 16, 0.1)

@@ -30,7 +30,7 @@ class TestPoint:
     def test_published_binary_values(self):
         found = correct_shares([610, 390], [[947, 53], [17, 983]])
         assert found.shares[0] == pytest.approx(0.637634, abs=1e-6)
-        assert found.method == "delta"
+        assert found.method == "fieller"
         assert found.low[0] < 0.637634 < found.high[0]
 
     def test_asymmetric_errors_make_a_fair_generator_look_unfair(self):
