@@ -162,6 +162,22 @@ class TestGroupEffects:
         assert found.seen == pytest.approx(1.959964**2 / 20, rel=1e-6)
         assert found.overall == pytest.approx(found.seen * stretch, rel=1e-6)
 
+    def test_a_batch_that_holds_all_misses_is_one_observation(self):
+        labels = np.ones(640, dtype=int)
+        labels[:16] = 0  # half of the first of 20 batches
+        where = np.arange(640) // 32
+        found = group_design_effects(labels, where, 2)
+        _, high = clustered_share_intervals([16, 624], found)
+        # As of about 20 observations, not of the 75 images that a ratio of variances suggests.
+        assert found.by_group[0] == pytest.approx(32 * (2.093024 / 1.959964) ** 2, rel=1e-4)
+        assert high[0] > 0.15 > wilson_interval(16 / found.seen, 640 / found.seen)[1]
+
+    def test_misses_in_many_batches_keep_the_degrees_of_the_batches(self):
+        rng = np.random.default_rng(0)
+        labels, where = batches(rng, [0.5, 0.5], 40, 32, 0.1)
+        found = group_design_effects(labels, where, 2)
+        assert found.overall / found.seen == pytest.approx((2.022691 / 1.959964) ** 2, rel=0.02)
+
     def test_an_empty_group_has_the_overall_effect(self):
         labels = np.repeat(np.arange(10) % 2, 8)
         found = group_design_effects(labels, np.repeat(np.arange(10), 8), 3)
