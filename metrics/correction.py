@@ -151,8 +151,8 @@ def correct_shares(
     raw = np.linalg.solve(confusion.T, measured)
     point = likeliest_shares(measured[None], confusion)[0]
     if method == "fieller":
-        ends = _binary_ends(numbers, table, z, design_effect)
-        low, high = np.clip([ends, (1 - ends[1], 1 - ends[0])], 0, 1).T
+        first = _binary_ends(numbers, table, z, design_effect)
+        low, high = np.clip([first, (1 - first[1], 1 - first[0])], 0, 1).T
     else:
         rng = np.random.default_rng(seed)
         errors = _bootstrap(numbers[None], table, level, rng, design_effect)[:, 0]

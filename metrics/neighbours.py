@@ -147,7 +147,7 @@ def _mean_error(
     n = len(values)
     if clusters is None:
         return float(values.std(ddof=1)) / float(np.sqrt(n)), np.inf
-    sums = np.bincount(block, weights=values - values.mean())
+    sums = np.asarray(np.bincount(block, weights=values - values.mean()), dtype=np.float64)
     error = float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))) / n
     return error, degrees_of_freedom(sums**2, len(sums) - 1)
 

@@ -263,7 +263,7 @@ def main() -> int:
 
 def _row(cell: Cell, found: Result) -> table.Row:
     below = is_below(cell, found)
-    verdict = "below" if below else "at a bound" if found.coverage > 0.995 else "held"
+    verdict = table.verdict(found.coverage, found.trials, below=below)
     judges = ("counts", "1 judge", "2 judges")[cell.judges]
     effect = f"{cell.effect:.2f}{', along a line' if cell.along else ''}" if cell.effect else "no"
     cut = "" if found.inside else ", an end outside"

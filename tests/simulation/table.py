@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+FEWEST_FOR_WIDE = 200
+
 
 @dataclass(frozen=True)
 class Row:
@@ -19,6 +21,13 @@ class Row:
 
     cells: tuple[str, ...]
     below: bool
+
+
+def verdict(held: float, trials: int, *, below: bool) -> str:
+    """What the last column says: ``"wide"`` where more than 99.5 % are held for sure."""
+    if below:
+        return "below"
+    return "wide" if held > 0.995 and trials >= FEWEST_FOR_WIDE else "held"
 
 
 def add_options(parser: argparse.ArgumentParser, trials: int) -> None:
