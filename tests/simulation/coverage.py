@@ -6,7 +6,7 @@
 One row a number and situation: K groups or D features; shares or distributions at, near and far
 from the target; images independent, or coupled within batches. The bars: 93 % of the truths held,
 and a perfectly fair generator excluded in at most 6 %.
-Rows that are *wide* hold more than 99.5 % in 200 trials or more: their interval ends at a bound of
+Rows that are *wide* hold more than 99.5 % in 100 trials or more: their interval ends at a bound of
 the range, or allows for whichever truth is plausible. No constant of an interval was chosen by the
 rows of the second setting.
 """

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-FEWEST_FOR_WIDE = 200
+FEWEST = 100  # trials that say something
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,12 @@ class Row:
 
 
 def verdict(held: float, trials: int, *, below: bool) -> str:
-    """What the last column says: ``"wide"`` where more than 99.5 % are held for sure."""
+    """What the last column says: ``"wide"`` where more than 99.5 % are held."""
     if below:
         return "below"
-    return "wide" if held > 0.995 and trials >= FEWEST_FOR_WIDE else "held"
+    if trials < FEWEST:
+        return "too few trials"
+    return "wide" if held > 0.995 else "held"
 
 
 def add_options(parser: argparse.ArgumentParser, trials: int) -> None:
