@@ -10,11 +10,11 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from fairbench.core.keys import canonical
+from fairbench.core.keys import canonical, plain
 from fairbench.core.record import PerImage, Record
 from fairbench.core.score import RANKED, Score
 from fairbench.leaderboards.admission import (
@@ -28,8 +28,9 @@ from fairbench.leaderboards.averages import Averages, Cell, exact_mean
 from fairbench.leaderboards.counts import Counts
 from fairbench.leaderboards.ranking import ImagesOf, ranked_row, stand
 from fairbench.leaderboards.row import UNRANKED, Copies, Distance, Row
+from fairbench.leaderboards.shelf import Shelf, in_memory
 
-__all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
+__all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows", "rows_of"]
 
 RANKED_BY = RANKED
 QUOTA_CHANCE = 0.001
@@ -63,10 +64,21 @@ def rows(
             where that isn't kept.
         warn: Told in one line about each record or score that is left out.
     """
+    return rows_of(in_memory(records, images), dataset=dataset, task=task, warn=warn)
+
+
+def rows_of(
+    shelf: Shelf,
+    *,
+    dataset: str | None = None,
+    task: str | None = None,
+    warn: Callable[[str], None],
+) -> list[Row]:
+    """As `rows`, from a shelf that may hold more records than there is room for in memory."""
     for remembered in (declared_sampling, told_defaults):
         remembered.cache_clear()  # what is installed, or on the disk, may have changed since
     by_configuration: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
-    kept = list(records)
+    kept = shelf.records
     newest = _newest(kept)
 
     def is_asked_for(record: Record) -> bool:
@@ -86,13 +98,18 @@ def rows(
             continue
         configuration = canonical(_without_seed(record))
         by_configuration[record.dataset, record.task, record.method, configuration].append(record)
-    counts = Counts(record for group in by_configuration.values() for record in group)
+    counts = Counts(
+        one
+        for group in by_configuration.values()
+        for record in group
+        for one in shelf.confusions(record)
+    )
     # Baselines may stand in blocks that aren't asked for.
     merged = {
         row.place: (row, runs)
         for _, group in sorted(by_configuration.items())
         if is_asked_for(group[0]) or group[0].method == "vanilla"
-        for row, runs in [_merge(group, counts, images, tell(group[0]))]
+        for row, runs in [_merge(group, counts, shelf, tell(group[0]))]
     }
     baselines = Baselines(row for row, _ in merged.values())
     asked = [row for row, runs in merged.values() if is_asked_for(runs[0])]
@@ -101,7 +118,7 @@ def rows(
     for _, block in itertools.groupby(asked, key=lambda row: row.block):
         mine = list(block)
         runs_of = {row.place: merged[row.place][1] for row in mine}
-        arranged += _arrange(mine, runs_of, baselines, counts, images)
+        arranged += _arrange(mine, runs_of, baselines, counts, shelf)
     return arranged
 
 
@@ -133,7 +150,7 @@ def _target(record: Record) -> Any:
 
 
 def _merge(
-    records: Sequence[Record], counts: Counts, images: ImagesOf, warn: Callable[[str], None]
+    records: Sequence[Record], counts: Counts, shelf: Shelf, warn: Callable[[str], None]
 ) -> tuple[Row, list[Record]]:
     """One row of the records that differ in the seed only, and the records that it rests on."""
     by_seed: dict[int, Record] = {}
@@ -146,6 +163,16 @@ def _merge(
     runs = [by_seed[seed] for seed in seeds]
     first = runs[0]
     seconds = [_seconds_per_image(run) for run in runs]
+    # What takes long, or needs more of a record than its configuration, is worked out once.
+    lines: list[str] = []
+
+    def work() -> dict[str, Any]:
+        return plain(_worked_out([shelf.whole(run) for run in runs], counts, shelf, lines.append))
+
+    found = shelf.kept(runs, counts.known, work)
+    for line in lines or found["warnings"]:
+        warn(line)
+    copies, quality = found["copies"], found["quality"]
     row = Row(
         dataset=first.dataset,
         task=first.task,
@@ -161,10 +188,10 @@ def _merge(
         role=str(first.card.get("role", "method")),
         supervision=tuple(sorted(first.card.get("supervision", ()))),
         comparable="yes",
-        flags=_flags(runs),
+        flags=tuple(found["flags"]),
         seeds=tuple(seeds),
         n=_images(first),
-        scores=_cells(runs, counts, warn),
+        scores={name: Cell(*values) for name, values in found["cells"].items()},
         seconds_per_image=_mean(value for value in seconds if value is not None),
         network_calls_per_image=exact_mean(run.network_calls_per_image for run in runs),
         extra_parameters=first.extra_parameters,
@@ -172,16 +199,48 @@ def _merge(
         keys=tuple(run.key for run in runs),
         luck=False,
         unchecked=(),
-        copies=_copies(runs, images),
+        copies=None if copies is None else Copies(**copies),
         card=first.card,
         may_rank=_may_rank(first.card),
         ranked_preset=str(first.card.get("ranked_preset") or ""),
-        quality=_quality(runs),
-        real_distance=max(_real_distance(run) for run in runs),
+        quality=None if quality is None else Distance(**quality),
+        real_distance=found["real_distance"],
         given=None,
     )
-    told = first.facts.get("baseline")
+    told = found["given"]
     return (row if told is None else replace(row, given=_given(row, told))), runs
+
+
+def _worked_out(
+    runs: Sequence[Record], counts: Counts, shelf: Shelf, warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """What a row has of its records beside their configuration, as plain values.
+
+    Args:
+        runs: Whole records, one a seed.
+        counts: Reads their counts.
+        shelf: Knows their images.
+        warn: Told about each score that is left out; the lines are kept too.
+    """
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        warn(line)
+
+    cells = _cells(runs, counts, tell)
+    return {
+        "flags": _flags(runs),
+        "cells": {name: [getattr(cell, one) for one in _CELL] for name, cell in cells.items()},
+        "copies": _copies(runs, shelf.hashes),
+        "quality": _quality(runs),
+        "real_distance": max(_real_distance(run) for run in runs),
+        "given": runs[0].facts.get("baseline"),
+        "warnings": lines,
+    }
+
+
+_CELL = [one.name for one in fields(Cell)]
 
 
 def _given(row: Row, told: Mapping[str, Any]) -> Row:
@@ -200,24 +259,24 @@ def _given(row: Row, told: Mapping[str, Any]) -> Row:
     return replace(row, method=str(told["method"]), scores=cells, quality=quality, seeds=(0,))
 
 
-def _copies(runs: Sequence[Record], images: ImagesOf) -> Copies | None:
+def _copies(
+    runs: Sequence[Record], hashes_of: Callable[[Record], Sequence[Any] | None]
+) -> Copies | None:
     """Exact copies among the images of all runs; None if a run's hashes aren't known."""
     counted = [run.facts.get("copies") for run in runs]
     leaks = [None if one is None else one.get("evaluation") for one in counted]
     leaked = None if None in leaks else sum(int(one) for one in leaks if one is not None)
-    hashes: Counter[str] = Counter()
+    hashes: Counter[Any] = Counter()
     copies = total = 0
     for run, told in zip(runs, counted, strict=True):
-        mine = [row[2] for row in run.manifest]
-        if not mine and run.sidecar is not None and (beside := images(run)) is not None:
-            mine = list(beside.sha256)
-        if mine:
+        mine = hashes_of(run)
+        if mine is not None and len(mine):
             hashes.update(mine)
         elif told is not None:  # then copies between runs stay unseen
             copies += int(told["images"]) - int(told["distinct"])
         else:
             return None
-        total += len(mine) or int((told or {}).get("images", 0))
+        total += len(mine or ()) or int((told or {}).get("images", 0))
     # Every image of a picture that occurs more than once is a copy but for one.
     copies += sum(count - 1 for count in hashes.values())
     return Copies(copies / max(1, total), total - copies, leaked)
@@ -289,14 +348,20 @@ def _arrange(
     runs_of: Mapping[tuple[str, ...], Sequence[Record]],
     baselines: Baselines,
     counts: Counts,
-    images: ImagesOf,
+    shelf: Shelf,
 ) -> list[Row]:
     """Label, admit, compare, rank and order the rows of one block."""
     decided = admit(block, baselines)
     by = decided.ranked_by
     admitted = [row for row in block if not decided.reasons[row.place]]
     ranked = {
-        row.place: ranked_row(runs_of[row.place], row.scores[by], by, counts, images)
+        row.place: ranked_row(
+            [shelf.whole(run) for run in runs_of[row.place]],
+            row.scores[by],
+            by,
+            counts,
+            shelf.images,
+        )
         for row in admitted
     }
     places = dict(zip(ranked, stand(list(ranked.values())), strict=True))

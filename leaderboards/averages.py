@@ -73,7 +73,7 @@ _POSITIVE = {
 _RANGES = {"effective_groups*": (1.0, math.inf), "representation_*": (0.0, 1.0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One score of one row, over its seeds.
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fairbench.core.errors import InputError
 from fairbench.core.record import PerImage, Record
-from fairbench.leaderboards.aggregate import Row, rows
+from fairbench.leaderboards.aggregate import Row, rows_of
+from fairbench.leaderboards.index import Index
 from fairbench.leaderboards.ranking import ImagesOf
-from fairbench.storage.records import read_per_image, read_records, record_path
+from fairbench.storage.records import read_per_image, record_path
 
 __all__ = ["Board", "images_of", "leaderboard", "open_board"]
 
@@ -60,12 +61,14 @@ def open_board(
 ) -> Board:
     """The rows of a folder of records, with the records behind them; as `leaderboard`."""
     folder = Path(results)
-    found = read_records(folder, warn)
-    by_place = {(one.dataset, one.task, one.method, one.key): one for one in found}
-    made = rows(found, dataset=dataset, task=task, images=images_of(folder, warn), warn=warn)
+    index = Index(folder, warn)
+    made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
+    index.close()
+    by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}
 
     def records(row: Row) -> list[Record]:
-        return [by_place[row.dataset, row.task, row.method, key] for key in row.keys]
+        light = [by_place[row.dataset, row.task, row.method, key] for key in row.keys]
+        return [index.whole(one) for one in light]
 
     return Board(made, folder, records)
 

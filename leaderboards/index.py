@@ -1,0 +1,279 @@
+"""An index of a folder of records: no file is parsed twice, and no more than a row's is in memory.
+
+It is a cache, one SQLite file a folder under the cache folder, and may be deleted at any time. An
+entry holds for a file of the same size, times and inode; what was worked out for a row holds for
+the same records and the same code. What it can't be written to, or is damaged, is made anew beside
+the system's temporary files, and gone with the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fairbench import leaderboards, metrics
+from fairbench.core.errors import InputError
+from fairbench.core.keys import canonical, plain
+from fairbench.core.record import PerImage, Record
+from fairbench.core.score import Score
+from fairbench.leaderboards.counts import Confusion, confusions_in
+from fairbench.leaderboards.shelf import Shelf
+from fairbench.storage.cache import cache_folder
+from fairbench.storage.records import (
+    RecordError,
+    read_per_image,
+    read_record,
+    record_paths,
+    sidecar_path,
+)
+
+__all__ = ["Index"]
+
+_VERSION = 1
+_HEAVY = ("scores", "groups", "facts", "manifest")
+_TABLES = """
+CREATE TABLE IF NOT EXISTS records (
+    path TEXT PRIMARY KEY, stamp TEXT, light TEXT, heavy BLOB, confusions TEXT, hashes BLOB,
+    problem TEXT);
+CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, found BLOB);
+"""
+
+
+class Index:
+    """Records of a folder.
+
+    Args:
+        results: The folder.
+        warn: Told in one line about every record and sidecar that can't be read.
+
+    Raises:
+        InputError: If the folder doesn't exist.
+    """
+
+    def __init__(self, results: Path, warn: Callable[[str], None]) -> None:
+        self._results, self._warn = results, warn
+        self._base = _opened(results)
+        self._places: dict[tuple[str, ...], str] = {}
+        self._stamps: dict[str, str] = {}
+        self._texts: dict[str, Any] = {}
+        self._told: set[str] = set()
+        self._refresh()
+        self.records = list(self._light())
+
+    def shelf(self) -> Shelf:
+        """What rows are made from."""
+        return Shelf(
+            self.records, self.whole, self._hashes, self._images, self._confusions, self._kept
+        )
+
+    def whole(self, record: Record) -> Record:
+        """A record with everything but its manifest."""
+        (packed,) = self._one("heavy", record)
+        heavy = json.loads(zlib.decompress(packed))
+        return replace(
+            record,
+            scores=tuple(Score(*values) for values in heavy["scores"]),
+            groups=heavy["groups"],
+            facts=heavy["facts"],
+        )
+
+    def _refresh(self) -> None:
+        """Read the files that are new or changed, forget those that are gone."""
+        had = dict(self._base.execute("SELECT path, stamp FROM records"))
+        for path in record_paths(self._results):
+            name = path.relative_to(self._results).as_posix()
+            self._stamps[name] = _stamp(path)
+        gone = [(name,) for name in had.keys() - self._stamps.keys()]
+        self._base.executemany("DELETE FROM records WHERE path = ?", gone)
+        fresh = (
+            (name, stamp, *_entry(self._results / name))
+            for name, stamp in self._stamps.items()
+            if had.get(name) != stamp
+        )
+        with suppress(UnicodeEncodeError):  # names of files that are no text
+            self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", fresh)
+        self._base.commit()
+
+    def _light(self) -> Iterator[Record]:
+        """Every record without what takes room; said once what can't be read."""
+        query = "SELECT path, light, problem FROM records ORDER BY path"
+        found = {name: (light, problem) for name, light, problem in self._base.execute(query)}
+        for name in self._stamps:
+            light, problem = found[name]
+            if light is None:
+                self._warn(problem)
+                continue
+            told = {field: self._shared(text) for field, text in json.loads(light).items()}
+            record = Record(**told, scores=(), groups={}, facts={}, manifest=())
+            self._places[_place(record)] = name
+            yield record
+
+    def _shared(self, text: str) -> Any:
+        """The value of a JSON text; equal ones are one object, since records repeat much."""
+        if text not in self._texts:
+            self._texts[text] = json.loads(text)
+        return self._texts[text]
+
+    def _one(self, columns: str, record: Record) -> tuple[Any, ...]:
+        name = self._places[_place(record)]
+        query = f"SELECT {columns} FROM records WHERE path = ?"
+        found: tuple[Any, ...] = self._base.execute(query, (name,)).fetchone()
+        return found
+
+    def _hashes(self, record: Record) -> Sequence[int] | None:
+        """The first 64 bits of each image's hash."""
+        packed, problem = self._one("hashes, problem", record)
+        if problem is not None:
+            self._tell(problem)
+        if packed is None:
+            return None
+        return [int(one) for one in np.frombuffer(packed, dtype=np.uint64)]
+
+    def _images(self, record: Record) -> PerImage | None:
+        name = self._places[_place(record)]
+        try:
+            return read_per_image(self._results / name, record)
+        except RecordError as error:
+            self._tell(str(error))
+            return None
+
+    def _tell(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._warn(line)
+
+    def _confusions(self, record: Record) -> list[Confusion]:
+        (text,) = self._one("confusions", record)
+        return [tuple(one) for one in self._shared(text)]
+
+    def _kept(self, runs: Sequence[Record], about: Any, work: Callable[[], Any]) -> Any:
+        names = [self._places[_place(run)] for run in runs]
+        stamps = [[name, self._stamps[name]] for name in names]
+        text = canonical([_VERSION, _code(), stamps, about])
+        key = hashlib.sha256(text.encode()).hexdigest()
+        had = self._base.execute("SELECT found FROM rows WHERE key = ?", (key,)).fetchone()
+        if had is not None:
+            return json.loads(zlib.decompress(had[0]))
+        found = work()
+        packed = zlib.compress(json.dumps(found).encode(), 1)
+        self._base.execute("REPLACE INTO rows VALUES (?, ?)", (key, packed))
+        return found
+
+    def close(self) -> None:
+        """Keep what was worked out."""
+        with suppress(sqlite3.Error):
+            self._base.commit()
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    return record.dataset, record.task, record.method, record.key
+
+
+def _stamp(path: Path) -> str:
+    """What changes with a file, and with the sidecar beside it."""
+    told = []
+    for one in (path, sidecar_path(path)):
+        try:
+            had = one.stat()
+            told.append([had.st_size, had.st_mtime_ns, had.st_ctime_ns, had.st_ino])
+        except OSError:
+            told.append([])
+    return json.dumps(told)
+
+
+def _entry(path: Path) -> tuple[Any, ...]:
+    """A record as the index holds it: light, heavy, confusions, hashes, problem."""
+    try:
+        record = read_record(path)
+    except RecordError as error:
+        text = str(error).encode("utf-8", "backslashreplace").decode()
+        return None, None, None, None, text
+    values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    light = {
+        name: json.dumps(plain(value))
+        for name, value in values.items()
+        if name not in _HEAVY
+    }
+    heavy = {
+        "scores": [list(plain(score).values()) for score in record.scores],
+        "groups": record.groups,
+        "facts": record.facts,
+    }
+    hashes, problem = _hashes_of(path, record)
+    return (
+        json.dumps(light),
+        zlib.compress(json.dumps(heavy).encode(), 1),
+        json.dumps(confusions_in(record)),
+        hashes,
+        problem,
+    )
+
+
+def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:
+    hexes: Sequence[str] = [row[2] for row in record.manifest]
+    if not hexes and record.sidecar is not None:
+        try:
+            beside = read_per_image(path, record)
+        except RecordError as error:
+            return None, str(error).encode("utf-8", "backslashreplace").decode()
+        hexes = () if beside is None else beside.sha256
+    if not hexes:
+        return None, None
+    try:
+        return b"".join(bytes.fromhex(one[:16]) for one in hexes), None
+    except ValueError:  # hand-made: any text that tells images apart
+        every = (hashlib.sha256(one.encode("utf-8", "surrogatepass")).digest() for one in hexes)
+        return b"".join(one[:8] for one in every), None
+
+
+def _opened(results: Path) -> sqlite3.Connection:
+    """The folder's index, empty if there was none or it can't be read."""
+    if not results.is_dir():
+        raise InputError(f"{results}: expected a folder of records, seen none; check --results")
+    name = hashlib.sha256(str(results.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    places: list[str] = []
+    with suppress(InputError, OSError):
+        folder = cache_folder() / "boards"
+        folder.mkdir(exist_ok=True)
+        places.append(str(folder / f"{name}.sqlite"))
+    for place in [*places, *places, ""]:
+        base = sqlite3.connect(place, timeout=5)
+        try:
+            base.execute("PRAGMA synchronous = OFF")
+            base.execute("PRAGMA cache_size = -16000")
+            (version,) = base.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):
+                base.executescript("DROP TABLE IF EXISTS records; DROP TABLE IF EXISTS rows;")
+            base.executescript(_TABLES)
+            base.execute(f"PRAGMA user_version = {_VERSION}")
+            base.execute("BEGIN IMMEDIATE")
+            base.execute("SELECT count(*), max(length(light)) FROM records").fetchone()
+        except sqlite3.OperationalError:  # in use, or it can't be written to
+            base.close()
+        except sqlite3.DatabaseError:
+            base.close()
+            with suppress(OSError):
+                Path(place).unlink(missing_ok=True)
+        else:
+            return base
+    raise InputError("the system's temporary folder can't hold the index of records")
+
+
+@cache
+def _code() -> str:
+    """Hash of the code that rows are worked out by."""
+    digest = hashlib.sha256()
+    for package in (leaderboards, metrics):
+        for file in sorted(Path(str(package.__file__)).parent.glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,59 @@
+"""Where records are taken from: all at once in memory, or one row's at a time from an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fairbench.core.record import PerImage, Record
+from fairbench.leaderboards.counts import Confusion, confusions_in
+
+__all__ = ["Shelf", "in_memory", "nothing_kept"]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Records and what is known of them.
+
+    Attributes:
+        records: All of them; their scores, groups, facts and manifests may be missing.
+        whole: Gives a record with everything but its manifest.
+        hashes: Something equal for equal images, of each image of a record; None if that isn't
+            known.
+        images: What is known of each image of a record; None if that isn't kept.
+        confusions: Of the judges that counted, in a record.
+        kept: What was worked out for a row before: key, and a function that does so; both are
+            plain JSON.
+    """
+
+    records: Sequence[Record]
+    whole: Callable[[Record], Record]
+    hashes: Callable[[Record], Sequence[Any] | None]
+    images: Callable[[Record], PerImage | None]
+    confusions: Callable[[Record], list[Confusion]]
+    kept: Callable[[Sequence[Record], Any, Callable[[], Any]], Any]
+
+
+def nothing_kept(runs: Sequence[Record], about: Any, work: Callable[[], Any]) -> Any:
+    """Works everything out anew."""
+    return work()
+
+
+def in_memory(
+    records: Iterable[Record], images: Callable[[Record], PerImage | None]
+) -> Shelf:
+    """Records that are all there.
+
+    Args:
+        records: Whole, with their manifests.
+        images: Reads what is known of each image of a record.
+    """
+
+    def hashes(run: Record) -> Sequence[Any] | None:
+        if run.manifest:
+            return [row[2] for row in run.manifest]
+        beside = images(run) if run.sidecar is not None else None
+        return None if beside is None else beside.sha256
+
+    return Shelf(list(records), lambda one: one, hashes, images, confusions_in, nothing_kept)
