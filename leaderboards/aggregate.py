@@ -105,12 +105,22 @@ def rows_of(
         for one in shelf.confusions(record)
     )
     # Baselines may stand in blocks that aren't asked for.
-    merged = {
-        row.place: (row, runs)
+    wanted = [
+        (_by_seed(group, tell(group[0])), tell(group[0]))
         for _, group in sorted(by_configuration.items())
         if is_asked_for(group[0]) or group[0].method == "vanilla"
-        for row, runs in [_merge(group, counts, shelf, tell(group[0]))]
-    }
+    ]
+
+    def work(runs: Sequence[Record]) -> Any:
+        return plain(_worked_out([shelf.whole(run) for run in runs], counts, shelf))
+
+    merged: dict[tuple[str, ...], tuple[Row, list[Record]]] = {}
+    every = shelf.kept([runs for runs, _ in wanted], counts.known, work)
+    for (runs, told), found in zip(wanted, every, strict=True):
+        for line in found["warnings"]:
+            told(line)
+        row = _merged(runs, found)
+        merged[row.place] = row, runs
     baselines = Baselines(row for row, _ in merged.values())
     asked = [row for row, runs in merged.values() if is_asked_for(runs[0])]
     asked.sort(key=lambda row: row.block)
@@ -149,29 +159,26 @@ def _target(record: Record) -> Any:
     return record.config.get("target")
 
 
-def _merge(
-    records: Sequence[Record], counts: Counts, shelf: Shelf, warn: Callable[[str], None]
-) -> tuple[Row, list[Record]]:
-    """One row of the records that differ in the seed only, and the records that it rests on."""
+def _by_seed(records: Sequence[Record], warn: Callable[[str], None]) -> list[Record]:
+    """The newest record of each seed, ascending."""
     by_seed: dict[int, Record] = {}
     for record in sorted(records, key=lambda record: (record.created, record.key)):
         seed = int(record.config.get("seed", 0))
         if seed in by_seed:
             warn(f"{_name(by_seed[seed])}: left out, because {record.key} repeats its seed")
         by_seed[seed] = record
-    seeds = sorted(by_seed)
-    runs = [by_seed[seed] for seed in seeds]
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _merged(runs: Sequence[Record], found: Mapping[str, Any]) -> Row:
+    """One row of the records that differ in the seed only.
+
+    Args:
+        runs: One a seed; their configuration suffices.
+        found: What `_worked_out` made of them.
+    """
     first = runs[0]
     seconds = [_seconds_per_image(run) for run in runs]
-    # What takes long, or needs more of a record than its configuration, is worked out once.
-    lines: list[str] = []
-
-    def work() -> dict[str, Any]:
-        return plain(_worked_out([shelf.whole(run) for run in runs], counts, shelf, lines.append))
-
-    found = shelf.kept(runs, counts.known, work)
-    for line in lines or found["warnings"]:
-        warn(line)
     copies, quality = found["copies"], found["quality"]
     row = Row(
         dataset=first.dataset,
@@ -189,7 +196,7 @@ def _merge(
         supervision=tuple(sorted(first.card.get("supervision", ()))),
         comparable="yes",
         flags=tuple(found["flags"]),
-        seeds=tuple(seeds),
+        seeds=tuple(int(run.config.get("seed", 0)) for run in runs),
         n=_images(first),
         scores={name: Cell(*values) for name, values in found["cells"].items()},
         seconds_per_image=_mean(value for value in seconds if value is not None),
@@ -208,27 +215,19 @@ def _merge(
         given=None,
     )
     told = found["given"]
-    return (row if told is None else replace(row, given=_given(row, told))), runs
+    return row if told is None else replace(row, given=_given(row, told))
 
 
-def _worked_out(
-    runs: Sequence[Record], counts: Counts, shelf: Shelf, warn: Callable[[str], None]
-) -> dict[str, Any]:
+def _worked_out(runs: Sequence[Record], counts: Counts, shelf: Shelf) -> dict[str, Any]:
     """What a row has of its records beside their configuration, as plain values.
 
     Args:
         runs: Whole records, one a seed.
         counts: Reads their counts.
         shelf: Knows their images.
-        warn: Told about each score that is left out; the lines are kept too.
     """
     lines: list[str] = []
-
-    def tell(line: str) -> None:
-        lines.append(line)
-        warn(line)
-
-    cells = _cells(runs, counts, tell)
+    cells = _cells(runs, counts, lines.append)
     return {
         "flags": _flags(runs),
         "cells": {name: [getattr(cell, one) for one in _CELL] for name, cell in cells.items()},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from fairbench.core.keys import canonical, plain
 from fairbench.core.record import PerImage, Record
 from fairbench.core.score import Score
 from fairbench.leaderboards.counts import Confusion, confusions_in
+from fairbench.leaderboards.helpers import mapped
 from fairbench.leaderboards.shelf import Shelf
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.records import (
@@ -62,7 +65,8 @@ class Index:
 
     def __init__(self, results: Path, warn: Callable[[str], None]) -> None:
         self._results, self._warn = results, warn
-        self._base = _opened(results)
+        self._file, self._base = _opened(results)
+        self._process = os.getpid()
         self._places: dict[tuple[str, ...], str] = {}
         self._stamps: dict[str, str] = {}
         self._texts: dict[str, Any] = {}
@@ -95,10 +99,11 @@ class Index:
             self._stamps[name] = _stamp(path)
         gone = [(name,) for name in had.keys() - self._stamps.keys()]
         self._base.executemany("DELETE FROM records WHERE path = ?", gone)
+        changed = [name for name, stamp in self._stamps.items() if had.get(name) != stamp]
+        entries = mapped(_entry, [self._results / name for name in changed])
         fresh = (
-            (name, stamp, *_entry(self._results / name))
-            for name, stamp in self._stamps.items()
-            if had.get(name) != stamp
+            (name, self._stamps[name], *entry)
+            for name, entry in zip(changed, entries, strict=True)
         )
         with suppress(UnicodeEncodeError):  # names of files that are no text
             self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", fresh)
@@ -156,18 +161,40 @@ class Index:
         (text,) = self._one("confusions", record)
         return [tuple(one) for one in self._shared(text)]
 
-    def _kept(self, runs: Sequence[Record], about: Any, work: Callable[[], Any]) -> Any:
+    def _kept(
+        self,
+        rows: Sequence[Sequence[Record]],
+        about: Any,
+        work: Callable[[Sequence[Record]], Any],
+    ) -> Iterator[Any]:
+        start = hashlib.sha256(canonical([_VERSION, _code(), about]).encode()).hexdigest()
+        keys = [self._key(start, runs) for runs in rows]
+        had = {key for (key,) in self._base.execute("SELECT key FROM rows")}
+        missing = [place for place, key in enumerate(keys) if key not in had]
+
+        def worked_out(place: int) -> bytes:
+            self._use_own_connection()
+            return zlib.compress(json.dumps(work(rows[place])).encode(), 1)
+
+        self._base.commit()  # so that helpers see everything
+        found = zip(missing, mapped(worked_out, missing if self._file else []), strict=False)
+        for place, packed in found:
+            self._base.execute("REPLACE INTO rows VALUES (?, ?)", (keys[place], packed))
+        self._base.commit()
+        for runs, key in zip(rows, keys, strict=True):
+            kept = self._base.execute("SELECT found FROM rows WHERE key = ?", (key,)).fetchone()
+            yield work(runs) if kept is None else json.loads(zlib.decompress(kept[0]))
+
+    def _key(self, start: str, runs: Sequence[Record]) -> str:
         names = [self._places[_place(run)] for run in runs]
-        stamps = [[name, self._stamps[name]] for name in names]
-        text = canonical([_VERSION, _code(), stamps, about])
-        key = hashlib.sha256(text.encode()).hexdigest()
-        had = self._base.execute("SELECT found FROM rows WHERE key = ?", (key,)).fetchone()
-        if had is not None:
-            return json.loads(zlib.decompress(had[0]))
-        found = work()
-        packed = zlib.compress(json.dumps(found).encode(), 1)
-        self._base.execute("REPLACE INTO rows VALUES (?, ?)", (key, packed))
-        return found
+        text = canonical([start, [[name, self._stamps[name]] for name in names]])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _use_own_connection(self) -> None:
+        """SQLite's connections aren't for the copies of a process."""
+        if os.getpid() != self._process:
+            self._process = os.getpid()
+            self._base = sqlite3.connect(f"file:{quote(self._file)}?mode=ro", uri=True)
 
     def close(self) -> None:
         """Keep what was worked out."""
@@ -200,9 +227,7 @@ def _entry(path: Path) -> tuple[Any, ...]:
         return None, None, None, None, text
     values = {name: getattr(record, name) for name in record.__dataclass_fields__}
     light = {
-        name: json.dumps(plain(value))
-        for name, value in values.items()
-        if name not in _HEAVY
+        name: json.dumps(plain(value)) for name, value in values.items() if name not in _HEAVY
     }
     heavy = {
         "scores": [list(plain(score).values()) for score in record.scores],
@@ -236,8 +261,8 @@ def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:
         return b"".join(one[:8] for one in every), None
 
 
-def _opened(results: Path) -> sqlite3.Connection:
-    """The folder's index, empty if there was none or it can't be read."""
+def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
+    """The folder's index and its file, "" for none; empty if there was none or it's damaged."""
     if not results.is_dir():
         raise InputError(f"{results}: expected a folder of records, seen none; check --results")
     name = hashlib.sha256(str(results.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -265,7 +290,7 @@ def _opened(results: Path) -> sqlite3.Connection:
             with suppress(OSError):
                 Path(place).unlink(missing_ok=True)
         else:
-            return base
+            return place, base
     raise InputError("the system's temporary folder can't hold the index of records")
 
 

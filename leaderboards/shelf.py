@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,8 @@ class Shelf:
             known.
         images: What is known of each image of a record; None if that isn't kept.
         confusions: Of the judges that counted, in a record.
-        kept: What was worked out for a row before: key, and a function that does so; both are
-            plain JSON.
+        kept: Gives what a function works out of the records of each of many rows, plain JSON, in
+            their order; what was worked out before, of the same records and ``about``, is kept.
     """
 
     records: Sequence[Record]
@@ -32,17 +32,19 @@ class Shelf:
     hashes: Callable[[Record], Sequence[Any] | None]
     images: Callable[[Record], PerImage | None]
     confusions: Callable[[Record], list[Confusion]]
-    kept: Callable[[Sequence[Record], Any, Callable[[], Any]], Any]
+    kept: Callable[
+        [Sequence[Sequence[Record]], Any, Callable[[Sequence[Record]], Any]], Iterator[Any]
+    ]
 
 
-def nothing_kept(runs: Sequence[Record], about: Any, work: Callable[[], Any]) -> Any:
+def nothing_kept(
+    rows: Sequence[Sequence[Record]], about: Any, work: Callable[[Sequence[Record]], Any]
+) -> Iterator[Any]:
     """Works everything out anew."""
-    return work()
+    return map(work, rows)
 
 
-def in_memory(
-    records: Iterable[Record], images: Callable[[Record], PerImage | None]
-) -> Shelf:
+def in_memory(records: Iterable[Record], images: Callable[[Record], PerImage | None]) -> Shelf:
     """Records that are all there.
 
     Args:

@@ -145,7 +145,7 @@ def main() -> int:
                         f"{rows:.0f} rows",
                         flush=True,
                     )
-                    if (took > SECONDS or own + helper > MEBIBYTES):
+                    if took > SECONDS or own + helper > MEBIBYTES:
                         worst = 1
     return worst
 
