@@ -6,12 +6,12 @@ Run by hand, from anywhere, with nothing else on the machine:
     python tests/performance/leaderboard.py --records 500 --schemas 2
 
 The records are the committed ones over and over, each time under other names, so that every row
-is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``parameter`` makes a
-few tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Counts are jittered, so
-that no two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a
-sidecar, with labels. Each board is made twice in processes of their own: without an index, and
-with the one that the first left behind. Printed: seconds, and the largest resident memory of the
-process and its helpers. Exit status 1 if the first one is above a bar.
+is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``parameter`` a few
+tables of thousands of rows, ``seed`` rows of hundreds of seeds. Counts are jittered, so that no
+two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a sidecar,
+with labels. Each board is made twice, in processes of their own: without an index, and with the
+one that the first left behind. Printed: seconds, and the largest resident memory of the process and
+of a helper. Exit status 1 if one is above a bar.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main() -> int:
                     done = subprocess.run(
                         [sys.executable, "-c", MAKE, str(results)],
                         env=environment,
-                        capture_output=True,
+                        stdout=subprocess.PIPE,
                         text=True,
                         check=True,
                     )
