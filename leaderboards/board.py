@@ -60,7 +60,6 @@ def open_board(
     folder = Path(results)
     index = Index(folder, warn)
     made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
-    index.close()
     by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}
 
     def records(row: Row) -> list[Record]:

@@ -194,12 +194,7 @@ class Index:
         """SQLite's connections aren't for the copies of a process."""
         if os.getpid() != self._process:
             self._process = os.getpid()
-            self._base = sqlite3.connect(f"file:{quote(self._file)}?mode=ro", uri=True)
-
-    def close(self) -> None:
-        """Keep what was worked out."""
-        with suppress(sqlite3.Error):
-            self._base.commit()
+            self._base = sqlite3.connect(f"file:{quote(self._file)}?mode=ro", uri=True, timeout=60)
 
 
 def _place(record: Record) -> tuple[str, ...]:
@@ -276,6 +271,7 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
         base = sqlite3.connect(place, timeout=5)
         try:
             base.execute("PRAGMA synchronous = OFF")
+            base.execute("PRAGMA journal_mode = WAL")  # helpers read while rows are kept
             base.execute("PRAGMA cache_size = -16000")
             (version,) = base.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):

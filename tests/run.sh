@@ -12,7 +12,13 @@ $bin/python -m build --outdir .venv-test/dist >.venv-test/build.log 2>&1 || {
     cat .venv-test/build.log >&2
     exit 1
 }
-$bin/pip install --quiet --disable-pip-version-check "$(echo .venv-test/dist/*.whl)[dev]"
+$bin/pip install --quiet --disable-pip-version-check "$(echo .venv-test/dist/*.whl)[dev,browser]"
+
+# axe-core and a browser for the tests of the pages; where they can't be had, those are skipped.
+if [ -z "${AXE:-}" ] && command -v npm >/dev/null; then
+    npm install --silent --no-save --prefix .venv-test axe-core >/dev/null 2>&1 || true
+    export AXE="$PWD/.venv-test/node_modules/axe-core/axe.min.js"
+fi
 
 $bin/ruff check .
 $bin/ruff format --check .

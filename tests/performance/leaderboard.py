@@ -10,8 +10,8 @@ is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``pa
 tables of thousands of rows, ``seed`` rows of hundreds of seeds. Counts are jittered, so that no
 two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a sidecar,
 with labels. Each board is made twice, in processes of their own: without an index, and with the
-one that the first left behind. Printed: seconds, and the largest resident memory of the process and
-of a helper. Exit status 1 if one is above a bar.
+one that the first left behind. Printed: seconds, and the largest resident memory of the process
+and of a helper. Exit status 1 if one is above a bar.
 """
 
 from __future__ import annotations
