@@ -284,8 +284,9 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
             base.close()
         except sqlite3.DatabaseError:
             base.close()
-            with suppress(OSError):
-                Path(place).unlink(missing_ok=True)
+            for end in ("", "-wal", "-shm") if place else ():
+                with suppress(OSError):
+                    Path(place + end).unlink(missing_ok=True)
         else:
             return place, base
     raise InputError("the system's temporary folder can't hold the index of records")

@@ -541,7 +541,7 @@ def _definitions(record: Record) -> dict[str, Any] | None:
         if one.member is not None:
             values["pooled"] = f"{pooled[one.member]:.3f}"
             values["mean"] = f"{mean[one.member]:.3f}"
-            values["fair"] = f"{fair_value(one.member, n, groups):.3f}"
+            values["fair"] = significant(fair_value(one.member, n, groups))
         lines.append(values)
     return {
         "lines": lines,

@@ -76,7 +76,7 @@ def test_what_changed_is_read_again_and_what_is_gone_forgotten(results, parsed):
 
 def test_a_damaged_index_is_made_anew(results, cache):
     first = to_csv(leaderboard(results, warn=refuse))
-    (path,) = (cache / "boards").iterdir()
+    (path,) = (cache / "boards").glob("*.sqlite")
     path.write_bytes(b"no database at all" * 1000)
     assert to_csv(leaderboard(results, warn=refuse)) == first
 
