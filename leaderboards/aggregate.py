@@ -10,14 +10,15 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from fairbench.core.keys import canonical, plain
+from fairbench.core.keys import canonical
 from fairbench.core.record import PerImage, Record
 from fairbench.core.score import RANKED, Score
 from fairbench.leaderboards.admission import (
+    Admission,
     Baselines,
     admit,
     declared_sampling,
@@ -28,7 +29,7 @@ from fairbench.leaderboards.averages import Averages, Cell, exact_mean
 from fairbench.leaderboards.counts import Counts
 from fairbench.leaderboards.ranking import ImagesOf, ranked_row, stand
 from fairbench.leaderboards.row import UNRANKED, Copies, Distance, Row
-from fairbench.leaderboards.shelf import Shelf, in_memory
+from fairbench.leaderboards.shelf import Group, Shelf, in_memory
 
 __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows", "rows_of"]
 
@@ -111,11 +112,11 @@ def rows_of(
         if is_asked_for(group[0]) or group[0].method == "vanilla"
     ]
 
-    def work(runs: Sequence[Record]) -> Any:
-        return plain(_worked_out([shelf.whole(run) for run in runs], counts, shelf))
+    def work(group: Group) -> Any:
+        return _worked_out([shelf.whole(run) for run in group.rows[0]], counts, shelf)
 
     merged: dict[tuple[str, ...], tuple[Row, list[Record]]] = {}
-    every = shelf.kept([runs for runs, _ in wanted], counts.known, work)
+    every = shelf.kept([Group([runs]) for runs, _ in wanted], counts.known, work)
     for (runs, told), found in zip(wanted, every, strict=True):
         for line in found["warnings"]:
             told(line)
@@ -124,12 +125,49 @@ def rows_of(
     baselines = Baselines(row for row, _ in merged.values())
     asked = [row for row, runs in merged.values() if is_asked_for(runs[0])]
     asked.sort(key=lambda row: row.block)
+    blocks = [list(block) for _, block in itertools.groupby(asked, key=lambda row: row.block)]
+    decided = [admit(block, baselines) for block in blocks]
+    admitted = [
+        [row for row in block if not one.reasons[row.place]]
+        for block, one in zip(blocks, decided, strict=True)
+    ]
+
+    def compare(group: Group) -> Any:
+        by, values = group.detail
+        cells = [Cell(*value) for value in values]
+        return _standings(group.rows, cells, by, counts, shelf)
+
+    questions = [
+        Group(
+            [merged[row.place][1] for row in rows_],
+            [one.ranked_by, [_values(row.scores[one.ranked_by]) for row in rows_]],
+        )
+        for rows_, one in zip(admitted, decided, strict=True)
+    ]
     arranged = []
-    for _, block in itertools.groupby(asked, key=lambda row: row.block):
-        mine = list(block)
-        runs_of = {row.place: merged[row.place][1] for row in mine}
-        arranged += _arrange(mine, runs_of, baselines, counts, shelf)
+    answers = shelf.kept(questions, counts.known, compare)
+    for block, one, rows_, found in zip(blocks, decided, admitted, answers, strict=True):
+        places = {row.place: place for row, place in zip(rows_, found, strict=True)}
+        arranged += _arrange(block, one, places)
     return arranged
+
+
+def _standings(
+    rows_: Sequence[Sequence[Record]],
+    cells: Sequence[Cell],
+    by: str,
+    counts: Counts,
+    shelf: Shelf,
+) -> list[list[Any]]:
+    """Tie class, first and last rank and whether it is compared in pairs, of each admitted row."""
+    ranked = [
+        ranked_row([shelf.whole(run) for run in runs], cell, by, counts, shelf.images)
+        for runs, cell in zip(rows_, cells, strict=True)
+    ]
+    return [
+        [place.tie_class, *place.ranks, one.paired]
+        for place, one in zip(stand(ranked), ranked, strict=True)
+    ]
 
 
 def _newest(records: Iterable[Record]) -> dict[str, tuple[int, int, int]]:
@@ -228,11 +266,12 @@ def _worked_out(runs: Sequence[Record], counts: Counts, shelf: Shelf) -> dict[st
     """
     lines: list[str] = []
     cells = _cells(runs, counts, lines.append)
+    copies, quality = _copies(runs, shelf.hashes), _quality(runs)
     return {
-        "flags": _flags(runs),
-        "cells": {name: [getattr(cell, one) for one in _CELL] for name, cell in cells.items()},
-        "copies": _copies(runs, shelf.hashes),
-        "quality": _quality(runs),
+        "flags": list(_flags(runs)),
+        "cells": {name: _values(cell) for name, cell in cells.items()},
+        "copies": None if copies is None else asdict(copies),
+        "quality": None if quality is None else asdict(quality),
         "real_distance": max(_real_distance(run) for run in runs),
         "given": runs[0].facts.get("baseline"),
         "warnings": lines,
@@ -240,6 +279,11 @@ def _worked_out(runs: Sequence[Record], counts: Counts, shelf: Shelf) -> dict[st
 
 
 _CELL = [one.name for one in fields(Cell)]
+
+
+def _values(cell: Cell) -> list[Any]:
+    """What `Cell` takes, in its order."""
+    return [getattr(cell, name) for name in _CELL]
 
 
 def _given(row: Row, told: Mapping[str, Any]) -> Row:
@@ -343,27 +387,9 @@ def _cells(runs: Sequence[Record], counts: Counts, warn: Callable[[str], None]) 
 
 
 def _arrange(
-    block: list[Row],
-    runs_of: Mapping[tuple[str, ...], Sequence[Record]],
-    baselines: Baselines,
-    counts: Counts,
-    shelf: Shelf,
+    block: list[Row], decided: Admission, places: Mapping[tuple[str, ...], Sequence[Any]]
 ) -> list[Row]:
-    """Label, admit, compare, rank and order the rows of one block."""
-    decided = admit(block, baselines)
-    by = decided.ranked_by
-    admitted = [row for row in block if not decided.reasons[row.place]]
-    ranked = {
-        row.place: ranked_row(
-            [shelf.whole(run) for run in runs_of[row.place]],
-            row.scores[by],
-            by,
-            counts,
-            shelf.images,
-        )
-        for row in admitted
-    }
-    places = dict(zip(ranked, stand(list(ranked.values())), strict=True))
+    """Label and order the rows of one block, with what was decided and found of them."""
     told = []
     for row in _label(block):
         reasons, place = decided.reasons[row.place], places.get(row.place)
@@ -373,18 +399,18 @@ def _arrange(
             comparable=decided.comparable[row.place],
             why_unranked=reasons[0].word if reasons else "",
             reasons=tuple(reason.text for reason in reasons),
-            ranked_by=by,
+            ranked_by=decided.ranked_by,
             luck=decided.seeds >= ENOUGH_SEEDS,
             unchecked=decided.unchecked,
             flags=tuple(flags),
         )
         if place is not None:
-            first, last = place.ranks
+            tie_class, first, last, paired = place
             row = replace(
                 row,
                 rank=str(first) if first == last else f"{first}–{last}",
-                tie_class=_letters(place.tie_class),
-                compared="paired" if ranked[row.place].paired else "unpaired",
+                tie_class=_letters(tie_class),
+                compared="paired" if paired else "unpaired",
             )
         told.append(row)
     return sorted(told, key=_order)

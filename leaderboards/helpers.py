@@ -21,7 +21,12 @@ _MOST = 8
 _work: Callable[[Any], Any] | None = None
 
 
-def mapped(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def mapped(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    alone: bool = False,
+) -> Iterator[Result]:
     """What `work` makes of each item, in order.
 
     Helpers are copies of this process, so that `work` may be any function, and nothing of the
@@ -30,10 +35,11 @@ def mapped(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Re
     Args:
         work: Called with one item; what it gives must survive pickling.
         items: What to work on.
+        alone: Whether this process must do it all.
     """
     global _work
     count = min(_MOST, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
-    if len(items) < _WORTH_IT or count < 2:
+    if alone or len(items) < _WORTH_IT or count < 2:
         yield from map(work, items)
         return
     _work = work

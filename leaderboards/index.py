@@ -15,7 +15,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ import numpy as np
 
 from fairbench import metrics
 from fairbench.core.errors import InputError
-from fairbench.core.keys import canonical, plain
+from fairbench.core.keys import canonical
 from fairbench.core.record import PerImage, Record
 from fairbench.core.score import Score
 from fairbench.leaderboards.counts import Confusion, confusions_in
 from fairbench.leaderboards.helpers import mapped
-from fairbench.leaderboards.shelf import Shelf
+from fairbench.leaderboards.shelf import Group, Shelf
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.records import (
     RecordError,
@@ -43,6 +43,7 @@ from fairbench.storage.records import (
 __all__ = ["Index"]
 
 _VERSION = 1
+_SCORE = [one.name for one in fields(Score)]
 _HEAVY = ("scores", "groups", "facts", "manifest")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
@@ -66,7 +67,7 @@ class Index:
     def __init__(self, results: Path, warn: Callable[[str], None]) -> None:
         self._results, self._warn = results, warn
         self._file, self._base = _opened(results)
-        self._process = os.getpid()
+        self._process, self._inherited = os.getpid(), self._base
         self._places: dict[tuple[str, ...], str] = {}
         self._stamps: dict[str, str] = {}
         self._texts: dict[str, Any] = {}
@@ -162,38 +163,47 @@ class Index:
         return [tuple(one) for one in self._shared(text)]
 
     def _kept(
-        self,
-        rows: Sequence[Sequence[Record]],
-        about: Any,
-        work: Callable[[Sequence[Record]], Any],
+        self, groups: Sequence[Group], about: Any, work: Callable[[Group], Any]
     ) -> Iterator[Any]:
         start = hashlib.sha256(canonical([_VERSION, _code(), about]).encode()).hexdigest()
-        keys = [self._key(start, runs) for runs in rows]
+        keys = [self._key(start, group) for group in groups]
         had = {key for (key,) in self._base.execute("SELECT key FROM rows")}
         missing = [place for place, key in enumerate(keys) if key not in had]
 
         def worked_out(place: int) -> bytes:
             self._use_own_connection()
-            return zlib.compress(json.dumps(work(rows[place])).encode(), 1)
+            warn, told, lines = self._warn, self._told, list[str]()
+            self._warn, self._told = lines.append, set()
+            try:
+                found = work(groups[place])
+            finally:
+                self._warn, self._told = warn, told
+            return zlib.compress(json.dumps([found, lines]).encode(), 1)
 
         self._base.commit()  # so that helpers see everything
-        found = zip(missing, mapped(worked_out, missing if self._file else []), strict=False)
-        for place, packed in found:
+        for place, packed in zip(
+            missing, mapped(worked_out, missing, alone=not self._file), strict=True
+        ):
             self._base.execute("REPLACE INTO rows VALUES (?, ?)", (keys[place], packed))
         self._base.commit()
-        for runs, key in zip(rows, keys, strict=True):
-            kept = self._base.execute("SELECT found FROM rows WHERE key = ?", (key,)).fetchone()
-            yield work(runs) if kept is None else json.loads(zlib.decompress(kept[0]))
+        for key in keys:
+            query = "SELECT found FROM rows WHERE key = ?"
+            (packed,) = self._base.execute(query, (key,)).fetchone()
+            found, lines = json.loads(zlib.decompress(packed))
+            for line in lines:
+                self._tell(line)
+            yield found
 
-    def _key(self, start: str, runs: Sequence[Record]) -> str:
-        names = [self._places[_place(run)] for run in runs]
-        text = canonical([start, [[name, self._stamps[name]] for name in names]])
-        return hashlib.sha256(text.encode()).hexdigest()
+    def _key(self, start: str, group: Group) -> str:
+        names = [[self._places[_place(run)] for run in runs] for runs in group.rows]
+        stamps = [[[name, self._stamps[name]] for name in row] for row in names]
+        return hashlib.sha256(canonical([start, stamps, group.detail]).encode()).hexdigest()
 
     def _use_own_connection(self) -> None:
         """SQLite's connections aren't for the copies of a process."""
         if os.getpid() != self._process:
             self._process = os.getpid()
+            self._inherited = self._base  # never closed here: it is its maker's to tidy up
             self._base = sqlite3.connect(f"file:{quote(self._file)}?mode=ro", uri=True, timeout=60)
 
 
@@ -221,11 +231,9 @@ def _entry(path: Path) -> tuple[Any, ...]:
         text = str(error).encode("utf-8", "backslashreplace").decode()
         return None, None, None, None, text
     values = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    light = {
-        name: json.dumps(plain(value)) for name, value in values.items() if name not in _HEAVY
-    }
+    light = {name: json.dumps(value) for name, value in values.items() if name not in _HEAVY}
     heavy = {
-        "scores": [list(plain(score).values()) for score in record.scores],
+        "scores": [[getattr(score, name) for name in _SCORE] for score in record.scores],
         "groups": record.groups,
         "facts": record.facts,
     }

@@ -9,7 +9,20 @@ from typing import Any
 from fairbench.core.record import PerImage, Record
 from fairbench.leaderboards.counts import Confusion, confusions_in
 
-__all__ = ["Shelf", "in_memory", "nothing_kept"]
+__all__ = ["Group", "Shelf", "in_memory", "nothing_kept"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What something is worked out of.
+
+    Attributes:
+        rows: The records of each of one or more rows.
+        detail: Plain JSON: what else it depends on.
+    """
+
+    rows: Sequence[Sequence[Record]]
+    detail: Any = None
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,7 @@ class Shelf:
             known.
         images: What is known of each image of a record; None if that isn't kept.
         confusions: Of the judges that counted, in a record.
-        kept: Gives what a function works out of the records of each of many rows, plain JSON, in
+        kept: Gives what a function works out of each of many groups of records, plain JSON, in
             their order; what was worked out before, of the same records and ``about``, is kept.
     """
 
@@ -32,16 +45,14 @@ class Shelf:
     hashes: Callable[[Record], Sequence[Any] | None]
     images: Callable[[Record], PerImage | None]
     confusions: Callable[[Record], list[Confusion]]
-    kept: Callable[
-        [Sequence[Sequence[Record]], Any, Callable[[Sequence[Record]], Any]], Iterator[Any]
-    ]
+    kept: Callable[[Sequence[Group], Any, Callable[[Group], Any]], Iterator[Any]]
 
 
 def nothing_kept(
-    rows: Sequence[Sequence[Record]], about: Any, work: Callable[[Sequence[Record]], Any]
+    groups: Sequence[Group], about: Any, work: Callable[[Group], Any]
 ) -> Iterator[Any]:
     """Works everything out anew."""
-    return map(work, rows)
+    return map(work, groups)
 
 
 def in_memory(records: Iterable[Record], images: Callable[[Record], PerImage | None]) -> Shelf:
