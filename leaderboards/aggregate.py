@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
+from sys import intern
 from typing import Any
 
 from fairbench.core.keys import canonical
@@ -236,7 +237,7 @@ def _merged(runs: Sequence[Record], found: Mapping[str, Any]) -> Row:
         flags=tuple(found["flags"]),
         seeds=tuple(int(run.config.get("seed", 0)) for run in runs),
         n=_images(first),
-        scores={name: Cell(*values) for name, values in found["cells"].items()},
+        scores={intern(name): _cell(values) for name, values in found["cells"].items()},
         seconds_per_image=_mean(value for value in seconds if value is not None),
         network_calls_per_image=exact_mean(run.network_calls_per_image for run in runs),
         extra_parameters=first.extra_parameters,
@@ -279,6 +280,12 @@ def _worked_out(runs: Sequence[Record], counts: Counts, shelf: Shelf) -> dict[st
 
 
 _CELL = [one.name for one in fields(Cell)]
+
+
+def _cell(values: Sequence[Any]) -> Cell:
+    """A cell whose texts, of which there are few, are those of other cells."""
+    told: list[Any] = [intern(one) if type(one) is str else one for one in values]
+    return Cell(*told)
 
 
 def _values(cell: Cell) -> list[Any]:
