@@ -1,8 +1,8 @@
 """An index of a folder of records: no file is parsed twice, and no more than a row's is in memory.
 
 It is a cache, one SQLite file a folder under the cache folder, and may be deleted at any time. An
-entry holds for a file of the same size, times and inode; what was worked out for a row holds for
-the same records and the same code. What it can't be written to, or is damaged, is made anew beside
+entry holds for a file of the same size, times and inode and the same code; what was worked out for
+a row holds for the same entries. What it can't be written to, or is damaged, is made anew beside
 the system's temporary files, and gone with the process.
 """
 
@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+import fairbench
 from fairbench import metrics
 from fairbench.core.errors import InputError
 from fairbench.core.keys import canonical
@@ -42,14 +43,14 @@ from fairbench.storage.records import (
 
 __all__ = ["Index"]
 
-_VERSION = 1
+_VERSION = 2
 _SCORE = [one.name for one in fields(Score)]
 _HEAVY = ("scores", "groups", "facts", "manifest")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
     path TEXT PRIMARY KEY, stamp TEXT, light TEXT, heavy BLOB, confusions TEXT, hashes BLOB,
     problem TEXT);
-CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, found BLOB);
+CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, code TEXT, found BLOB);
 """
 
 
@@ -98,6 +99,7 @@ class Index:
         for path in record_paths(self._results):
             name = path.relative_to(self._results).as_posix()
             self._stamps[name] = _stamp(path)
+        self._base.execute("DELETE FROM rows WHERE code != ?", (_code(),))
         gone = [(name,) for name in had.keys() - self._stamps.keys()]
         self._base.executemany("DELETE FROM records WHERE path = ?", gone)
         changed = [name for name, stamp in self._stamps.items() if had.get(name) != stamp]
@@ -165,7 +167,7 @@ class Index:
     def _kept(
         self, groups: Sequence[Group], about: Any, work: Callable[[Group], Any]
     ) -> Iterator[Any]:
-        start = hashlib.sha256(canonical([_VERSION, _code(), about]).encode()).hexdigest()
+        start = hashlib.sha256(canonical(about).encode()).hexdigest()
         keys = [self._key(start, group) for group in groups]
         had = {key for (key,) in self._base.execute("SELECT key FROM rows")}
         missing = [place for place, key in enumerate(keys) if key not in had]
@@ -184,7 +186,8 @@ class Index:
         for place, packed in zip(
             missing, mapped(worked_out, missing, alone=not self._file), strict=True
         ):
-            self._base.execute("REPLACE INTO rows VALUES (?, ?)", (keys[place], packed))
+            entry = keys[place], _code(), packed
+            self._base.execute("REPLACE INTO rows VALUES (?, ?, ?)", entry)
         self._base.commit()
         for key in keys:
             query = "SELECT found FROM rows WHERE key = ?"
@@ -212,8 +215,8 @@ def _place(record: Record) -> tuple[str, ...]:
 
 
 def _stamp(path: Path) -> str:
-    """What changes with a file, and with the sidecar beside it."""
-    told = []
+    """What changes with a file, with the sidecar beside it and with the code that reads them."""
+    told: list[Any] = [_code()]
     for one in (path, sidecar_path(path)):
         try:
             had = one.stat()
@@ -302,9 +305,12 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
 
 @cache
 def _code() -> str:
-    """Hash of the code that rows are worked out by."""
-    digest = hashlib.sha256()
-    for package in (__file__, str(metrics.__file__)):
-        for file in sorted(Path(package).parent.glob("*.py")):
+    """Hash of the code that records are read and rows are worked out by."""
+    digest = hashlib.sha256(str(_VERSION).encode())
+    root = Path(fairbench.__file__).parent
+    folders = [root / name for name in ("core", "scores", "storage")]
+    folders += [Path(__file__).parent, Path(metrics.__file__).parent]
+    for folder in folders:
+        for file in sorted(folder.glob("*.py")):
             digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]

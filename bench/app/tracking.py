@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ TRACKERS = {
     "trackio": "trackio",
 }
 """Name on the command line -> package that it needs."""
+
+PROJECT = "fairbench"
+_NOT_IN_NAMES = re.compile(r"[^\w./ -]")  # what MLflow refuses
 
 
 def check_tracker(name: str) -> None:
@@ -38,31 +42,43 @@ def check_tracker(name: str) -> None:
         raise InputError(f"--tracker {name} needs the package {package}; pip install {package}")
 
 
-def track(name: str, record: Record, results: Path) -> None:
-    """Hand a record's scores, shares and configuration to a tracker.
+def track(name: str, record: Record, results: Path, warn: Callable[[str], None]) -> None:
+    """Hand a record's scores, shares and configuration to a tracker, as a run of `PROJECT`.
 
     Args:
         name: One of `TRACKERS`.
         record: A complete record.
-        results: Folder of records; trackers that write files do so in ``.trackers`` there.
+        results: Folder of records; TensorBoard and Weights & Biases write to ``.trackers`` there,
+            the others where their own settings say.
+        warn: Told in one line if the tracker fails: the record is there all the same.
     """
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     folder = results / ".trackers"
-    folder.mkdir(parents=True, exist_ok=True)
-    (kind,) = filter_trackers([name], folder)
-    made = LOGGER_TYPE_TO_CLASS[str(kind)]
     label = f"{record.dataset}-{record.task}-{record.method}-{record.key}"
-    tracker = made(label, folder) if made.requires_logging_directory else made(label)
-    if hasattr(tracker, "start"):
+    arguments: dict[str, dict[str, Any]] = {
+        "tensorboard": {"run_name": label, "logging_dir": str(folder)},
+        "wandb": {"run_name": PROJECT, "name": label, "dir": str(folder)},
+        "mlflow": {"experiment_name": PROJECT, "run_name": label},
+        "trackio": {"run_name": PROJECT, "name": label},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker = LOGGER_TYPE_TO_CLASS[name](**arguments[name])
         tracker.start()
-    tracker.store_init_configuration(_flat(record.config))
-    tracker.log(numbers_of(record), step=0)
-    tracker.finish()
+        tracker.store_init_configuration(_flat(record.config))
+        tracker.log(numbers_of(record), step=0)
+        tracker.finish()
+    except Exception as error:  # other people's code, services and networks
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warn(f"--tracker {name} failed ({reason}); the record is written")
 
 
 def numbers_of(record: Record) -> dict[str, float]:
-    """Name -> number of every score, its ends, the groups' shares and the seconds."""
+    """Name -> number of every score, its ends, the groups' shares and the seconds.
+
+    In names, what isn't a letter, digit or one of ``_./ -`` is an underscore.
+    """
     told = {f"score/{score.name}": float(score.value) for score in record.scores}
     for score in record.scores:
         for end in ("low", "high", "floor"):
@@ -75,7 +91,8 @@ def numbers_of(record: Record) -> dict[str, float]:
             for row in rows
             if row.get("share") is not None
         }
-    return told | {f"seconds/{stage}": float(value) for stage, value in record.seconds.items()}
+    told |= {f"seconds/{stage}": float(value) for stage, value in record.seconds.items()}
+    return {_NOT_IN_NAMES.sub("_", name): value for name, value in told.items()}
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, str | int | float]:

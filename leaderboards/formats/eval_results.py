@@ -11,8 +11,9 @@ from pathlib import Path
 
 from fairbench.core.keys import run_key
 from fairbench.core.record import Record
+from fairbench.core.text import shown
 from fairbench.leaderboards.board import Board
-from fairbench.leaderboards.columns import is_main, legible, method_of, score_names, standing_of
+from fairbench.leaderboards.columns import is_main, method_of, score_names, standing_of
 from fairbench.leaderboards.formats import Format
 from fairbench.leaderboards.formats.every_eval_ever import write_rows
 from fairbench.leaderboards.row import Row
@@ -41,7 +42,7 @@ def entries(row: Row, records: Sequence[Record]) -> str:
         records: Those that it rests on, at least one.
     """
     created = max(record.created for record in records)
-    lines = [f"# {method_of(row)} on {legible(row.backbone)}"]
+    lines = [f"# {method_of(row)} on {shown(row.backbone)}"]
     for name in score_names([row]):
         if not is_main(name):
             continue
@@ -65,7 +66,7 @@ def entries(row: Row, records: Sequence[Record]) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(legible(text))
+    return json.dumps(shown(text))
 
 
 FORMAT = Format("eval_results", (), None, write_eval_results)

@@ -15,9 +15,10 @@ from typing import Any
 from fairbench.core.errors import FairbenchError, InputError
 from fairbench.core.keys import canonical, run_key
 from fairbench.core.record import Record
+from fairbench.core.text import shown
 from fairbench.leaderboards.averages import Cell
 from fairbench.leaderboards.board import Board
-from fairbench.leaderboards.columns import legible, method_of, score_names, standing_of
+from fairbench.leaderboards.columns import method_of, score_names, standing_of
 from fairbench.leaderboards.formats import Format
 from fairbench.leaderboards.row import Row
 from fairbench.runs.question import command_of
@@ -80,13 +81,13 @@ def document(row: Row, records: Sequence[Record]) -> dict[str, Any]:
     created = max(record.created for record in records)
     return {
         "schema_version": SCHEMA,
-        "evaluation_id": f"fairbench_{legible(row.dataset)}/{legible(row.method)}/{_name(row)}",
+        "evaluation_id": f"fairbench_{shown(row.dataset)}/{shown(row.method)}/{_name(row)}",
         "dedupe_identity": {
             "run_fingerprint": _name(row),
             "hash_algorithm": "sha256",
             "canonicalization_version": "fairbench run key",
         },
-        "evaluation_timestamp": legible(created),
+        "evaluation_timestamp": shown(created),
         "retrieved_timestamp": _seconds(created),
         "source_metadata": {
             "source_name": "fairbench",
@@ -96,17 +97,17 @@ def document(row: Row, records: Sequence[Record]) -> dict[str, Any]:
         },
         "eval_library": {
             "name": "fairbench",
-            "version": legible(str(records[0].environment.get("fairbench", "unknown"))),
+            "version": shown(str(records[0].environment.get("fairbench", "unknown"))),
         },
         "model_info": {
-            "name": legible(f"{row.backbone or 'images made elsewhere'} with {method_of(row)}"),
-            "id": legible(f"{row.backbone or 'unknown'}/{method_of(row)}"),
+            "name": shown(f"{row.backbone or 'images made elsewhere'} with {method_of(row)}"),
+            "id": shown(f"{row.backbone or 'unknown'}/{method_of(row)}"),
             "additional_details": {
-                "backbone": legible(row.backbone),
-                "method": legible(row.method),
-                "role": legible(row.role),
-                "supervision": legible(", ".join(row.supervision) or "none"),
-                "parameters": legible(canonical(row.config.get("parameters", {}))),
+                "backbone": shown(row.backbone),
+                "method": shown(row.method),
+                "role": shown(row.role),
+                "supervision": shown(", ".join(row.supervision) or "none"),
+                "parameters": shown(canonical(row.config.get("parameters", {}))),
             },
         },
         "evaluation_results": [
@@ -123,7 +124,7 @@ def _result(row: Row, name: str, cell: Cell, records: Sequence[Record]) -> dict[
             "lower": cell.low,
             "upper": cell.high,
             "confidence_level": 0.95,
-            "method": legible(cell.interval),
+            "method": shown(cell.interval),
         }
     details = {
         "better": cell.better,
@@ -133,28 +134,28 @@ def _result(row: Row, name: str, cell: Cell, records: Sequence[Record]) -> dict[
         "noise_floor": "" if cell.floor is None else repr(cell.floor),
     }
     result: dict[str, Any] = {
-        "evaluation_name": legible(f"{row.task}: {name}"),
+        "evaluation_name": shown(f"{row.task}: {name}"),
         "source_data": {
-            "dataset_name": legible(row.dataset),
+            "dataset_name": shown(row.dataset),
             "source_type": "other",
             "additional_details": {
-                "task": legible(row.task),
-                "target": legible(canonical(row.config.get("target", {}))),
+                "task": shown(row.task),
+                "target": shown(canonical(row.config.get("target", {}))),
             },
         },
         "metric_config": {
-            "evaluation_description": legible(name if spec is None else spec.meaning),
+            "evaluation_description": shown(name if spec is None else spec.meaning),
             # The schema has no third answer; `details` says where neither is better.
             "lower_is_better": cell.better == "lower",
         },
         "score_details": {
             "score": cell.value,
-            "details": {key: legible(value) for key, value in details.items() if value},
+            "details": {key: shown(value) for key, value in details.items() if value},
             "uncertainty": uncertainty,
         },
     }
     with suppress(FairbenchError, KeyError, TypeError, ValueError, AttributeError):
-        command = legible(command_of(records[0]))
+        command = shown(command_of(records[0]))
         result["generation_config"] = {"generation_args": {"execution_command": command}}
     return result
 
