@@ -12,9 +12,10 @@ $bin/python -m build --outdir .venv-test/dist >.venv-test/build.log 2>&1 || {
     cat .venv-test/build.log >&2
     exit 1
 }
-$bin/pip install --quiet --disable-pip-version-check "$(echo .venv-test/dist/*.whl)[dev,browser]"
+$bin/pip install --quiet --disable-pip-version-check "$(echo .venv-test/dist/*.whl)[dev]"
 
-# axe-core and a browser for the tests of the pages; where they can't be had, those are skipped.
+# What drives a browser, and axe-core, for the tests of the pages; without them they are skipped.
+$bin/pip install --quiet --disable-pip-version-check "playwright>=1.40" || true
 if [ -z "${AXE:-}" ] && command -v npm >/dev/null; then
     npm install --silent --no-save --prefix .venv-test axe-core >/dev/null 2>&1 || true
     export AXE="$PWD/.venv-test/node_modules/axe-core/axe.min.js"
