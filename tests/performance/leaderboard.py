@@ -11,8 +11,8 @@ few tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Count
 that no two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a
 sidecar, with labels. Each board is made twice, in processes of their own: without an index, and
 with the one that the first left behind. Printed: seconds; processor seconds of the process and its
-helpers, which a busy machine changes little; the largest resident memory of the process, and of one
-helper, most of which is shared with it. Exit status 1 if a board is above a bar.
+helpers, which a busy machine changes little; the largest resident memory of the process, and of
+one helper, most of which is shared with it. Exit status 1 if a board is above a bar.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def main() -> int:
                     took, busy, own, helper, rows = map(float, done.stdout.split())
                     print(
                         f"schema {schema}, {asked.records:,} records by {how}, {what}: "
-                        f"{took:.1f} s ({busy:.1f} s of processors), {own:.0f} MiB (+ {helper:.0f} MiB a helper), "
-                        f"{rows:.0f} rows",
+                        f"{took:.1f} s ({busy:.1f} s of processors), "
+                        f"{own:.0f} MiB (+ {helper:.0f} MiB a helper), {rows:.0f} rows",
                         flush=True,
                     )
                     if took > SECONDS or own + helper > MEBIBYTES:
