@@ -59,8 +59,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     if not rows:
         return f"# Leaderboard\n\n{EMPTY}"
     tables = [
-        f"## {_escape(title)}\n\n{_escape(_capital(notes_of(block)))}.\n\n"
-        f"{_markdown_table(block)}"
+        f"## {_escape(title)}\n\n{_escape(_capital(notes_of(block)))}.\n\n{_markdown_table(block)}"
         for title, block in blocks(rows)
     ]
     return "\n".join(["# Leaderboard\n", *tables, _LEGEND])
