@@ -23,8 +23,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-import fairbench
-from fairbench import metrics
+from fairbench import core, metrics, scores, storage
 from fairbench.core.errors import InputError
 from fairbench.core.keys import canonical
 from fairbench.core.record import PerImage, Record
@@ -307,10 +306,8 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
 def _code() -> str:
     """Hash of the code that records are read and rows are worked out by."""
     digest = hashlib.sha256(str(_VERSION).encode())
-    root = Path(fairbench.__file__).parent
-    folders = [root / name for name in ("core", "scores", "storage")]
-    folders += [Path(__file__).parent, Path(metrics.__file__).parent]
-    for folder in folders:
-        for file in sorted(folder.glob("*.py")):
+    rooms = (__file__, *(str(room.__file__) for room in (core, metrics, scores, storage)))
+    for room in rooms:
+        for file in sorted(Path(room).parent.glob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
