@@ -69,6 +69,7 @@ class Index:
         self._file, self._base = _opened(results)
         self._process, self._inherited = os.getpid(), self._base
         self._places: dict[tuple[str, ...], str] = {}
+        self._paths: dict[str, Path] = {}
         self._stamps: dict[str, str] = {}
         self._texts: dict[str, Any] = {}
         self._told: set[str] = set()
@@ -96,19 +97,19 @@ class Index:
         """Read the files that are new or changed, forget those that are gone."""
         had = dict(self._base.execute("SELECT path, stamp FROM records"))
         for path in record_paths(self._results):
-            name = path.relative_to(self._results).as_posix()
-            self._stamps[name] = _stamp(path)
+            # A file's name may be no text, which the index couldn't hold.
+            name = _text(path.relative_to(self._results).as_posix())
+            self._paths[name], self._stamps[name] = path, _stamp(path)
         self._base.execute("DELETE FROM rows WHERE code != ?", (_code(),))
         gone = [(name,) for name in had.keys() - self._stamps.keys()]
         self._base.executemany("DELETE FROM records WHERE path = ?", gone)
         changed = [name for name, stamp in self._stamps.items() if had.get(name) != stamp]
-        entries = mapped(_entry, [self._results / name for name in changed])
+        entries = mapped(_entry, [self._paths[name] for name in changed])
         fresh = (
             (name, self._stamps[name], *entry)
             for name, entry in zip(changed, entries, strict=True)
         )
-        with suppress(UnicodeEncodeError):  # names of files that are no text
-            self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", fresh)
+        self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", fresh)
         self._base.commit()
 
     def _light(self) -> Iterator[Record]:
@@ -149,7 +150,7 @@ class Index:
     def _images(self, record: Record) -> PerImage | None:
         name = self._places[_place(record)]
         try:
-            return read_per_image(self._results / name, record)
+            return read_per_image(self._paths[name], record)
         except RecordError as error:
             self._tell(str(error))
             return None
@@ -225,13 +226,16 @@ def _stamp(path: Path) -> str:
     return json.dumps(told)
 
 
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _entry(path: Path) -> tuple[Any, ...]:
     """A record as the index holds it: light, heavy, confusions, hashes, problem."""
     try:
         record = read_record(path)
     except RecordError as error:
-        text = str(error).encode("utf-8", "backslashreplace").decode()
-        return None, None, None, None, text
+        return None, None, None, None, _text(str(error))
     values = {name: getattr(record, name) for name in record.__dataclass_fields__}
     light = {name: json.dumps(value) for name, value in values.items() if name not in _HEAVY}
     heavy = {
@@ -255,7 +259,7 @@ def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:
         try:
             beside = read_per_image(path, record)
         except RecordError as error:
-            return None, str(error).encode("utf-8", "backslashreplace").decode()
+            return None, _text(str(error))
         hexes = () if beside is None else beside.sha256
     if not hexes:
         return None, None

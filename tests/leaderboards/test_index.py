@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +96,16 @@ def test_damaged_records_are_told_each_time(results):
         lines = []
         leaderboard(results, warn=lines.append)
         assert any(str(path) in line for line in lines)
+
+
+def test_a_file_whose_name_is_no_text_is_a_record_like_others(results):
+    first = to_csv(leaderboard(results, warn=refuse))
+    for path in sorted(results.glob("*/tiw/*.json")):
+        name = os.fsencode(path.parent / "a") + b"\xff" + os.fsencode(path.name)
+        sidecar_path(path).rename(sidecar_path(Path(os.fsdecode(name))))
+        path.rename(os.fsdecode(name))
+    for _ in range(2):
+        assert to_csv(leaderboard(results, warn=refuse)) == first
 
 
 def test_helpers_give_the_same(results, monkeypatch):
