@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from fairbench.core.errors import InputError
@@ -58,7 +60,11 @@ def test_methods_that_train_nothing_so_have_no_such_key(planned):
 def test_the_number_of_processes_is_part_of_the_key_of_what_trains(planned, monkeypatch):
     alone = generation_config(planned("tiw"), "hash")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert generation_config(planned("tiw"), "hash") == {**alone, "processes": 2}
+    assert generation_config(planned("tiw"), "hash") == alone  # the first trains alone
+    shared = dataclasses.replace(
+        planned("tiw"), config=dataclasses.replace(planned("tiw").config, data_parallel=True)
+    )
+    assert generation_config(shared, "hash") == {**alone, "processes": 2}
     assert "processes" not in generation_config(planned("vanilla"), "hash")
 
 
