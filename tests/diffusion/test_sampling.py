@@ -122,6 +122,36 @@ def test_both_branches_of_guidance_share_a_call_that_holds_them(monkeypatch):
     np.testing.assert_array_equal(together.network_calls, apart.network_calls)
 
 
+def test_a_network_is_compiled_where_that_works(monkeypatch):
+    backbone, calls = small_text(), []
+    sampler = DDIMSampler(backbone, config(3, guidance=2.0))
+    expected = sampler(many(2)).images
+
+    def compiled(module):
+        def call(*arguments, **options):
+            calls.append(1)
+            return module._call_impl(*arguments, **options)
+
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    assert backbone.compile() == ""
+    assert calls == [1]  # tried at once
+    np.testing.assert_array_equal(sampler(many(2)).images, expected)
+    assert len(calls) == 4
+
+    def broken(module):
+        def call(*arguments, **options):
+            raise RuntimeError("no compiler\nas a long trace says")
+
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    assert backbone.compile() == "RuntimeError: no compiler"
+    np.testing.assert_array_equal(sampler(many(2)).images, expected)  # goes on without
+    assert "no network" in mixture().compile()
+
+
 # --- randomness -------------------------------------------------------------------------------
 
 

@@ -57,6 +57,13 @@ def test_methods_that_train_nothing_so_have_no_such_key(planned):
         assert "autocast" not in generation_config(planned(name), "hash")
 
 
+def test_a_compiled_network_is_another_question(planned):
+    plain = planned("vanilla")
+    compiled = dataclasses.replace(plain, config=dataclasses.replace(plain.config, compile=True))
+    expected = generation_config(plain, "hash") | {"compiled": True}
+    assert generation_config(compiled, "hash") == expected
+
+
 def test_the_number_of_processes_is_part_of_the_key_of_what_trains(planned, monkeypatch):
     alone = generation_config(planned("tiw"), "hash")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         pipeline(work / "model", chosen.side)
-        idle = peak(IDLE, work / "model", cache=work / "idle")
+        idle = peak(IDLE, work / "model", cache=work / "cache")
         print(f"modules, model and data set: {idle / 1e9:.2f} GB")
         rng = np.random.default_rng(0)
         for i in range(chosen.many):
@@ -114,7 +114,7 @@ def main() -> None:
                     PEAK,
                     *(what, *asked, "--num-images", count, "--device", "cpu"),
                     *("--results", work / f"results-{what}-{count}", "--quiet"),
-                    cache=work / f"cache-{what}-{count}",
+                    cache=work / "cache",  # the real images are read once
                 )
             each = (peaks[chosen.many] - peaks[chosen.few]) / (chosen.many - chosen.few)
             whole = peaks[chosen.many] + max(each, 0.0) * (TARGET - chosen.many) - idle
