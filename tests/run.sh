@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the wheel, installs it in a fresh environment (.venv-test), and checks what is installed
-# there: lint, types, tests. PYTHON chooses the interpreter; arguments go to pytest.
+# there: lint, types, the analytic gate, tests. PYTHON chooses the interpreter; arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
 bin=.venv-test/bin
@@ -17,4 +17,5 @@ $bin/pip install --quiet --disable-pip-version-check "$(echo .venv-test/dist/*.w
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy --strict -p fairbench
+$bin/fairbench check --baseline tests/baselines/analytic.json
 $bin/pytest "$@"
