@@ -38,7 +38,6 @@ def put(tmp_path, make_run, make_record):
                 "hashes": dict(run.hashes),
             },
             scores=tuple(run.scores.values()),
-            created=told.pop("created", "2026-01-02T03:04:05+00:00"),
         )
         return write_record(tmp_path / folder, record, run.images)
 
@@ -118,7 +117,7 @@ def test_one_bad_record_does_not_take_the_check_down(put, tmp_path):
 def test_the_newest_record_of_a_question_counts(put, tmp_path):
     file = tmp_path / "base.json"
     check(file, records=[put()], update=True)
-    old = put("old", share=0.9, noise=8, created="2020-01-01T00:00:00+00:00")
+    old = put("old", share=0.9, noise=8)
     document = json.loads(old.read_text())
     document["created"] = "2020-01-01T00:00:00+00:00"
     old.write_text(json.dumps(document))
