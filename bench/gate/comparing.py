@@ -50,6 +50,9 @@ Handling = Literal["fail", "warn", "ignore"]
 ROUNDING = 1e-6
 """Relative difference below which two numbers are the same but for rounding."""
 
+EQUAL = 1e-9
+"""Relative width below which an interval has none."""
+
 EVERYTHING = "everything"
 """In the place of a score's name: the run as a whole."""
 
@@ -267,9 +270,9 @@ def _no_spread(run: Measured) -> str:
     """Why its features are no sample; empty if they are."""
     for score in run.scores.values():
         spec = spec_of(score.name)
-        if spec is None or spec.margin is None or spec.of_labels or not score.interval:
+        if spec is None or not spec.relative or score.low is None or score.high is None:
             continue
-        if spec.relative and score.low is not None and score.low == score.high:
+        if math.isclose(score.low, score.high, rel_tol=EQUAL):
             return f"{score.name}: {NO_WIDTH}"
     return ""
 
