@@ -75,6 +75,8 @@ class Measured:
         count: Images in all.
         not_measured: Score -> why it wasn't.
         created: When the record was written.
+        first: Of a baseline, the scores that it had before any update made them a little worse;
+            None: `scores`.
     """
 
     question: Mapping[str, Any]
@@ -85,6 +87,13 @@ class Measured:
     count: int
     not_measured: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    first: Mapping[str, Score] | None = None
+
+    @property
+    def at_first(self) -> Measured:
+        """The run as it was before any update, as far as its scores tell."""
+        same = self.first is None or self.first == self.scores
+        return self if same else replace(self, scores=self.first, images=None)
 
     @property
     def identity(self) -> str:
@@ -323,23 +332,32 @@ def write(path: Path, baseline: Baseline) -> None:
 
 
 def _row(run: Measured) -> dict[str, Any]:
-    scores = [
-        {k: v for k, v in row.items() if k not in ("source", "floor", "level")}
-        for row in plain(tuple(run.scores.values()))
-    ]
+    same = run.first is None or run.first == run.scores
     return {
         "question": dict(run.question),
         "key": run.key,
         "hashes": dict(run.hashes),
         "count": run.count,
-        "scores": scores,
+        "scores": _bare(run.scores),
+        "first": None if same or run.first is None else _bare(run.first),
         "images": None if run.images is None else _packed(run.images),
     }
 
 
-def _run(row: Mapping[str, Any]) -> Measured:
+def _bare(scores: Mapping[str, Score]) -> list[dict[str, Any]]:
+    """Scores without what a comparison doesn't need."""
+    return [
+        {k: v for k, v in row.items() if k not in ("source", "floor", "level")}
+        for row in plain(tuple(scores.values()))
+    ]
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
     blank = {"source": "", "floor": None, "level": 0.95}
-    scores = [score_of({**blank, **one}) for one in row["scores"]]
+    return {score.name: score for score in (score_of({**blank, **one}) for one in rows)}
+
+
+def _run(row: Mapping[str, Any]) -> Measured:
     question = row["question"]
     if "evaluated" not in question:
         unknown = question.keys() - set(_ASKED)
@@ -350,9 +368,10 @@ def _run(row: Mapping[str, Any]) -> Measured:
         question,
         row["key"],
         row["hashes"],
-        {score.name: score for score in scores},
+        _scores(row["scores"]),
         images,
         row["count"],
+        first=None if row["first"] is None else _scores(row["first"]),
     )
 
 

@@ -21,7 +21,7 @@ from fairbench.gate.baseline import (
     read_baseline,
     write,
 )
-from fairbench.gate.comparing import Handling, Verdict, compare
+from fairbench.gate.comparing import Finding, Handling, Verdict, compare
 from fairbench.runs.times import now
 from fairbench.storage.files import check_file
 from fairbench.storage.records import read_record, read_records, record_path
@@ -48,7 +48,7 @@ class Checked:
         """0, 1 where something got worse and isn't accepted, 2 where nothing can be compared."""
         if self.verdict is None or self.written:
             return 0
-        return self.verdict.exit_code
+        return self.verdict.exit_code or int(bool(self.refused))
 
 
 def check(
@@ -134,13 +134,17 @@ def _updated(
     accept_worse: str | None,
 ) -> Checked:
     """Write what is measured now, unless it is worse and nobody says that this is right."""
-    worse = [*verdict.of("regressed"), *verdict.of("missing")]
+    since = compare([one.at_first for one in baseline.runs], candidate)
+    told = {(one.run, one.score) for one in verdict.of("regressed")}
+    drifted = [one for one in since.of("regressed") if (one.run, one.score) not in told]
+    worse = [*verdict.of("regressed"), *drifted, *verdict.of("missing")]
     if verdict.refusals:
         return Checked(verdict, refused=verdict.refusals[0])
     if worse and accept_worse is None:
+        slowly = " than they were at first, by steps that were each too small" if drifted else ""
         return Checked(
             verdict,
-            refused=f"{len(worse)} scores or runs are worse or missing, such as "
+            refused=f"{len(worse)} scores or runs are worse{slowly} or missing, such as "
             f"{worse[0].run}: {worse[0].score}; --accept-worse REASON takes them all the same",
         )
     _first(candidate)
@@ -150,8 +154,29 @@ def _updated(
         accepted = (*accepted, Accepted(accept_worse.strip(), now(), scores))
     places = {one.identity: place for place, one in enumerate(baseline.runs)}
     ordered = sorted(candidate, key=lambda one: places.get(one.identity, len(places)))
+    if not worse:
+        better = since.of("improved")
+        known = {one.identity: one for one in baseline.runs}
+        ordered = [
+            one if one.identity not in known else _held(known[one.identity], one, better)
+            for one in ordered
+        ]
     write(file, replace(baseline, runs=tuple(ordered), accepted=accepted))
     return Checked(verdict, written=True)
+
+
+def _held(before: Measured, after: Measured, improved: Sequence[Finding]) -> Measured:
+    """A run with the scores that later ones are held against, or they could get worse by drops."""
+    titles = (after.name, f"{after.name} seed")
+    better = {
+        one.score for one in improved if one.run == titles[0] or one.run.startswith(titles[1])
+    }
+    held = before.at_first.scores
+    first = {
+        name: score if name in better else held.get(name, score)
+        for name, score in after.scores.items()
+    }
+    return replace(after, first=first)
 
 
 # --- what is compared ----------------------------------------------------------------------

@@ -323,6 +323,7 @@ _BASELINE_RUN: Mapping[str, Check] = MappingProxyType(
         "hashes": _by_name(_text),
         "count": _whole,
         "scores": _SCORES,
+        "first": _or_nothing(_SCORES),
         "images": _or_nothing(_by_name(_anything)),
     }
 )
