@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fairbench.core.record import PerImage
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.gate.baseline import SHORT, Measured
+from fairbench.metrics.counting import wilson_interval
 from fairbench.metrics.regression import (
     ENOUGH_SEEDS,
     LEVEL,
@@ -367,7 +368,7 @@ def _tested(
     weights: list[float] = []
     for is_same, pairs in zip(same, factors, strict=True):
         weights.append(0.0 if is_same else pairs.of_labels if spec.of_labels else pairs.of_pixels)
-    ends = [_ends(b) for b, _ in both], [_ends(a) for _, a in both]
+    ends = [_ends(b, spec) for b, _ in both], [_ends(a, spec) for _, a in both]
     if all(same):
         how = "the same images, measured otherwise"
     elif max(weights) < 1:
@@ -424,6 +425,10 @@ def _judged(pending: Sequence[_Test]) -> Iterator[Finding]:
 def _state(found: Change, p_value: float, margin: float, spec: ScoreSpec) -> State:
     """What became of a score; of one that is best where it was, any change is for the worse."""
     clear = p_value <= LEVEL
+    if not math.isfinite(found.error):  # the values alone are compared
+        sign = -1.0 if spec.better == "higher" else 1.0
+        harm = abs(found.value) if spec.better == "neither" else sign * found.value
+        return "pass" if harm <= margin else "inconclusive"
     if spec.better == "neither":
         if clear and abs(found.value) > margin:
             return "regressed"
@@ -531,11 +536,18 @@ def _same_images(before: Measured, after: Measured) -> bool:
 # --- numbers -------------------------------------------------------------------------------
 
 
-def _ends(score: Score) -> Ends:
-    """A value with its interval; NaN for the ends of one that has none."""
-    if score.low is None or score.high is None:
-        return score.value, math.nan, math.nan
-    return score.value, min(score.low, score.value), max(score.high, score.value)
+def _ends(score: Score, spec: ScoreSpec) -> Ends:
+    """A value with its interval; NaN for the ends of one that has none.
+
+    A share of images that was counted exactly, such as that of copies, gets Wilson's: of other
+    images it would be another.
+    """
+    low, high = score.low, score.high
+    if low is None or high is None:
+        if spec.unit != "share" or spec.of_labels or not 0 <= score.value <= 1 or score.n < 1:
+            return score.value, math.nan, math.nan
+        low, high = wilson_interval(round(score.value * score.n), score.n)
+    return score.value, min(low, score.value), max(high, score.value)
 
 
 def _margin(spec: ScoreSpec, before: Sequence[Score]) -> float:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from fairbench.core.score import Score
 from fairbench.gate.comparing import EVERYTHING, compare
 
 RAW, DISTANCE = "fairness_discrepancy", "frechet_x_balanced"
@@ -124,6 +125,20 @@ def test_a_score_without_an_interval_needs_seeds(make_run):
     after = [run(0.6 + 0.005 * s, s, noise=s + 9) for s in range(4)]
     found = states(compare(before, after))
     assert found["recall_x_group_gap"] == "regressed"
+
+
+def test_exact_counts_are_shares_of_a_sample(make_run):
+    before, after = make_run(), make_run(noise=1)
+    copies = [
+        Score("duplicates", value, None, None, 1000, "lower", unit="share")
+        for value in (0.0, 0.006, 0.06)
+    ]
+    runs = [
+        dataclasses.replace(run, scores={**run.scores, "duplicates": one})
+        for run, one in zip((before, after, after), copies, strict=True)
+    ]
+    assert states(compare(runs[:1], runs[1:2]))["duplicates"] == "inconclusive"
+    assert states(compare(runs[:1], runs[2:]))["duplicates"] == "regressed"
 
 
 def test_missing_scores_and_runs_fail_unless_told_otherwise(make_run):

@@ -46,8 +46,8 @@ class World:
         shares: Of the 12 components in what is made; `FAIR`: half of each tone, by turns.
         contrast: Of the components' means; below 1 as of a network that learned too little.
         noise: Deviation of the pixels, in that of the mixture.
-        noisy: Which of the 12 components have more noise; empty: none.
-        extra: How much more, as a factor.
+        faded: Which of the 12 components lost contrast; empty: none.
+        left: How much of it is left to them, as a factor.
         same: Share of the images that are copies of the run's first ones.
         leaked: Share of the images that are real ones of the evaluation split.
         learned: Share of the images that are ones that the method learned from.
@@ -68,8 +68,8 @@ class World:
     shares: tuple[float, ...] = FAIR
     contrast: float = 1.0
     noise: float = 1.0
-    noisy: tuple[bool, ...] = ()
-    extra: float = 1.0
+    faded: tuple[bool, ...] = ()
+    left: float = 1.0
     same: float = 0.0
     leaked: float = 0.0
     learned: float = 0.0
@@ -102,12 +102,12 @@ def drawn(world: World, seed: int):
     if world.shares == FAIR:
         tone = np.where(rng.random(n) < world.obeyed, requested, tone)
     component = np.ravel_multi_index((side, tone, hue), SHAPE)
-    scale = np.full(n, DEVIATION * world.noise)
-    if world.noisy:
-        scale *= np.where(np.array(world.noisy)[component], world.extra, 1.0)
-    middle = means().mean(axis=0)
-    mean = middle + world.contrast * (means()[component] - middle)
-    pixels = mean + scale[:, None, None, None] * rng.standard_normal((n, 3, SIDE, SIDE))
+    middle, contrast = means().mean(axis=0), np.full(n, world.contrast)
+    if world.faded:
+        contrast *= np.where(np.array(world.faded)[component], world.left, 1.0)
+    mean = middle + contrast[:, None, None, None] * (means()[component] - middle)
+    noise = DEVIATION * world.noise * rng.standard_normal((n, 3, SIDE, SIDE))
+    pixels = mean + noise
     images = np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
     images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
     for share, role in ((world.leaked, "evaluation"), (world.learned, "method_reference")):
@@ -286,7 +286,7 @@ PLANTS = (
     plant("mode collapse", "training", "diversity", PARTLY, {"noise": 0.65}, "vendi"),
     plant(
         "one group's images worse", "fine-tuning", "parity", PARTLY,
-        {"noisy": DARK, "extra": 1.15}, *GROUPS,
+        {"faded": DARK, "left": 0.6}, *GROUPS,
     ),
     plant("stale cache: images repeated", "sampling", "duplicates", PARTLY, {"same": 0.1}, "dup"),
     plant(
