@@ -149,7 +149,8 @@ def measure(world: World, seed: int) -> Measured:
     texts = np.stack([wanted[whole.labels["side"] == s].mean(axis=0) for s in (0, 1)])[asked]
     cosine = (features * texts).sum(1) / np.linalg.norm(features, axis=1)
     alignment = (100 * cosine / np.linalg.norm(texts, axis=1)).astype(np.float32)
-    logits = np.log(np.concatenate([first[name] for name in ATTRIBUTES], axis=1) + 1e-6)
+    classes = first["tone"][:, :, None] * first["hue"][:, None]
+    logits = np.log(classes.reshape(n, -1) + 1e-6)
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     known = {hashlib.sha256(image.tobytes()).hexdigest() for image in whole.images}
     given = np.where(rng.random(n) < world.told, tone, 1 - tone)
@@ -215,6 +216,7 @@ def looked_at(seen):
 BIASED = tuple(BIAS.ravel())
 LEANING = tuple((EVEN * np.array([1.6, 0.4])[None, :, None]).ravel())
 DROPPED = tuple((EVEN * np.array([1.5, 1.5, 0.0])).ravel())
+COLLAPSED = tuple((EVEN * np.array([2.6, 0.2, 0.2])).ravel())
 DARK = tuple(place // 3 % 2 == 0 for place in range(12))
 RED = tuple(place % 3 == 0 for place in range(12))
 
@@ -307,20 +309,20 @@ PLANTS = (
     ),
     plant(
         "a judge's temperature changed", "none", "judges", PARTLY,
-        {"doubt": 0.4}, "judge_confidence", same=True,
+        {"doubt": 0.15}, "judge_confidence", same=True,
     ),
     plant(
         "a swapped reference", "none", "distances", PARTLY,
         {"reference": RED}, "frechet", "kernel", same=True,
     ),
     plant(
-        "an encoder's preprocessing changed", "none", "texts", PARTLY,
-        {"scaled": 1.3}, "cmmd", same=True,
+        "an encoder's preprocessing changed", "none", "distances", PARTLY,
+        {"scaled": 1.3}, "frechet", "kernel", same=True,
     ),
     plant("prompts of other images", "prompting", "texts", PARTLY, {"sides": 0.85}, "clip_score"),
     plant(
         "classes collapse", "training", "inception", replace(PARTLY, encoder="inception@clean"),
-        {"contrast": 0.5}, "inception_score",
+        {"shares": COLLAPSED}, "inception_score",
     ),
     plant(
         "a face detector that misses", "none", "faces", replace(PARTLY, encoder="clip-faces"),
