@@ -21,6 +21,7 @@ from fairbench.leaderboards.counts import (
     is_discrepancy,
     judge_values,
 )
+from fairbench.metrics.counting import wilson_size
 from fairbench.metrics.fairness import worst_distance
 from fairbench.metrics.seeds import (
     SIZES,
@@ -52,8 +53,11 @@ _SHARED = (
     "coverage_*",
     "vendi_*",
     "memorisation_*",
+    "copies_*",
+    "identity_copies",
 )
-_OF_REAL = ("recall_*", "coverage_*")  # shares of real images, the same in all runs
+# Shares of real images, the same in all runs, or beyond a threshold that those set.
+_OF_REAL = ("recall_*", "coverage_*", "copies_*", "identity_copies")
 # Columns whose runs err about as often to either side, each for itself.
 _APART = ("judge_confidence_*", "clip_score*", "inception_score*")
 _CHOSEN = ("*_worst_group", "*_group_gap", "coverage_at_*")  # picked for being extreme, or counts
@@ -70,10 +74,11 @@ _POSITIVE = {
     "mutual_information*": False,
     "prompt_dependence": False,
 }
+_ROUNDING = 1e-6  # of the number of images behind an interval
 _RANGES = {"effective_groups*": (1.0, math.inf), "representation_*": (0.0, 1.0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One score of one row, over its seeds.
 
@@ -116,7 +121,9 @@ class Averages:
 
     def __init__(self, runs: Sequence[Record], counts: Counts) -> None:
         self._runs, self._counts = runs, counts
+        self._counted: dict[Column, list[dict[str, Counted]]] = {}
         self._made: dict[tuple[str, Column], MeanShares | None] = {}
+        self._estimates: dict[tuple[str, Column], SeedsEstimate] = {}
 
     def cell(self, scores: Sequence[Score]) -> Cell | None:
         """One score over the seeds; None if that would mix versions of its definition.
@@ -152,7 +159,7 @@ class Averages:
         columns = {self._counts.column(run, name) for run in self._runs}
         if len(columns) != 1 or (column := columns.pop()) is None:
             return None
-        by_run = [self._counts.of(run, column) for run in self._runs]
+        by_run = self._by_run(column)
         judges = [judge for judge in by_run[0] if all(judge in one for one in by_run)]
         if not judges:
             return None
@@ -160,7 +167,9 @@ class Averages:
         known = [one for one in made if one is not None]
         if len(known) < len(made):
             return None
-        found = [_measured(one, column) for one in known]
+        found = [
+            self._measured(judge, one, column) for judge, one in zip(judges, known, strict=True)
+        ]
         rule = ""
         if column.corrected:
             others = shifts([judge_values(run, name) for run in self._runs], judges)
@@ -178,10 +187,30 @@ class Averages:
 
     def _means(self, judge: str, column: Column, counted: Sequence[Counted]) -> MeanShares | None:
         """Mean shares of one judge; None if its errors aren't known or can't be undone."""
-        place = judge, replace(column, size="", relative=False)
+        place = judge, _without_size(column)
         if place not in self._made:
             self._made[place] = means_of(counted, corrected=column.corrected)
         return self._made[place]
+
+    def _by_run(self, column: Column) -> list[dict[str, Counted]]:
+        """What every judge counted in each run."""
+        place = _without_size(column)
+        if place not in self._counted:
+            self._counted[place] = [self._counts.of(run, column) for run in self._runs]
+        return self._counted[place]
+
+    def _measured(self, judge: str, made: MeanShares, column: Column) -> SeedsEstimate:
+        place = judge, replace(column, relative=False)
+        if place not in self._estimates:
+            self._estimates[place] = made.estimate(column.size)
+        one = self._estimates[place]
+        scale = 1 / _largest(made, column.size) if column.relative else 1.0
+        return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
+
+
+def _without_size(column: Column) -> Column:
+    """What decides which counts a column comes from."""
+    return replace(column, size="", relative=False)
 
 
 def means_of(counted: Sequence[Counted], *, corrected: bool) -> MeanShares | None:
@@ -222,12 +251,6 @@ def _largest(made: MeanShares, size: str) -> float:
     return float(np.mean([SIZES[size](vertices - row).max() for row in made.target]))
 
 
-def _measured(made: MeanShares, column: Column) -> SeedsEstimate:
-    one = made.estimate(column.size)
-    scale = 1 / _largest(made, column.size) if column.relative else 1.0
-    return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
-
-
 def _has_floor(column: Column) -> bool:
     return column.size == "l2" and not column.penalised
 
@@ -249,7 +272,7 @@ def _of_numbers(
     values = [score.value for score in scores]
     known = [(s.low, s.high) for s in scores if s.low is not None and s.high is not None]
     if unit == "share" and len(known) == count and not _matches(name, (*_CHOSEN, *_OF_REAL)):
-        mean, (low, high) = mean_rate(values, [score.n for score in scores])
+        mean, (low, high) = mean_rate(values, [_worth(score) for score in scores])
         return mean, low, high, f"pooled counts of {count} seeds, wilson, their spread included"
     logarithms = next((logs for p, logs in _POSITIVE.items() if fnmatchcase(name, p)), False)
     errors = _errors(name)
@@ -269,6 +292,14 @@ def _of_numbers(
     if ends is not None:
         rule = f"{_OWN[errors]} or {rule}, whichever is wider"
     return mean, min(found[0], mean), max(found[1], mean), rule
+
+
+def _worth(score: Score) -> float:
+    """Independent images behind a share: fewer than there are where batches couple them."""
+    if score.low is None or score.high is None or not 0 < score.high - score.low < 1:
+        return float(score.n)
+    size = wilson_size(score.value, score.low, score.high, level=score.level)
+    return size if size < score.n * (1 - _ROUNDING) else float(score.n)
 
 
 _OWN: Mapping[Errors, str] = {

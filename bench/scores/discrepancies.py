@@ -63,7 +63,7 @@ SPECS = (
         summary=True,
         main=0,
         needs="a judge whose errors were counted",
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         RAW,
@@ -149,7 +149,7 @@ SPECS = (
         of_labels=True,
         summary=True,
         display=f"{RANKED}_<attributes>",
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         f"{RAW}_*",

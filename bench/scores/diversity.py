@@ -21,7 +21,7 @@ SPECS = (
         margin=0.05,
         needs=f"{BALANCED}, {LEAST} images",
         display="vendi_<encoder>",
-        version=3,
+        version=4,
     ),
 )
 

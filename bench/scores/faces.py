@@ -21,6 +21,7 @@ from fairbench.scores.parts.plain import (
     NORMAL,
     auc_score,
     copies_score,
+    leaving_out_batches,
     mean_score,
     share_score,
     worst_score,
@@ -88,7 +89,7 @@ SPECS = (
         "higher",
         margin=0.05,
         needs=IDENTITY,
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         "identity_cosine",
@@ -114,7 +115,7 @@ SPECS = (
         margin=0.05,
         summary=True,
         needs=IDENTITY,
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         "identity_memorisation",
@@ -162,6 +163,7 @@ def compute(evidence: Evidence) -> Found:
         return Found()
     scores, facts = score_faces(evidence.faces, evidence.first, evidence.sensitive, evidence.real)
     missing = facts.pop("not_measured", {})
+    scores = [leaving_out_batches(score, evidence.first) for score in scores]
     return Found(tuple(scores), {}, {"faces": facts}, missing)
 
 
