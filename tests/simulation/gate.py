@@ -55,7 +55,7 @@ class World:
         sides: Share of images that show the side that their prompt asks for.
         biased: Share of dark images that the judge takes for light ones.
         doubt: Power that probabilities of the first judge are raised to.
-        shifted: Columns by which the second judge's images are shifted.
+        brighter: Levels of 255 by which images are brighter for the second judge.
         scaled: What features of generated images are multiplied by.
         reference: Which of the 12 components real images are of; empty: all.
         found: Share of the images in which the face detector finds what is there.
@@ -77,7 +77,7 @@ class World:
     sides: float = 1.0
     biased: float = 0.0
     doubt: float = 1.0
-    shifted: int = 0
+    brighter: int = 0
     scaled: float = 1.0
     reference: tuple[bool, ...] = ()
     found: float = 1.0
@@ -126,7 +126,8 @@ def measure(world: World, seed: int) -> Measured:
     crossed = DATASET.crossed(world.task)
     n = len(images)
     rng = np.random.default_rng([seed, 2])
-    first, second = JUDGES[0](images), JUDGES[1](np.roll(images, world.shifted, axis=2))
+    lit = np.clip(images.astype(np.int64) + world.brighter, 0, 255).astype(np.uint8)
+    first, second = JUDGES[0](images), JUDGES[1](lit)
     dark = (first["tone"].argmax(1) == 0) & (rng.random(n) < world.biased)
     first["tone"][dark] = first["tone"][dark][:, ::-1]
     for table in first.values():
@@ -304,8 +305,8 @@ PLANTS = (
         {"biased": 0.15}, "fairness_discrepancy", same=True,
     ),
     plant(
-        "a judge that reads shifted images", "none", "judges", PARTLY,
-        {"shifted": 4}, "judge_disagreement", same=True,
+        "a judge's images normalised otherwise", "none", "judges", PARTLY,
+        {"brighter": 10}, "judge_disagreement", same=True,
     ),
     plant(
         "a judge's temperature changed", "none", "judges", PARTLY,
@@ -334,7 +335,7 @@ PLANTS = (
     ),
     plant(
         "worse weights, 5,000 images", "training", "extrapolation",
-        replace(PARTLY, images=5000), {"contrast": 0.8}, "frechet_clip-analytic_infinity",
+        replace(PARTLY, images=5000), {"contrast": 0.5}, "frechet_clip-analytic_infinity",
     ),
 )  # fmt: skip
 
