@@ -92,8 +92,9 @@ class Measured:
     @property
     def at_first(self) -> Measured:
         """The run as it was before any update, as far as its scores tell."""
-        same = self.first is None or self.first == self.scores
-        return self if same else replace(self, scores=self.first, images=None)
+        if self.first is None or self.first == self.scores:
+            return self
+        return replace(self, scores=self.first, images=None)
 
     @property
     def identity(self) -> str:
