@@ -36,7 +36,15 @@ from fairbench.diffusion.backbone import (
 )
 from fairbench.diffusion.schedule import DynamicThreshold, PredictionType, Schedule
 
-__all__ = ["DiffusersBackbone", "describe_unet", "load_parts", "load_pipeline", "loader_of"]
+__all__ = [
+    "DiffusersBackbone",
+    "describe_unet",
+    "load_parts",
+    "load_pipeline",
+    "loader_of",
+    "quiet",
+    "token_ids",
+]
 
 
 def schedule_of(scheduler: Any, *, in_pixels: bool, consistent: bool) -> Schedule:
@@ -109,6 +117,10 @@ class DiffusersBackbone(Backbone):
         for module, own in ((self._vae, self._vae_dtype), (self._text, dtype), (self.unet, dtype)):
             if module is not None:
                 module.to(device, own).eval().requires_grad_(False)
+        if device.type == "cuda":  # whose convolutions are quicker so
+            for module in (self._vae, self.unet):
+                if module is not None:
+                    module.to(memory_format=torch.channels_last)
         self.scheduler = pipeline.scheduler
         self.schedule = schedule_of(
             pipeline.scheduler, in_pixels=self._vae is None, consistent=consistent
@@ -127,6 +139,18 @@ class DiffusersBackbone(Backbone):
         other = copy.copy(self)
         other.unet = other._unet = unet
         return other
+
+    def compile(self) -> str:
+        """Compile the denoising network where it is, and try it; why it can't be, or ""."""
+        try:
+            self._unet.compile()
+            with torch.inference_mode():
+                blank = torch.zeros((1, *self.latent_shape), device=self.device)
+                self.predict(blank, len(self.schedule) - 1, self.embed([""]))
+        except Exception as error:  # a compiler may fail in any way
+            self._unet._compiled_call_impl = None
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return ""
 
     def _in_fixed_batches(
         self, call: Callable[[Tensor], Tensor], rows: Tensor, width: int | None = None
@@ -344,8 +368,11 @@ def describe_unet(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Bars and notices of diffusers and transformers would mix with this program's own."""
+def quiet() -> Iterator[None]:
+    """Within the block diffusers and transformers say nothing.
+
+    Bars and notices of diffusers and transformers would mix with this program's own.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -371,7 +398,7 @@ def load_parts(
         AssetError: If it is damaged.
     """
     try:
-        with _quiet():
+        with quiet():
             return _loaded(PipelineFolder.read(folder), parts, options)
     except AssetError as error:
         raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {error}") from error
@@ -446,7 +473,7 @@ def loader_of(
                 f"{type(pipeline.scheduler).__name__}; expected one with a discrete noise "
                 "schedule (alphas_cumprod), such as DDIMScheduler"
             )
-        with _quiet():
+        with quiet():
             return kind(
                 name,
                 pipeline,

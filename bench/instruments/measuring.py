@@ -23,6 +23,7 @@ from fairbench.instruments.base import (
     Instrument,
     Validity,
     read,
+    read_part,
     read_source,
 )
 from fairbench.instruments.catalogue import instrument_spec, load_instrument
@@ -35,7 +36,7 @@ from fairbench.instruments.faces import (
 from fairbench.instruments.weights import find_weights
 from fairbench.storage.readings import ImageList
 
-__all__ = ["Instruments", "load_instruments", "measure"]
+__all__ = ["Instruments", "load_instruments", "measure", "measure_part"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ class Instruments:
     def all_encoders(self) -> tuple[FeatureEncoder, ...]:
         """The data set's own, then those asked for beside."""
         return (*self.encoders, *self.public)
+
+    @property
+    def readers(self) -> list[Instrument]:
+        """All that look at every image: judges, encoders, then the validity check."""
+        every: list[Instrument] = [*self.judges, *self.all_encoders]
+        return every if self.validity is None else [*every, self.validity]
 
     def read_by_all(self, attributes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         """Attribute -> levels, of those that every judge reads."""
@@ -228,8 +235,7 @@ def measure(
     if len(images) == 0:
         raise ContractError("expected at least one image to measure, seen none")
     check = instruments.validity
-    every: list[Instrument] = [*instruments.judges, *instruments.all_encoders]
-    every += [] if check is None else [check]
+    every = instruments.readers
     if isinstance(images, np.ndarray):
         hashed = ImageList.of(images) if listed is None else listed
         said = [read(images, one, cache, progress, hashed) for one in every]
@@ -258,3 +264,24 @@ def measure(
         alignment,
         validity_checked=check is not None,
     )
+
+
+def measure_part(
+    source: ImageSource,
+    instruments: Instruments,
+    cache: Path,
+    progress: Progress,
+    index: int,
+    count: int,
+) -> None:
+    """Read one of `count` parts of the images; `measure` puts the parts together.
+
+    Args:
+        source: All of the images.
+        instruments: What to measure with.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+        index: Which part, from 0.
+        count: How many there are.
+    """
+    read_part(source, instruments.readers, cache, progress, index=index, count=count)
