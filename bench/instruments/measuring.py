@@ -35,7 +35,7 @@ from fairbench.instruments.faces import (
 from fairbench.instruments.weights import find_weights
 from fairbench.storage.readings import ImageList
 
-__all__ = ["Instruments", "load_instruments", "measure"]
+__all__ = ["Instruments", "load_instruments", "measure", "measure_features"]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def load_instruments(
 
 
 def measure(
-    images: NDArray[np.uint8] | ImageSource,
+    images: NDArray[np.uint8],
     instruments: Instruments,
     cache: Path,
     progress: Progress,
@@ -214,7 +214,7 @@ def measure(
     """Read every image once with every instrument, or take what it said from the store.
 
     Args:
-        images: (N, H, W, 3) uint8 of any size, N >= 1; or a data set's, decoded in batches.
+        images: (N, H, W, 3) uint8 of any size, N >= 1.
         instruments: What to measure with.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
@@ -230,11 +230,8 @@ def measure(
     check = instruments.validity
     every: list[Instrument] = [*instruments.judges, *instruments.all_encoders]
     every += [] if check is None else [check]
-    if isinstance(images, np.ndarray):
-        hashed = ImageList.of(images) if listed is None else listed
-        said = [read(images, one, cache, progress, hashed) for one in every]
-    else:
-        said = read_source(images, every, cache, progress)
+    hashed = ImageList.of(images) if listed is None else listed
+    said = [read(images, one, cache, progress, hashed) for one in every]
     judged = len(instruments.judges)
     probabilities = {j.name: arrays for j, arrays in zip(instruments.judges, said, strict=False)}
     seen = {
@@ -258,3 +255,24 @@ def measure(
         alignment,
         validity_checked=check is not None,
     )
+
+
+def measure_features(
+    images: ImageSource, instruments: Instruments, cache: Path, progress: Progress
+) -> dict[str, NDArray[np.float32]]:
+    """Encoder -> (N, D) features of real images, from the store or computed.
+
+    Their labels are known and they are proper ones, so neither judges nor a validity check see
+    them.
+
+    Args:
+        images: A data set's, N >= 1, decoded in batches.
+        instruments: Of which the encoders are used; without one no image is opened.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+    """
+    encoders = instruments.all_encoders
+    if not encoders:
+        return {}
+    said = read_source(images, encoders, cache, progress)
+    return {one.name: arrays["features"] for one, arrays in zip(encoders, said, strict=True)}

@@ -18,7 +18,7 @@ from fairbench.core.score import Score
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset, ImageSource
-from fairbench.instruments.measuring import Instruments, measure
+from fairbench.instruments.measuring import Instruments, measure, measure_features
 from fairbench.runs.copies import MOST_COPIES, count_copies
 from fairbench.runs.face_reading import face_reading, read_faces
 from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
@@ -148,7 +148,7 @@ def evaluate_images(
     )
     seen = None
     if known.reference is not None:
-        seen = measure(known.reference, instruments, cache, report.progress).features
+        seen = measure_features(known.reference, instruments, cache, report.progress)
     faces = _faces(images, listed, question, instruments, cache, report)
     copies = count_copies(listed, dataset)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)

@@ -391,7 +391,7 @@ def test_other_data_sets_may_lie_beside_it(tmp_path, stand_ins):
     other.mkdir()
     Image.new("RGB", (178, 218)).save(other / "000001.jpg")
     (other / "list_attr_celeba.csv").write_text("someone else's")
-    assert len(prepared(tmp_path)._index) == 40
+    assert len(prepared(tmp_path).index) == 40
 
 
 def test_parquet_numbered_anew_in_each_file_loses_nothing(tmp_path, stand_ins):
