@@ -275,7 +275,7 @@ class CelebA(OnDisk):
     # --- what measures ---
 
     def instruments(self) -> InstrumentNames:
-        """The judge of gender and age, until judges are trained on its own split; an encoder; MTCNN."""
+        """The judge of gender and age, until others are trained; an encoder; MTCNN."""
         return InstrumentNames((JUDGE,), _encoders(), VALIDITY, trained=True)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.prompts import Phrase
 from fairbench.datasets.parts.index import Found, stamps
-from fairbench.datasets.parts.pictures import ROW, encoded, image_column
+from fairbench.datasets.parts.pictures import ROW, attempted, image_column
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.tables import NAME_COLUMNS, LabelTable, read_table, stem_of
 from fairbench.inputs.sources import SUFFIXES, natural
@@ -503,7 +503,8 @@ def _size(declared: Declared, places: Sequence[str]) -> int:
         some = places[start : start + GLANCE]
         files: Sequence[Any] = [declared.root / place for place in some]
         if packed:
-            files = [io.BytesIO(data) for data in encoded(declared.root, some)]
+            read = attempted(declared.root, some)
+            files = [io.BytesIO(data) for data in read if isinstance(data, bytes)]
         for file in files:
             try:
                 with Image.open(file) as image:
