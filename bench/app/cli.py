@@ -29,6 +29,7 @@ from fairbench.app.commands.leaderboard import leaderboard, leaderboard_validate
 from fairbench.app.commands.list import list_
 from fairbench.app.commands.rescore import rescore
 from fairbench.app.commands.run import run
+from fairbench.app.commands.train_backbone import train_backbone
 from fairbench.app.terminal import INTERRUPTED, PIPE_CLOSED, leave, nothing_to_print_to
 from fairbench.core.text import shown
 
@@ -79,6 +80,7 @@ app.add_typer(data, name="data", help="Data sets: what is there, and preparing i
 app.add_typer(cache, name="cache")
 app.command()(calibrate)
 app.command("train-judge")(train_judge)
+app.command("train-backbone")(train_backbone)
 app.command("check-method")(check_method)
 
 

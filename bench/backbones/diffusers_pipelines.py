@@ -36,7 +36,15 @@ from fairbench.diffusion.backbone import (
 )
 from fairbench.diffusion.schedule import DynamicThreshold, PredictionType, Schedule
 
-__all__ = ["DiffusersBackbone", "describe_unet", "load_parts", "load_pipeline", "loader_of"]
+__all__ = [
+    "DiffusersBackbone",
+    "describe_unet",
+    "load_parts",
+    "load_pipeline",
+    "loader_of",
+    "quiet",
+    "token_ids",
+]
 
 
 def schedule_of(scheduler: Any, *, in_pixels: bool, consistent: bool) -> Schedule:
@@ -344,8 +352,11 @@ def describe_unet(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Bars and notices of diffusers and transformers would mix with this program's own."""
+def quiet() -> Iterator[None]:
+    """Within the block diffusers and transformers say nothing.
+
+    Bars and notices of diffusers and transformers would mix with this program's own.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -371,7 +382,7 @@ def load_parts(
         AssetError: If it is damaged.
     """
     try:
-        with _quiet():
+        with quiet():
             return _loaded(PipelineFolder.read(folder), parts, options)
     except AssetError as error:
         raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {error}") from error
@@ -446,7 +457,7 @@ def loader_of(
                 f"{type(pipeline.scheduler).__name__}; expected one with a discrete noise "
                 "schedule (alphas_cumprod), such as DDIMScheduler"
             )
-        with _quiet():
+        with quiet():
             return kind(
                 name,
                 pipeline,

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline
 from torch import Tensor
 
+from fairbench.backbones.parts.fresh import SIZES, pixel_schedule, pixel_unet
 from fairbench.build.training import (
     BATCH,
     SEED,
@@ -25,36 +26,6 @@ from fairbench.build.training import (
     velocity_loss,
     write_facts,
 )
-
-
-def scheduler() -> DDIMScheduler:
-    """Linear betas as in DDPM; at the last step .6 % of the clean image is left."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type="v_prediction",
-        clip_sample=True,
-        clip_sample_range=1.0,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
-
-
-def network() -> UNet2DModel:
-    """Most of its work is done at 16 x 16 and below, where a CPU is quick."""
-    return UNet2DModel(
-        sample_size=32,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(24, 48, 96, 128),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=32,
-        norm_num_groups=8,
-    )
 
 
 def main() -> None:
@@ -67,7 +38,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     images, _ = training_set()
     torch.manual_seed(SEED)
-    unet, schedule = network().to(memory_format=torch.channels_last), scheduler()
+    unet = pixel_unet(SIZES["tiny"], 32).to(memory_format=torch.channels_last)
+    schedule = pixel_schedule()
     command = f"fairbench.build.train_ddpm OUT --steps {arguments.steps}"
     lr = 1e-3
     if arguments.start is not None:

@@ -22,6 +22,7 @@ from fairbench.core.progress import Reporter
 from fairbench.core.registry import Registry
 from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, TaskSpec
 from fairbench.core.task import Prompt, Task
+from fairbench.datasets.parts.profiles import Profile
 from fairbench.storage.readings import ImageList
 
 __all__ = [
@@ -172,6 +173,10 @@ class Dataset(ABC):
                 with every declared cell equally often.
         """
         return None
+
+    def profiles(self) -> Mapping[str, Profile]:
+        """Name -> a bias that it declares for training sets drawn from its pool."""
+        return {}
 
     def trained_on(self, backbone: BackboneSpec) -> ImageSource | None:
         """The very images that a backbone was trained on; None if they aren't known."""

@@ -250,6 +250,10 @@ class CartoonFaces(Dataset):
         """8,000 images of the pool, by the default bias or balanced over the cells."""
         return training_split(DEFAULT_BIAS if composition == "biased" else BALANCED)
 
+    def profiles(self) -> Mapping[str, Profile]:
+        """Those of the shipped backbones and of the balanced set."""
+        return {profile.name: profile for profile in (DEFAULT_BIAS, BALANCED)}
+
     def trained_on(self, backbone: BackboneSpec) -> ArrayImages | None:
         """The biased draw, for the two backbones that were trained on it."""
         return training_split() if backbone in self.backbones else None

@@ -258,6 +258,10 @@ class CelebA(OnDisk):
         """Images of the pool by the default bias, or balanced over gender × black hair."""
         return self.profile(DEFAULT_PROFILE if composition == "biased" else "balanced")
 
+    def profiles(self) -> Mapping[str, Profile]:
+        """Those that are declared above."""
+        return PROFILES
+
     def profile(self, name: str) -> DiskImages | None:
         """Images of the pool with the shares of one of `PROFILES`; None if the pool has none.
 

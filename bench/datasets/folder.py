@@ -257,6 +257,10 @@ class Folder(OnDisk):
         count = profile.largest(pool.labels, most)
         return pool.take(profile.draw(pool.labels, count, SEED)) if count else None
 
+    def profiles(self) -> Mapping[str, Profile]:
+        """The declared bias, if there is one."""
+        return {} if self.bias is None else {self.bias.name: self.bias}
+
     def _bias(self) -> Profile | None:
         asked = self.declared.options.get("bias")
         if not asked:

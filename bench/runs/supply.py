@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairbench.core.errors import InputError
+from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.method import MethodCard
 from fairbench.datasets.base import Composition, Dataset, ImageSource
+from fairbench.datasets.parts.profiles import parse_profile
 
-__all__ = ["check_supply", "reference_source", "training_source"]
+__all__ = ["biased_source", "check_supply", "reference_source", "training_source"]
+
+
+POOL_SEED = 0
+"""Of draws from a pool."""
 
 
 def check_supply(dataset: Dataset, card: MethodCard) -> None:
@@ -52,3 +57,41 @@ def reference_source(dataset: Dataset, card: MethodCard) -> ImageSource:
             "choose a method that learns from less, or another --dataset"
         )
     return split.take(np.arange(min(card.reference_images, len(split))))
+
+
+def biased_source(dataset: Dataset, bias: str, most: int) -> ImageSource:
+    """Images of a data set's pool with the composition that ``--bias`` names.
+
+    Args:
+        dataset: Whose.
+        bias: ``"default"`` and ``"balanced"``: as methods train on them; ``"none"``: the pool as
+            it is; the name of a profile of the data set's; or shares such as
+            ``"gender:female=0.9,male=0.1"``, of as many images as the pool can give.
+        most: Images at most.
+    Raises:
+        InputError: If there is no such bias, or the pool has no such images.
+    """
+    named: dict[str, Composition] = {"default": "biased", "balanced": "balanced"}
+    profiles = dataset.profiles()
+    profile = None
+    if bias not in named and bias != "none":
+        if ":" not in bias and bias not in profiles:
+            raise unknown_name("bias", bias, dict.fromkeys([*named, "none", *profiles]))
+        profile = profiles.get(bias) or parse_profile(bias, dataset.attributes)
+    source = dataset.training_set(named[bias]) if bias in named else dataset.split("pool")
+    if source is None:
+        raise InputError(
+            f"data set {dataset.name} has no images to train on; choose another --dataset"
+        )
+    if profile is not None:
+        count = profile.largest(source.labels, most)
+        if not count:
+            raise InputError(
+                f"the pool of {dataset.name} has no images of a group of --bias {bias}; choose "
+                "other shares"
+            )
+        return source.take(profile.draw(source.labels, count, POOL_SEED))
+    if bias in named:  # drawn already, in random order
+        return source.take(np.arange(min(most, len(source))))
+    rng = np.random.default_rng(np.random.SeedSequence([POOL_SEED, 0xB1A5]))
+    return source.take(rng.permutation(len(source))[:most])

@@ -63,7 +63,8 @@ def test_the_facts_say_how_much_of_the_phrase_is_read(
 
 
 def test_the_default_phrase_is_known_word_by_word_and_was_in_no_caption(shipped):
-    from fairbench.build.train_sd import caption
+    from fairbench.backbones.parts.captions import caption
+    from fairbench.core.prompts import Phrase
 
     phrase = FairPrompt().phrase
     assert [token.removesuffix("</w>") for token in shipped.tokens(phrase)] == phrase.split()
@@ -71,8 +72,8 @@ def test_the_default_phrase_is_known_word_by_word_and_was_in_no_caption(shipped)
     words = {
         word
         for _ in range(500)
-        for role in ("person", "tennis player")
-        for word in caption(rng, role, "female", "asian").split()
+        for role in (CARTOONFACES.subjects[0], CARTOONFACES.subjects[2])
+        for word in caption(rng, role, (Phrase("female"), Phrase("asian"))).split()
     }
     assert set(phrase.split()) & words == {"of"}
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.errors import ContractError
+from fairbench.core.errors import ContractError, InputError, unknown_name
 
-__all__ = ["Profile", "equal_draw"]
+__all__ = ["Profile", "equal_draw", "parse_profile"]
 
 Labels = Mapping[str, NDArray[np.uint8]]
 
@@ -101,6 +102,49 @@ class Profile:
                 )
             picked.append(rng.permutation(members)[:count])
         return rng.permutation(np.concatenate(picked))
+
+
+def parse_profile(text: str, attributes: Mapping[str, tuple[str, ...]]) -> Profile:
+    """A profile as it is typed: ``gender:female=0.9,male=0.1``.
+
+    Args:
+        text: Attributes, a colon, and a share for each group; ``/`` crosses attributes and their
+            levels, as in ``gender/age:female/young=0.6,male/old=0.4``; a group left out gets 0.
+        attributes: Attribute -> levels of the data set.
+    Raises:
+        InputError: If a name is unknown, or shares aren't numbers that sum to 1.
+    """
+    shape = "gender:female=0.9,male=0.1"
+    named, colon, rest = text.partition(":")
+    if not colon or not rest.strip():
+        raise InputError(f"expected a bias such as {shape}; seen {text!r}")
+    names = [name.strip() for name in named.split("/")]
+    for name in names:
+        if name not in attributes:
+            raise unknown_name("attribute", name, attributes)
+    if len(set(names)) < len(names):
+        raise InputError(f"bias {text!r} names an attribute twice; name it once")
+    levels = {name: attributes[name] for name in names}
+    groups = ["/".join(cell) for cell in product(*levels.values())]
+    shares: dict[str, float] = {}
+    for item in rest.split(","):
+        group, equals, value = (part.strip() for part in item.partition("="))
+        if group not in groups:
+            raise unknown_name("group", group, groups)
+        if not equals or group in shares:
+            raise InputError(f"expected one share for {group!r}, as in {shape}; seen {text!r}")
+        try:
+            shares[group] = float(value)
+        except ValueError:
+            raise InputError(f"the share of {group!r} must be a number; seen {value!r}") from None
+    table = np.array([shares.get(group, 0.0) for group in groups])
+    if not (np.all(table >= 0) and abs(float(table.sum()) - 1) <= 1e-6):
+        raise InputError(
+            f"the shares of a bias must be 0 or more and sum to 1; seen {text!r}, whose sum is "
+            f"{table.sum():g}"
+        )
+    table = table / table.sum()
+    return Profile(text, table.reshape([len(one) for one in levels.values()]), levels)
 
 
 def equal_draw(cells: NDArray[np.int64], count: int, most: int, seed: int) -> NDArray[np.int64]:
