@@ -160,6 +160,8 @@ class CelebA(OnDisk):
         ),
     )
 
+    default_profile = DEFAULT_PROFILE
+
     def __init__(self, root: Path | None = None, side: int = files.SIZES[-1]) -> None:
         self.root, self.side = root, side
 
@@ -223,7 +225,6 @@ class CelebA(OnDisk):
             "crop": f"central square of {files.SIDE} pixels",
             "side": self.side,
             "splits": {role: len(rows) for role, rows in self._rows.items()},
-            "biased_training_set": DEFAULT_PROFILE,
             "notes": list(self.notes()),
         }
 
