@@ -10,14 +10,16 @@ import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
+from sys import intern
 from typing import Any
 
 from fairbench.core.keys import canonical
 from fairbench.core.record import PerImage, Record
 from fairbench.core.score import RANKED, Score
 from fairbench.leaderboards.admission import (
+    Admission,
     Baselines,
     admit,
     declared_sampling,
@@ -28,8 +30,9 @@ from fairbench.leaderboards.averages import Averages, Cell, exact_mean
 from fairbench.leaderboards.counts import Counts
 from fairbench.leaderboards.ranking import ImagesOf, ranked_row, stand
 from fairbench.leaderboards.row import UNRANKED, Copies, Distance, Row
+from fairbench.leaderboards.shelf import Group, Shelf, in_memory
 
-__all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows"]
+__all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows", "rows_of"]
 
 RANKED_BY = RANKED
 QUOTA_CHANCE = 0.001
@@ -63,10 +66,21 @@ def rows(
             where that isn't kept.
         warn: Told in one line about each record or score that is left out.
     """
+    return rows_of(in_memory(records, images), dataset=dataset, task=task, warn=warn)
+
+
+def rows_of(
+    shelf: Shelf,
+    *,
+    dataset: str | None = None,
+    task: str | None = None,
+    warn: Callable[[str], None],
+) -> list[Row]:
+    """As `rows`, from a shelf that may hold more records than there is room for in memory."""
     for remembered in (declared_sampling, told_defaults):
         remembered.cache_clear()  # what is installed, or on the disk, may have changed since
     by_configuration: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
-    kept = list(records)
+    kept = shelf.records
     newest = _newest(kept)
 
     def is_asked_for(record: Record) -> bool:
@@ -86,23 +100,75 @@ def rows(
             continue
         configuration = canonical(_without_seed(record))
         by_configuration[record.dataset, record.task, record.method, configuration].append(record)
-    counts = Counts(record for group in by_configuration.values() for record in group)
+    counts = Counts(
+        one
+        for group in by_configuration.values()
+        for record in group
+        for one in shelf.confusions(record)
+    )
     # Baselines may stand in blocks that aren't asked for.
-    merged = {
-        row.place: (row, runs)
+    wanted = [
+        (_by_seed(group, tell(group[0])), tell(group[0]))
         for _, group in sorted(by_configuration.items())
         if is_asked_for(group[0]) or group[0].method == "vanilla"
-        for row, runs in [_merge(group, counts, images, tell(group[0]))]
-    }
+    ]
+
+    def work(group: Group) -> Any:
+        return _worked_out([shelf.whole(run) for run in group.rows[0]], counts, shelf)
+
+    merged: dict[tuple[str, ...], tuple[Row, list[Record]]] = {}
+    every = shelf.kept([Group([runs]) for runs, _ in wanted], counts.known, work)
+    for (runs, told), found in zip(wanted, every, strict=True):
+        for line in found["warnings"]:
+            told(line)
+        row = _merged(runs, found)
+        merged[row.place] = row, runs
     baselines = Baselines(row for row, _ in merged.values())
     asked = [row for row, runs in merged.values() if is_asked_for(runs[0])]
     asked.sort(key=lambda row: row.block)
+    blocks = [list(block) for _, block in itertools.groupby(asked, key=lambda row: row.block)]
+    decided = [admit(block, baselines) for block in blocks]
+    admitted = [
+        [row for row in block if not one.reasons[row.place]]
+        for block, one in zip(blocks, decided, strict=True)
+    ]
+
+    def compare(group: Group) -> Any:
+        by, values = group.detail
+        cells = [Cell(*value) for value in values]
+        return _standings(group.rows, cells, by, counts, shelf)
+
+    questions = [
+        Group(
+            [merged[row.place][1] for row in rows_],
+            [one.ranked_by, [_values(row.scores[one.ranked_by]) for row in rows_]],
+        )
+        for rows_, one in zip(admitted, decided, strict=True)
+    ]
     arranged = []
-    for _, block in itertools.groupby(asked, key=lambda row: row.block):
-        mine = list(block)
-        runs_of = {row.place: merged[row.place][1] for row in mine}
-        arranged += _arrange(mine, runs_of, baselines, counts, images)
+    answers = shelf.kept(questions, counts.known, compare)
+    for block, one, rows_, found in zip(blocks, decided, admitted, answers, strict=True):
+        places = {row.place: place for row, place in zip(rows_, found, strict=True)}
+        arranged += _arrange(block, one, places)
     return arranged
+
+
+def _standings(
+    rows_: Sequence[Sequence[Record]],
+    cells: Sequence[Cell],
+    by: str,
+    counts: Counts,
+    shelf: Shelf,
+) -> list[list[Any]]:
+    """Tie class, first and last rank and whether it is compared in pairs, of each admitted row."""
+    ranked = [
+        ranked_row([shelf.whole(run) for run in runs], cell, by, counts, shelf.images)
+        for runs, cell in zip(rows_, cells, strict=True)
+    ]
+    return [
+        [place.tie_class, *place.ranks, one.paired]
+        for place, one in zip(stand(ranked), ranked, strict=True)
+    ]
 
 
 def _newest(records: Iterable[Record]) -> dict[str, tuple[int, int, int]]:
@@ -132,20 +198,27 @@ def _target(record: Record) -> Any:
     return record.config.get("target")
 
 
-def _merge(
-    records: Sequence[Record], counts: Counts, images: ImagesOf, warn: Callable[[str], None]
-) -> tuple[Row, list[Record]]:
-    """One row of the records that differ in the seed only, and the records that it rests on."""
+def _by_seed(records: Sequence[Record], warn: Callable[[str], None]) -> list[Record]:
+    """The newest record of each seed, ascending."""
     by_seed: dict[int, Record] = {}
     for record in sorted(records, key=lambda record: (record.created, record.key)):
         seed = int(record.config.get("seed", 0))
         if seed in by_seed:
             warn(f"{_name(by_seed[seed])}: left out, because {record.key} repeats its seed")
         by_seed[seed] = record
-    seeds = sorted(by_seed)
-    runs = [by_seed[seed] for seed in seeds]
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _merged(runs: Sequence[Record], found: Mapping[str, Any]) -> Row:
+    """One row of the records that differ in the seed only.
+
+    Args:
+        runs: One a seed; their configuration suffices.
+        found: What `_worked_out` made of them.
+    """
     first = runs[0]
     seconds = [_seconds_per_image(run) for run in runs]
+    copies, quality = found["copies"], found["quality"]
     row = Row(
         dataset=first.dataset,
         task=first.task,
@@ -161,10 +234,10 @@ def _merge(
         role=str(first.card.get("role", "method")),
         supervision=tuple(sorted(first.card.get("supervision", ()))),
         comparable="yes",
-        flags=_flags(runs),
-        seeds=tuple(seeds),
+        flags=tuple(found["flags"]),
+        seeds=tuple(int(run.config.get("seed", 0)) for run in runs),
         n=_images(first),
-        scores=_cells(runs, counts, warn),
+        scores={intern(name): _cell(values) for name, values in found["cells"].items()},
         seconds_per_image=_mean(value for value in seconds if value is not None),
         network_calls_per_image=exact_mean(run.network_calls_per_image for run in runs),
         extra_parameters=first.extra_parameters,
@@ -172,16 +245,52 @@ def _merge(
         keys=tuple(run.key for run in runs),
         luck=False,
         unchecked=(),
-        copies=_copies(runs, images),
+        copies=None if copies is None else Copies(**copies),
         card=first.card,
         may_rank=_may_rank(first.card),
         ranked_preset=str(first.card.get("ranked_preset") or ""),
-        quality=_quality(runs),
-        real_distance=max(_real_distance(run) for run in runs),
+        quality=None if quality is None else Distance(**quality),
+        real_distance=found["real_distance"],
         given=None,
     )
-    told = first.facts.get("baseline")
-    return (row if told is None else replace(row, given=_given(row, told))), runs
+    told = found["given"]
+    return row if told is None else replace(row, given=_given(row, told))
+
+
+def _worked_out(runs: Sequence[Record], counts: Counts, shelf: Shelf) -> dict[str, Any]:
+    """What a row has of its records beside their configuration, as plain values.
+
+    Args:
+        runs: Whole records, one a seed.
+        counts: Reads their counts.
+        shelf: Knows their images.
+    """
+    lines: list[str] = []
+    cells = _cells(runs, counts, lines.append)
+    copies, quality = _copies(runs, shelf.hashes), _quality(runs)
+    return {
+        "flags": list(_flags(runs)),
+        "cells": {name: _values(cell) for name, cell in cells.items()},
+        "copies": None if copies is None else asdict(copies),
+        "quality": None if quality is None else asdict(quality),
+        "real_distance": max(_real_distance(run) for run in runs),
+        "given": runs[0].facts.get("baseline"),
+        "warnings": lines,
+    }
+
+
+_CELL = [one.name for one in fields(Cell)]
+
+
+def _cell(values: Sequence[Any]) -> Cell:
+    """A cell whose texts, of which there are few, are those of other cells."""
+    told: list[Any] = [intern(one) if type(one) is str else one for one in values]
+    return Cell(*told)
+
+
+def _values(cell: Cell) -> list[Any]:
+    """What `Cell` takes, in its order."""
+    return [getattr(cell, name) for name in _CELL]
 
 
 def _given(row: Row, told: Mapping[str, Any]) -> Row:
@@ -200,24 +309,24 @@ def _given(row: Row, told: Mapping[str, Any]) -> Row:
     return replace(row, method=str(told["method"]), scores=cells, quality=quality, seeds=(0,))
 
 
-def _copies(runs: Sequence[Record], images: ImagesOf) -> Copies | None:
+def _copies(
+    runs: Sequence[Record], hashes_of: Callable[[Record], Sequence[Any] | None]
+) -> Copies | None:
     """Exact copies among the images of all runs; None if a run's hashes aren't known."""
     counted = [run.facts.get("copies") for run in runs]
     leaks = [None if one is None else one.get("evaluation") for one in counted]
     leaked = None if None in leaks else sum(int(one) for one in leaks if one is not None)
-    hashes: Counter[str] = Counter()
+    hashes: Counter[Any] = Counter()
     copies = total = 0
     for run, told in zip(runs, counted, strict=True):
-        mine = [row[2] for row in run.manifest]
-        if not mine and run.sidecar is not None and (beside := images(run)) is not None:
-            mine = list(beside.sha256)
-        if mine:
+        mine = hashes_of(run)
+        if mine is not None and len(mine):
             hashes.update(mine)
         elif told is not None:  # then copies between runs stay unseen
             copies += int(told["images"]) - int(told["distinct"])
         else:
             return None
-        total += len(mine) or int((told or {}).get("images", 0))
+        total += len(mine or ()) or int((told or {}).get("images", 0))
     # Every image of a picture that occurs more than once is a copy but for one.
     copies += sum(count - 1 for count in hashes.values())
     return Copies(copies / max(1, total), total - copies, leaked)
@@ -285,21 +394,9 @@ def _cells(runs: Sequence[Record], counts: Counts, warn: Callable[[str], None]) 
 
 
 def _arrange(
-    block: list[Row],
-    runs_of: Mapping[tuple[str, ...], Sequence[Record]],
-    baselines: Baselines,
-    counts: Counts,
-    images: ImagesOf,
+    block: list[Row], decided: Admission, places: Mapping[tuple[str, ...], Sequence[Any]]
 ) -> list[Row]:
-    """Label, admit, compare, rank and order the rows of one block."""
-    decided = admit(block, baselines)
-    by = decided.ranked_by
-    admitted = [row for row in block if not decided.reasons[row.place]]
-    ranked = {
-        row.place: ranked_row(runs_of[row.place], row.scores[by], by, counts, images)
-        for row in admitted
-    }
-    places = dict(zip(ranked, stand(list(ranked.values())), strict=True))
+    """Label and order the rows of one block, with what was decided and found of them."""
     told = []
     for row in _label(block):
         reasons, place = decided.reasons[row.place], places.get(row.place)
@@ -309,18 +406,18 @@ def _arrange(
             comparable=decided.comparable[row.place],
             why_unranked=reasons[0].word if reasons else "",
             reasons=tuple(reason.text for reason in reasons),
-            ranked_by=by,
+            ranked_by=decided.ranked_by,
             luck=decided.seeds >= ENOUGH_SEEDS,
             unchecked=decided.unchecked,
             flags=tuple(flags),
         )
         if place is not None:
-            first, last = place.ranks
+            tie_class, first, last, paired = place
             row = replace(
                 row,
                 rank=str(first) if first == last else f"{first}–{last}",
-                tie_class=_letters(place.tie_class),
-                compared="paired" if ranked[row.place].paired else "unpaired",
+                tie_class=_letters(tie_class),
+                compared="paired" if paired else "unpaired",
             )
         told.append(row)
     return sorted(told, key=_order)

@@ -73,7 +73,7 @@ _POSITIVE = {
 _RANGES = {"effective_groups*": (1.0, math.inf), "representation_*": (0.0, 1.0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One score of one row, over its seeds.
 
@@ -116,7 +116,9 @@ class Averages:
 
     def __init__(self, runs: Sequence[Record], counts: Counts) -> None:
         self._runs, self._counts = runs, counts
+        self._counted: dict[Column, list[dict[str, Counted]]] = {}
         self._made: dict[tuple[str, Column], MeanShares | None] = {}
+        self._estimates: dict[tuple[str, Column], SeedsEstimate] = {}
 
     def cell(self, scores: Sequence[Score]) -> Cell | None:
         """One score over the seeds; None if that would mix versions of its definition.
@@ -152,7 +154,7 @@ class Averages:
         columns = {self._counts.column(run, name) for run in self._runs}
         if len(columns) != 1 or (column := columns.pop()) is None:
             return None
-        by_run = [self._counts.of(run, column) for run in self._runs]
+        by_run = self._by_run(column)
         judges = [judge for judge in by_run[0] if all(judge in one for one in by_run)]
         if not judges:
             return None
@@ -160,7 +162,9 @@ class Averages:
         known = [one for one in made if one is not None]
         if len(known) < len(made):
             return None
-        found = [_measured(one, column) for one in known]
+        found = [
+            self._measured(judge, one, column) for judge, one in zip(judges, known, strict=True)
+        ]
         rule = ""
         if column.corrected:
             others = shifts([judge_values(run, name) for run in self._runs], judges)
@@ -178,10 +182,30 @@ class Averages:
 
     def _means(self, judge: str, column: Column, counted: Sequence[Counted]) -> MeanShares | None:
         """Mean shares of one judge; None if its errors aren't known or can't be undone."""
-        place = judge, replace(column, size="", relative=False)
+        place = judge, _without_size(column)
         if place not in self._made:
             self._made[place] = means_of(counted, corrected=column.corrected)
         return self._made[place]
+
+    def _by_run(self, column: Column) -> list[dict[str, Counted]]:
+        """What every judge counted in each run."""
+        place = _without_size(column)
+        if place not in self._counted:
+            self._counted[place] = [self._counts.of(run, column) for run in self._runs]
+        return self._counted[place]
+
+    def _measured(self, judge: str, made: MeanShares, column: Column) -> SeedsEstimate:
+        place = judge, replace(column, relative=False)
+        if place not in self._estimates:
+            self._estimates[place] = made.estimate(column.size)
+        one = self._estimates[place]
+        scale = 1 / _largest(made, column.size) if column.relative else 1.0
+        return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
+
+
+def _without_size(column: Column) -> Column:
+    """What decides which counts a column comes from."""
+    return replace(column, size="", relative=False)
 
 
 def means_of(counted: Sequence[Counted], *, corrected: bool) -> MeanShares | None:
@@ -220,12 +244,6 @@ def _largest(made: MeanShares, size: str) -> float:
     """Largest possible size of the differences from the target."""
     vertices = np.eye(made.target.shape[1])
     return float(np.mean([SIZES[size](vertices - row).max() for row in made.target]))
-
-
-def _measured(made: MeanShares, column: Column) -> SeedsEstimate:
-    one = made.estimate(column.size)
-    scale = 1 / _largest(made, column.size) if column.relative else 1.0
-    return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
 
 
 def _has_floor(column: Column) -> bool:

@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fairbench.core.errors import InputError
-from fairbench.core.record import PerImage, Record
-from fairbench.leaderboards.aggregate import Row, rows
-from fairbench.leaderboards.ranking import ImagesOf
-from fairbench.storage.records import read_per_image, read_records, record_path
+from fairbench.core.record import Record
+from fairbench.leaderboards.aggregate import Row, rows_of
+from fairbench.leaderboards.index import Index
 
-__all__ = ["Board", "images_of", "leaderboard", "open_board"]
+__all__ = ["Board", "leaderboard", "open_board"]
 
 
 @dataclass(frozen=True)
@@ -60,33 +58,12 @@ def open_board(
 ) -> Board:
     """The rows of a folder of records, with the records behind them; as `leaderboard`."""
     folder = Path(results)
-    found = read_records(folder, warn)
-    by_place = {(one.dataset, one.task, one.method, one.key): one for one in found}
-    made = rows(found, dataset=dataset, task=task, images=images_of(folder, warn), warn=warn)
+    index = Index(folder, warn)
+    made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
+    by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}
 
     def records(row: Row) -> list[Record]:
-        return [by_place[row.dataset, row.task, row.method, key] for key in row.keys]
+        light = [by_place[row.dataset, row.task, row.method, key] for key in row.keys]
+        return [index.whole(one) for one in light]
 
     return Board(made, folder, records)
-
-
-def images_of(results: Path, warn: Callable[[str], None]) -> ImagesOf:
-    """Reads what is known of each image of a record of a folder, once for each record.
-
-    Args:
-        results: Folder of records.
-        warn: Told in one line about each sidecar that can't be read.
-    """
-    known: dict[tuple[str, str, str], PerImage | None] = {}
-
-    def read(record: Record) -> PerImage | None:
-        place = record.dataset, record.method, record.key
-        if place not in known:
-            try:
-                known[place] = read_per_image(record_path(results, *place), record)
-            except InputError as error:  # damaged, or of a name that is none
-                warn(str(error))
-                known[place] = None
-        return known[place]
-
-    return read

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from fairbench.core.record import Record
 from fairbench.core.score import RANKED
 
-__all__ = ["RAW", "Column", "Counted", "Counts", "is_discrepancy", "judge_values", "levels_of"]
+__all__ = [
+    "RAW",
+    "Column",
+    "Confusion",
+    "Counted",
+    "Counts",
+    "confusions_in",
+    "is_discrepancy",
+    "judge_values",
+    "levels_of",
+]
 
 RAW = "fairness_discrepancy"
 
@@ -77,21 +87,18 @@ class Counts:
     another that was measured by the same judge may hold.
 
     Args:
-        records: All that may hold a judge's confusion.
+        confusions: What `confusions_in` finds in all records that may hold a judge's confusion.
     """
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    def __init__(self, confusions: Iterable[Confusion]) -> None:
         self._confusions: dict[tuple[str, str], Any] = {}
-        for record in records:
-            for name, entry in record.facts.get("fair", {}).items():
-                score = record.score(name)
-                if score is None or "confusion" not in entry:
-                    continue
-                crossing = _crossing_of(record, name)
-                for judge in judge_values(record, name):
-                    if f"({judge})" in score.source or f"judge {judge}," in score.source:
-                        place = self._instrument(record, judge), crossing
-                        self._confusions.setdefault(place, entry["confusion"])
+        for instrument, crossing, table in confusions:
+            self._confusions.setdefault((instrument, crossing), table)
+
+    @property
+    def known(self) -> list[list[Any]]:
+        """What it knows of judges beside the records themselves, as plain values."""
+        return [[*place, table] for place, table in sorted(self._confusions.items())]
 
     def column(self, record: Record, name: str) -> Column | None:
         """How a column comes from counts; None if it doesn't, or if that isn't known."""
@@ -155,7 +162,7 @@ class Counts:
             by_prompt = [pooled]
         name = next((n for n in record.facts.get("fair", {}) if _is_of(record, n, column)), None)
         judge = next(iter(judge_values(record, RANKED)), "")
-        confusion = self._confusions.get((self._instrument(record, judge), column.crossing))
+        confusion = self._confusions.get((_instrument(record, judge), column.crossing))
         effect: float | None = 1.0
         if record.card.get("batch_coupled") or "no_floor" in record.facts.get("fairness", {}):
             worth = None if name is None else sum(record.facts["fair"][name]["n"])
@@ -163,10 +170,28 @@ class Counts:
         table = None if confusion is None else np.array(confusion, dtype=np.int64)
         return {judge: Counted(np.stack(by_prompt), target, table, effect)}
 
-    @staticmethod
-    def _instrument(record: Record, judge: str) -> str:
-        hashes = record.config.get("hashes", {})
-        return str(hashes.get(f"judge_{judge}", f"{record.dataset} {judge}"))
+
+Confusion = tuple[str, str, Any]
+"""Which judge, of which crossing, and its confusion as a record holds it."""
+
+
+def confusions_in(record: Record) -> list[Confusion]:
+    """The confusions that a record of schema 1 holds, of the judges that counted."""
+    found: list[Confusion] = []
+    for name, entry in record.facts.get("fair", {}).items():
+        score = record.score(name)
+        if score is None or "confusion" not in entry:
+            continue
+        crossing = _crossing_of(record, name)
+        for judge in judge_values(record, name):
+            if f"({judge})" in score.source or f"judge {judge}," in score.source:
+                found.append((_instrument(record, judge), crossing, entry["confusion"]))
+    return found
+
+
+def _instrument(record: Record, judge: str) -> str:
+    hashes = record.config.get("hashes", {})
+    return str(hashes.get(f"judge_{judge}", f"{record.dataset} {judge}"))
 
 
 def judge_values(record: Record, name: str) -> dict[str, float]:

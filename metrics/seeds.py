@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,6 +91,7 @@ class SeedsEstimate:
 
 
 SeedsInterval = tuple[float, float]
+_Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +129,8 @@ class MeanShares:
 
         Its runs differ by chance alone; the errors of the judge don't average out over them.
         """
-        if self.confusion is None:
-            return mean_noise_floor(self.pooled, self.target)
-        return corrected_noise_floor(self.pooled, self.confusion, self.target)
+        confusion = None if self.confusion is None else _rows(self.confusion)
+        return _floor(tuple(self.pooled.tolist()), confusion, _rows(self.target))
 
     def estimate(self, size: str = "l2", *, level: float = 0.95) -> SeedsEstimate:
         """Distance of the mean shares from the target, with an interval.
@@ -427,6 +427,18 @@ def _student_interval(values: Array, logarithms: bool, level: float) -> SeedsInt
         return mean / factor, mean * factor
     half = float(quantile * values.std(ddof=1))
     return mean - half, mean + half
+
+
+def _rows(table: NDArray[Any]) -> _Rows:
+    return tuple(tuple(row) for row in table.tolist())
+
+
+@lru_cache(maxsize=1024)
+def _floor(sizes: tuple[int, ...], confusion: _Rows | None, target: _Rows) -> float:
+    """As `MeanShares.floor`; rows of as many images have the same, and it takes long."""
+    if confusion is None:
+        return mean_noise_floor(sizes, target)
+    return corrected_noise_floor(sizes, confusion, target)
 
 
 def _between_radius(spread: Array, measure: Callable[[Array], Array], level: float) -> float:

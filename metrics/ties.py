@@ -244,9 +244,8 @@ def _p_of_images(first: Contender, second: Contender) -> float:
         if row.confusion is not None:
             if row.judge not in judged:
                 place = prompts + len(judged)
-                judged[row.judge] = _confusion_errors(
-                    row.confusion, _normals(prompts, groups, place)
-                )
+                table = tuple(tuple(one) for one in row.confusion.tolist())
+                judged[row.judge] = _confusion_errors(table, prompts, place)
             answers = row.gaps + row.target
             error = error - np.einsum("pk,rkj->rpj", answers, judged[row.judge])
         error = error @ row.inverse
@@ -360,9 +359,17 @@ def _normals(prompts: int, groups: int, place: int) -> Array:
     return drawn
 
 
-def _confusion_errors(table: NDArray[np.int64], normals: Array) -> Array:
-    """Normal errors of the rates of a confusion, (R, K, K)."""
-    smoothed = table + 0.5
+@lru_cache(maxsize=8)
+def _confusion_errors(table: tuple[tuple[int, ...], ...], prompts: int, place: int) -> Array:
+    """Normal errors of the rates of a confusion, (R, K, K), the same for every pair of rows.
+
+    Args:
+        table: (K, K) labelled images by true and judged group.
+        prompts: P.
+        place: As `_normals` takes it.
+    """
+    normals = _normals(prompts, len(table), place)
+    smoothed = np.array(table) + 0.5
     rates = smoothed / smoothed.sum(axis=1, keepdims=True)
     scaled = np.sqrt(rates) * normals
     errors = scaled - rates * scaled.sum(axis=2, keepdims=True)

@@ -14,6 +14,13 @@ $bin/python -m build --outdir .venv-test/dist >.venv-test/build.log 2>&1 || {
 }
 $bin/pip install --quiet --disable-pip-version-check "$(echo .venv-test/dist/*.whl)[dev]"
 
+# What drives a browser, and axe-core, for the tests of the pages; without them they are skipped.
+$bin/pip install --quiet --disable-pip-version-check "playwright>=1.40" || true
+if [ -z "${AXE:-}" ] && command -v npm >/dev/null; then
+    npm install --silent --no-save --prefix .venv-test axe-core >/dev/null 2>&1 || true
+    export AXE="$PWD/.venv-test/node_modules/axe-core/axe.min.js"
+fi
+
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy --strict -p fairbench

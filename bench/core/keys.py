@@ -8,7 +8,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from fairbench.core.errors import ContractError
 
@@ -25,7 +25,19 @@ def plain(value: object, where: str = "value") -> Any:
     Raises:
         ContractError: If a float isn't finite or a type has no JSON form.
     """
-    if value is None or isinstance(value, (str, bool)):
+    kind = type(value)  # what JSON gives, first: asking for abstract types takes much longer
+    if value is None or kind is str or kind is bool or kind is int:
+        return value
+    if kind is dict:
+        found: dict[str, Any] = {}
+        for key, item in cast("dict[object, object]", value).items():
+            inner = type(item)
+            if inner is str or inner is int or inner is bool or item is None:
+                found[_name(key, where)] = item
+            else:
+                found[_name(key, where)] = plain(item, f"{where}.{key}")
+        return found
+    if isinstance(value, (str, bool)):
         return value
     # NumPy's scalars are registered as numbers, so this needs no NumPy.
     if isinstance(value, numbers.Integral):

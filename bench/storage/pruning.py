@@ -21,6 +21,7 @@ MADE_BY = {
     "trained": "run, by training again",
     "judges": "train-judge and calibrate",
     "data": "data prepare",
+    "boards": "leaderboard, which reads all records again",
 }
 """Kind, which is a folder of the cache -> what makes it again."""
 

@@ -37,6 +37,7 @@ __all__ = [
     "read_record",
     "read_records",
     "record_path",
+    "record_paths",
     "rewrite_record",
     "write_record",
 ]
@@ -261,17 +262,28 @@ def read_records(results: Path, warn: Callable[[str], None]) -> list[Record]:
     Raises:
         InputError: If the folder doesn't exist.
     """
-    if not results.is_dir():
-        raise InputError(f"{results}: expected a folder of records, seen none; check --results")
     records = []
-    for path in sorted(results.glob("*/*/*.json")):
-        if any(part.startswith(".") for part in path.relative_to(results).parts):
-            continue
+    for path in record_paths(results):
         try:
             records.append(read_record(path))
         except RecordError as error:
             warn(str(error))
     return records
+
+
+def record_paths(results: Path) -> list[Path]:
+    """Where the records of a folder lie, in order.
+
+    Raises:
+        InputError: If the folder doesn't exist.
+    """
+    if not results.is_dir():
+        raise InputError(f"{results}: expected a folder of records, seen none; check --results")
+    return [
+        path
+        for path in sorted(results.glob("*/*/*.json"))
+        if not any(part.startswith(".") for part in path.relative_to(results).parts)
+    ]
 
 
 def _to_text(record: Record) -> str:

@@ -28,12 +28,14 @@ class Format:
         write: Rows -> text, or what rich can print; the same rows give the same bytes. None of a
             format that is a folder of files.
         build: Writes a board as such a folder; None of one that is a text.
+        entry: The file of the folder to begin with; empty where none is.
     """
 
     name: str
     suffixes: tuple[str, ...]
     write: Callable[[Sequence[Row]], str | RenderableType] | None
     build: Callable[[Board, Path], None] | None = None
+    entry: str = ""
 
 
 def formats() -> Mapping[str, Format]:

@@ -22,14 +22,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     """
     names = score_names(rows)
     floors = {name for name in names if any(floor_of(row, name) is not None for row in rows)}
-    table = [_flat(row, names, floors) for row in rows]
     # Without rows there is still a header, of the columns that every table has.
-    header = list(table[0]) if table else [*IDENTITY, *COSTS]
+    header = list(_flat(rows[0], names, floors)) if rows else [*IDENTITY, *COSTS]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     # No cell is a formula, whatever a record is called.
     writer.writerow(map(cell, header))
-    writer.writerows([cell(row[name]) for name in header] for row in table)
+    flat = (_flat(row, names, floors) for row in rows)
+    writer.writerows([cell(row[name]) for name in header] for row in flat)
     return text.getvalue()
 
 

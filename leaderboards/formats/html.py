@@ -8,4 +8,4 @@ from fairbench.leaderboards.site.pages import write_site
 __all__ = ["FORMAT"]
 
 
-FORMAT = Format("html", (), None, write_site)
+FORMAT = Format("html", (), None, write_site, entry="index.html")

@@ -59,7 +59,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     if not rows:
         return f"# Leaderboard\n\n{EMPTY}"
     tables = [
-        f"## {title}\n\n{_capital(notes_of(block))}.\n\n{_markdown_table(block)}"
+        f"## {_escape(title)}\n\n{_escape(_capital(notes_of(block)))}.\n\n{_markdown_table(block)}"
         for title, block in blocks(rows)
     ]
     return "\n".join(["# Leaderboard\n", *tables, _LEGEND])
@@ -110,8 +110,9 @@ def _markdown_table(block: Sequence[Row]) -> str:
 
 
 def _escape(text: str) -> str:
-    # A page that is made of it must not take a name for an element.
-    return shown(text.replace("\n", " ")).replace("|", "\\|").replace("<", "&lt;")
+    # A page that is made of it must not take a name for an element, a link or a picture.
+    safe = shown(text.replace("\n", " ")).replace("|", "\\|").replace("<", "&lt;")
+    return safe.replace("](", "]\\(")
 
 
 FORMAT = Format("markdown", (".md",), to_markdown)

@@ -224,7 +224,8 @@ def plane(found: Plane, title: str, scale: float) -> Markup:
         drawn += _errors(point, across, up, scale)
         drawn.append(_marker(point.row.role, x, y, 4.5, _state(point)))
     names = [str(number) for number in range(1, len(shown) + 1)]
-    sizes = [(_CHARACTER * len(name) + 2, 12.0) for name in names]
+    # Room beside each, so that two numbers don't read as one.
+    sizes = [(_CHARACTER * len(name) + 8, 12.0) for name in names]
     frame = (_LEFT + 2.0, float(_TOP), float(_WIDTH - _RIGHT), height - _BOTTOM - 2)
     for name, (x, y), (a, b) in zip(
         names, places, place_labels(places, sizes, frame, radius=6), strict=True

@@ -413,7 +413,7 @@ _CARD = (
 
 def _card(card: Mapping[str, Any]) -> dict[str, Any]:
     """What is shown of a card; an old record's may lack fields."""
-    told = {name: card.get(name) for name in _CARD}
+    told: dict[str, Any] = {name: card.get(name) for name in _CARD}
     arxiv = str(told["arxiv"] or "")
     told["arxiv"] = arxiv if arxiv.replace(".", "").isdigit() else ""
     told["supervision"] = sorted(shown(str(one)) for one in told["supervision"] or ())
@@ -541,7 +541,7 @@ def _definitions(record: Record) -> dict[str, Any] | None:
         if one.member is not None:
             values["pooled"] = f"{pooled[one.member]:.3f}"
             values["mean"] = f"{mean[one.member]:.3f}"
-            values["fair"] = f"{fair_value(one.member, n, groups):.3f}"
+            values["fair"] = significant(fair_value(one.member, n, groups))
         lines.append(values)
     return {
         "lines": lines,

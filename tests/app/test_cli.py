@@ -156,10 +156,7 @@ def of_main(
         ("list methdos", ("unknown kind 'methdos'", "did you mean methods")),
         ("list", ("missing argument", "methods|datasets", "see fairbench list --help")),
         ("list tasks methods", ("extra argument", "see fairbench list --help")),
-        (
-            "leaderboard --format xls",
-            ("--format 'xls'", "csv, html, json, latex, markdown, table"),
-        ),
+        ("leaderboard --format xls", ("--format 'xls'", "json, latex, markdown, table")),
         ("leaderboard --format markdwon", ("did you mean markdown?",)),
         ("run", ("missing option '--method'", "see fairbench run --help")),
         ("run --method vanilla --num-images abc", ("--num-images", "integer", "run --help")),

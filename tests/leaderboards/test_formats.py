@@ -9,6 +9,8 @@ def test_each_format_is_found_by_its_file():
     found = formats()
     written = {
         "csv": to_csv,
+        "eval_results": None,
+        "every_eval_ever": None,
         "html": None,
         "json": to_json,
         "latex": to_latex,
@@ -16,7 +18,11 @@ def test_each_format_is_found_by_its_file():
         "table": to_table,
     }
     assert {name: one.write for name, one in found.items()} == written
-    assert [name for name, one in found.items() if one.build] == ["html"]
+    assert [name for name, one in found.items() if one.build] == [
+        "eval_results",
+        "every_eval_ever",
+        "html",
+    ]
     assert {suffix for one in found.values() for suffix in one.suffixes} == {
         ".csv",
         ".json",

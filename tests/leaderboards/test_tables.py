@@ -212,6 +212,16 @@ def test_what_is_in_a_name_is_shown_and_steers_nothing(make_record):
     assert json.loads(to_json(table))[0]["method"] == hostile
 
 
+def test_markdown_takes_no_name_for_an_element_a_link_or_a_picture(make_record):
+    hostile = "<script>x</script> ![a](http://b)"
+    config = {"backbone": hostile, "parameters": {hostile: 1}}
+    run = make_record(hostile, task=hostile, config=config, scores=scores(0.3, 8.0))
+    text = to_markdown(rows([run], warn=refuse))
+    assert "&lt;script>" in text
+    assert "<script" not in text
+    assert "](http" not in text
+
+
 def test_one_reason_of_several_rows_is_said_once(make_record):
     runs = [make_record(name, scores=scores(0.3, 8.0)) for name in ("one", "another")]
     lines = " ".join(on_80_columns(rows(runs, warn=refuse)))

@@ -35,15 +35,14 @@ def leaderboard(
         str | None,
         typer.Option(
             "--format",
-            help="table, csv, markdown, latex, json, html; else by --output's suffix.",
+            help="table, csv, markdown, latex, json; html, every_eval_ever and eval_results "
+            "write folders; else by --output's suffix.",
             autocompletion=_formats,
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            parser=path, help="File to write instead of printing; the folder of --format html."
-        ),
+        typer.Option(parser=path, help="File to write instead of printing, or a format's folder."),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -87,7 +86,7 @@ def leaderboard(
             _write_file(plot, drawn, "--plot")
         if layout.build is not None and output is not None:
             layout.build(board, output)
-            print_lines([f"board    {output / 'index.html'}"])
+            print_lines([f"board    {output / layout.entry}"])
             return
         text = layout.write(rows) if layout.write is not None else ""
         if not isinstance(text, str):  # what is only for a terminal

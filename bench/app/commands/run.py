@@ -68,6 +68,10 @@ def run(
     scheduler: Annotated[
         str | None, typer.Option(help="ddim, or own: the one that the backbone's folder names.")
     ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(help="Hand scores to tensorboard, wandb, mlflow or trackio, too."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be done, how long and what is missing."),
@@ -94,18 +98,22 @@ def run(
 
         for config in configs:
             make_method(config.method, config.parameters)  # before torch is even imported
+        if tracker is not None:
+            from fairbench.app.tracking import check_tracker
+
+            check_tracker(tracker)
         if dry_run:
             _foretell(configs, speech)
             return
         _requisites(first)
-        records = [record for config in configs for record in _done(config, speech)]
+        records = [record for config in configs for record in _done(config, speech, tracker)]
         if speech.json_ and records:
             documents = [_as_json(record) for record in records]
             print_json(documents[0] if seeds is None and not grid else documents)
 
 
-def _done(config: RunConfig, speech: Speech) -> list[Record]:
-    """The record of one run, printed; none on a process that only helped to train."""
+def _done(config: RunConfig, speech: Speech, tracker: str | None) -> list[Record]:
+    """The record of one run, tracked and printed; none on a process that only helped to train."""
     from fairbench.app.outcome import print_outcome
     from fairbench.runs.baselines import find_baseline
     from fairbench.runs.running import take_part
@@ -115,6 +123,10 @@ def _done(config: RunConfig, speech: Speech) -> list[Record]:
         if outcome is None:
             return []
         baseline = find_baseline(outcome.record, config.results, reporter.warn)
+        if tracker is not None:
+            from fairbench.app.tracking import track
+
+            track(tracker, outcome.record, config.results, reporter.warn)
     if not speech.json_:
         print_outcome(outcome, baseline, quiet=speech.quiet)
     return [outcome.record]

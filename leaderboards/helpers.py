@@ -1,0 +1,62 @@
+"""Work on many items by as many processes as there are cores, where that is worth it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+__all__ = ["mapped"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WORTH_IT = 400
+_AT_ONCE = 16
+_MOST = 8
+
+_work: Callable[[Any], Any] | None = None
+
+
+def mapped(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    alone: bool = False,
+) -> Iterator[Result]:
+    """What `work` makes of each item, in order.
+
+    Helpers are copies of this process, so that `work` may be any function, and nothing of the
+    caller's is imported again; where processes can't be copied, or for few items, there are none.
+
+    Args:
+        work: Called with one item; what it gives must survive pickling.
+        items: What to work on.
+        alone: Whether this process must do it all.
+    """
+    global _work
+    count = min(_MOST, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
+    if alone or len(items) < _WORTH_IT or count < 2:
+        yield from map(work, items)
+        return
+    _work = work
+    try:
+        with warnings.catch_warnings():
+            # Python can't know that no thread of ours holds a lock here.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pool = multiprocessing.get_context("fork").Pool(count)
+    finally:
+        _work = None
+    with pool:
+        for start in range(0, len(items), 64 * _AT_ONCE * count):
+            # In portions: results that nobody has asked for yet would pile up.
+            portion = items[start : start + 64 * _AT_ONCE * count]
+            yield from pool.imap(_called, portion, _AT_ONCE)
+
+
+def _called(item: Any) -> Any:
+    assert _work is not None
+    return _work(item)

@@ -1,0 +1,317 @@
+"""An index of a folder of records: no file is parsed twice, and no more than a row's is in memory.
+
+It is a cache, one SQLite file a folder under the cache folder, and may be deleted at any time. An
+entry holds for a file of the same size, times and inode and the same code; what was worked out for
+a row holds for the same entries. What it can't be written to, or is damaged, is made anew beside
+the system's temporary files, and gone with the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from fairbench import core, metrics, scores, storage
+from fairbench.core.errors import InputError
+from fairbench.core.keys import canonical
+from fairbench.core.record import PerImage, Record
+from fairbench.core.score import Score
+from fairbench.leaderboards.counts import Confusion, confusions_in
+from fairbench.leaderboards.helpers import mapped
+from fairbench.leaderboards.shelf import Group, Shelf
+from fairbench.storage.cache import cache_folder
+from fairbench.storage.records import (
+    RecordError,
+    read_per_image,
+    read_record,
+    record_paths,
+    sidecar_path,
+)
+
+__all__ = ["Index"]
+
+_VERSION = 2
+_SCORE = [one.name for one in fields(Score)]
+_HEAVY = ("scores", "groups", "facts", "manifest")
+_TABLES = """
+CREATE TABLE IF NOT EXISTS records (
+    path TEXT PRIMARY KEY, stamp TEXT, light TEXT, heavy BLOB, confusions TEXT, hashes BLOB,
+    problem TEXT);
+CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, code TEXT, found BLOB);
+"""
+
+
+class Index:
+    """Records of a folder.
+
+    Args:
+        results: The folder.
+        warn: Told in one line about every record and sidecar that can't be read.
+
+    Raises:
+        InputError: If the folder doesn't exist.
+    """
+
+    def __init__(self, results: Path, warn: Callable[[str], None]) -> None:
+        self._results, self._warn = results, warn
+        self._file, self._base = _opened(results)
+        self._process, self._inherited = os.getpid(), self._base
+        self._places: dict[tuple[str, ...], str] = {}
+        self._paths: dict[str, Path] = {}
+        self._stamps: dict[str, str] = {}
+        self._texts: dict[str, Any] = {}
+        self._told: set[str] = set()
+        self._refresh()
+        self.records = list(self._light())
+
+    def shelf(self) -> Shelf:
+        """What rows are made from."""
+        return Shelf(
+            self.records, self.whole, self._hashes, self._images, self._confusions, self._kept
+        )
+
+    def whole(self, record: Record) -> Record:
+        """A record with everything but its manifest."""
+        (packed,) = self._one("heavy", record)
+        heavy = json.loads(zlib.decompress(packed))
+        return replace(
+            record,
+            scores=tuple(Score(*values) for values in heavy["scores"]),
+            groups=heavy["groups"],
+            facts=heavy["facts"],
+        )
+
+    def _refresh(self) -> None:
+        """Read the files that are new or changed, forget those that are gone."""
+        had = dict(self._base.execute("SELECT path, stamp FROM records"))
+        for path in record_paths(self._results):
+            # A file's name may be no text, which the index couldn't hold.
+            name = _text(path.relative_to(self._results).as_posix())
+            self._paths[name], self._stamps[name] = path, _stamp(path)
+        self._base.execute("DELETE FROM rows WHERE code != ?", (_code(),))
+        gone = [(name,) for name in had.keys() - self._stamps.keys()]
+        self._base.executemany("DELETE FROM records WHERE path = ?", gone)
+        changed = [name for name, stamp in self._stamps.items() if had.get(name) != stamp]
+        entries = mapped(_entry, [self._paths[name] for name in changed])
+        fresh = (
+            (name, self._stamps[name], *entry)
+            for name, entry in zip(changed, entries, strict=True)
+        )
+        self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", fresh)
+        self._base.commit()
+
+    def _light(self) -> Iterator[Record]:
+        """Every record without what takes room; said once what can't be read."""
+        query = "SELECT path, light, problem FROM records ORDER BY path"
+        found = {name: (light, problem) for name, light, problem in self._base.execute(query)}
+        for name in self._stamps:
+            light, problem = found[name]
+            if light is None:
+                self._warn(problem)
+                continue
+            told = {field: self._shared(text) for field, text in json.loads(light).items()}
+            record = Record(**told, scores=(), groups={}, facts={}, manifest=())
+            self._places[_place(record)] = name
+            yield record
+
+    def _shared(self, text: str) -> Any:
+        """The value of a JSON text; equal ones are one object, since records repeat much."""
+        if text not in self._texts:
+            self._texts[text] = json.loads(text)
+        return self._texts[text]
+
+    def _one(self, columns: str, record: Record) -> tuple[Any, ...]:
+        name = self._places[_place(record)]
+        query = f"SELECT {columns} FROM records WHERE path = ?"
+        found: tuple[Any, ...] = self._base.execute(query, (name,)).fetchone()
+        return found
+
+    def _hashes(self, record: Record) -> Sequence[int] | None:
+        """64 bits of each image's hash."""
+        packed, problem = self._one("hashes, problem", record)
+        if problem is not None:
+            self._tell(problem)
+        if packed is None:
+            return None
+        return [int(one) for one in np.frombuffer(packed, dtype=np.uint64)]
+
+    def _images(self, record: Record) -> PerImage | None:
+        name = self._places[_place(record)]
+        try:
+            return read_per_image(self._paths[name], record)
+        except RecordError as error:
+            self._tell(str(error))
+            return None
+
+    def _tell(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._warn(line)
+
+    def _confusions(self, record: Record) -> list[Confusion]:
+        (text,) = self._one("confusions", record)
+        return [tuple(one) for one in self._shared(text)]
+
+    def _kept(
+        self, groups: Sequence[Group], about: Any, work: Callable[[Group], Any]
+    ) -> Iterator[Any]:
+        start = hashlib.sha256(canonical(about).encode()).hexdigest()
+        keys = [self._key(start, group) for group in groups]
+        had = {key for (key,) in self._base.execute("SELECT key FROM rows")}
+        missing = [place for place, key in enumerate(keys) if key not in had]
+
+        def worked_out(place: int) -> bytes:
+            self._use_own_connection()
+            warn, told, lines = self._warn, self._told, list[str]()
+            self._warn, self._told = lines.append, set()
+            try:
+                found = work(groups[place])
+            finally:
+                self._warn, self._told = warn, told
+            return zlib.compress(json.dumps([found, lines]).encode(), 1)
+
+        self._base.commit()  # so that helpers see everything
+        for place, packed in zip(
+            missing, mapped(worked_out, missing, alone=not self._file), strict=True
+        ):
+            entry = keys[place], _code(), packed
+            self._base.execute("REPLACE INTO rows VALUES (?, ?, ?)", entry)
+        self._base.commit()
+        for key in keys:
+            query = "SELECT found FROM rows WHERE key = ?"
+            (packed,) = self._base.execute(query, (key,)).fetchone()
+            found, lines = json.loads(zlib.decompress(packed))
+            for line in lines:
+                self._tell(line)
+            yield found
+
+    def _key(self, start: str, group: Group) -> str:
+        names = [[self._places[_place(run)] for run in runs] for runs in group.rows]
+        stamps = [[[name, self._stamps[name]] for name in row] for row in names]
+        return hashlib.sha256(canonical([start, stamps, group.detail]).encode()).hexdigest()
+
+    def _use_own_connection(self) -> None:
+        """SQLite's connections aren't for the copies of a process."""
+        if os.getpid() != self._process:
+            self._process = os.getpid()
+            self._inherited = self._base  # never closed here: it is its maker's to tidy up
+            self._base = sqlite3.connect(f"file:{quote(self._file)}?mode=ro", uri=True, timeout=60)
+
+
+def _place(record: Record) -> tuple[str, ...]:
+    return record.dataset, record.task, record.method, record.key
+
+
+def _stamp(path: Path) -> str:
+    """What changes with a file, with the sidecar beside it and with the code that reads them."""
+    told: list[Any] = [_code()]
+    for one in (path, sidecar_path(path)):
+        try:
+            had = one.stat()
+            told.append([had.st_size, had.st_mtime_ns, had.st_ctime_ns, had.st_ino])
+        except OSError:
+            told.append([])
+    return json.dumps(told)
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _entry(path: Path) -> tuple[Any, ...]:
+    """A record as the index holds it: light, heavy, confusions, hashes, problem."""
+    try:
+        record = read_record(path)
+    except RecordError as error:
+        return None, None, None, None, _text(str(error))
+    values = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    light = {name: json.dumps(value) for name, value in values.items() if name not in _HEAVY}
+    heavy = {
+        "scores": [[getattr(score, name) for name in _SCORE] for score in record.scores],
+        "groups": record.groups,
+        "facts": record.facts,
+    }
+    hashes, problem = _hashes_of(path, record)
+    return (
+        json.dumps(light),
+        zlib.compress(json.dumps(heavy).encode(), 1),
+        json.dumps(confusions_in(record)),
+        hashes,
+        problem,
+    )
+
+
+def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:
+    hexes: Sequence[str] = [row[2] for row in record.manifest]
+    if not hexes and record.sidecar is not None:
+        try:
+            beside = read_per_image(path, record)
+        except RecordError as error:
+            return None, _text(str(error))
+        hexes = () if beside is None else beside.sha256
+    if not hexes:
+        return None, None
+    try:
+        words = np.frombuffer(bytes.fromhex("".join(hexes)), dtype=np.uint64).reshape(-1, 4)
+        return np.bitwise_xor.reduce(words, axis=1).tobytes(), None
+    except ValueError:  # made by hand: any text that tells images apart
+        every = (hashlib.sha256(one.encode("utf-8", "surrogatepass")).digest() for one in hexes)
+        return b"".join(one[:8] for one in every), None
+
+
+def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
+    """The folder's index and its file, "" for none; empty if there was none or it's damaged."""
+    if not results.is_dir():
+        raise InputError(f"{results}: expected a folder of records, seen none; check --results")
+    name = hashlib.sha256(str(results.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    places: list[str] = []
+    with suppress(InputError, OSError):
+        folder = cache_folder() / "boards"
+        folder.mkdir(exist_ok=True)
+        places.append(str(folder / f"{name}.sqlite"))
+    for place in [*places, *places, ""]:
+        base = sqlite3.connect(place, timeout=5)
+        try:
+            base.execute("PRAGMA synchronous = OFF")
+            base.execute("PRAGMA journal_mode = WAL")  # helpers read while rows are kept
+            base.execute("PRAGMA cache_size = -16000")
+            (version,) = base.execute("PRAGMA user_version").fetchone()
+            if version not in (0, _VERSION):
+                base.executescript("DROP TABLE IF EXISTS records; DROP TABLE IF EXISTS rows;")
+            base.executescript(_TABLES)
+            base.execute(f"PRAGMA user_version = {_VERSION}")
+            base.execute("BEGIN IMMEDIATE")
+            base.execute("SELECT count(*), max(length(light)) FROM records").fetchone()
+        except sqlite3.OperationalError:  # in use, or it can't be written to
+            base.close()
+        except sqlite3.DatabaseError:
+            base.close()
+            for end in ("", "-wal", "-shm") if place else ():
+                with suppress(OSError):
+                    Path(place + end).unlink(missing_ok=True)
+        else:
+            return place, base
+    raise InputError("the system's temporary folder can't hold the index of records")
+
+
+@cache
+def _code() -> str:
+    """Hash of the code that records are read and rows are worked out by."""
+    digest = hashlib.sha256(str(_VERSION).encode())
+    rooms = (__file__, *(str(room.__file__) for room in (core, metrics, scores, storage)))
+    for room in rooms:
+        for file in sorted(Path(room).parent.glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
