@@ -190,7 +190,7 @@ _FACTS = _fields(
                     low=_number,
                     high=_number,
                     floor=_or_nothing(_number),
-                    condition=_number,
+                    condition=_or_nothing(_number),
                     reason=_text,
                 )
             )
