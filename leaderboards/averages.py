@@ -21,6 +21,7 @@ from fairbench.leaderboards.counts import (
     is_discrepancy,
     judge_values,
 )
+from fairbench.metrics.counting import wilson_size
 from fairbench.metrics.fairness import worst_distance
 from fairbench.metrics.seeds import (
     SIZES,
@@ -52,8 +53,11 @@ _SHARED = (
     "coverage_*",
     "vendi_*",
     "memorisation_*",
+    "copies_*",
+    "identity_copies",
 )
-_OF_REAL = ("recall_*", "coverage_*")  # shares of real images, the same in all runs
+# Shares of real images, the same in all runs, or beyond a threshold that those set.
+_OF_REAL = ("recall_*", "coverage_*", "copies_*", "identity_copies")
 # Columns whose runs err about as often to either side, each for itself.
 _APART = ("judge_confidence_*", "clip_score*", "inception_score*")
 _CHOSEN = ("*_worst_group", "*_group_gap", "coverage_at_*")  # picked for being extreme, or counts
@@ -70,6 +74,7 @@ _POSITIVE = {
     "mutual_information*": False,
     "prompt_dependence": False,
 }
+_ROUNDING = 1e-6  # of the number of images behind an interval
 _RANGES = {"effective_groups*": (1.0, math.inf), "representation_*": (0.0, 1.0)}
 
 
@@ -267,7 +272,7 @@ def _of_numbers(
     values = [score.value for score in scores]
     known = [(s.low, s.high) for s in scores if s.low is not None and s.high is not None]
     if unit == "share" and len(known) == count and not _matches(name, (*_CHOSEN, *_OF_REAL)):
-        mean, (low, high) = mean_rate(values, [score.n for score in scores])
+        mean, (low, high) = mean_rate(values, [_worth(score) for score in scores])
         return mean, low, high, f"pooled counts of {count} seeds, wilson, their spread included"
     logarithms = next((logs for p, logs in _POSITIVE.items() if fnmatchcase(name, p)), False)
     errors = _errors(name)
@@ -287,6 +292,14 @@ def _of_numbers(
     if ends is not None:
         rule = f"{_OWN[errors]} or {rule}, whichever is wider"
     return mean, min(found[0], mean), max(found[1], mean), rule
+
+
+def _worth(score: Score) -> float:
+    """Independent images behind a share: fewer than there are where batches couple them."""
+    if score.low is None or score.high is None or not 0 < score.high - score.low < 1:
+        return float(score.n)
+    size = wilson_size(score.value, score.low, score.high, level=score.level)
+    return size if size < score.n * (1 - _ROUNDING) else float(score.n)
 
 
 _OWN: Mapping[Errors, str] = {

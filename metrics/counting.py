@@ -31,6 +31,7 @@ __all__ = [
     "shares",
     "soft_shares",
     "wilson_interval",
+    "wilson_size",
 ]
 
 Array = NDArray[np.float64]
@@ -288,3 +289,22 @@ def normal_quantile(level: float) -> float:
     if not 0 < level < 1:
         raise ContractError(f"level must lie between 0 and 1; seen {level}")
     return NormalDist().inv_cdf((1 + level) / 2)
+
+
+def wilson_size(share: float, low: float, high: float, *, level: float = 0.95) -> float:
+    """How many independent images Wilson's interval of a share is that of.
+
+    Args:
+        share: In [0, 1].
+        low: Lower end of the interval.
+        high: Its upper end, above the lower one and by less than 1.
+        level: Its confidence level in (0, 1).
+
+    Returns:
+        Above 0, not rounded: where batches couple images, fewer than there are.
+    """
+    squared = (high - low) ** 2
+    # (high - low)² (1 + a)² = 4 p (1 - p) a + a² with a = z² / n.
+    half = squared - 2 * share * (1 - share)
+    a = (half + float(np.sqrt(half**2 + squared * (1 - squared)))) / (1 - squared)
+    return normal_quantile(level) ** 2 / a

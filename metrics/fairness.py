@@ -68,7 +68,7 @@ __all__ = [
     "worst_distance",
 ]
 
-IntervalMethod = Literal["wilson", "delta", "triangle", "percentile", "mixed", "calibrated"]
+IntervalMethod = Literal["wilson", "fieller", "triangle", "percentile", "mixed", "calibrated"]
 
 RESAMPLES = 2000
 _SOFT_DRAWS = 1000

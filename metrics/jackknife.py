@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array
 
-__all__ = ["jackknife_variance", "split", "student"]
+__all__ = ["degrees_of_freedom", "jackknife_variance", "split", "student"]
 
 
 def split(
@@ -45,7 +45,38 @@ def jackknife_variance(left_out: Array) -> float:
     return float((len(left_out) - 1) * np.var(left_out))
 
 
-def student(level: float, degrees: int) -> float:
+def degrees_of_freedom(squares: Array, degrees: int) -> float:
+    """How many observations a variance rests on that few parts may carry.
+
+    A sum of squares of M equal normal parts is as sure as M of them make it. Where one part in
+    twenty carries it, a share near 1 whose misses lie in a single batch for instance, it is as
+    unsure as a single observation, however many parts there are; Student's quantile of fewer
+    degrees allows for that.
+
+    Args:
+        squares: Squared contribution of each part to the error, (M,), 0 or more.
+        degrees: Degrees of freedom if the parts were normal, 1 or more.
+
+    Returns:
+        ``degrees / (1 + G)`` with G the excess kurtosis of the contributions, not below 0, in
+        [1, degrees]; `degrees` itself where no kurtosis can be seen: below 4 parts, or where
+        every part is exactly 0.
+
+    Source: Satterthwaite 1946, Biometrics Bulletin 2, 110, for degrees from the spread of a
+        variance, which is 2 / (2 + G); G with the usual correction for small samples. Deviation:
+        G counts twice, since few parts show too little of it.
+    """
+    parts = len(squares)
+    mean = float(squares.mean()) if parts else 0.0
+    if parts < 4 or mean <= 0:
+        return float(degrees)
+    kurtosis = float((squares**2).mean()) / mean**2
+    factor = (parts - 1) / ((parts - 2) * (parts - 3))
+    excess = max(0.0, factor * ((parts + 1) * (kurtosis - 3) + 6))
+    return max(1.0, degrees / (1 + excess))
+
+
+def student(level: float, degrees: float) -> float:
     """Two-sided quantile of Student's t.
 
     Raises:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics._features import Array, check_count, check_pair, chunks
-from fairbench.metrics.jackknife import jackknife_variance, split
+from fairbench.metrics.jackknife import degrees_of_freedom, jackknife_variance, split
 
 __all__ = ["NeighbourScores", "expected_coverage", "precision_recall_density_coverage"]
 
@@ -41,6 +41,10 @@ class NeighbourScores:
         precision_error: The same of precision.
         recall_error, coverage_error: Standard errors over samples of generated rows, given the
             reference, by a delete-one-block jackknife (20 blocks) that keeps the radii.
+        precision_degrees, recall_degrees, density_degrees, coverage_degrees: Degrees of freedom
+            that these errors rest on, fewer where few blocks carry them
+            (`fairbench.metrics.jackknife.degrees_of_freedom`); infinite for the errors of
+            independent rows.
     """
 
     precision: float
@@ -53,6 +57,10 @@ class NeighbourScores:
     precision_error: float = 0.0
     recall_error: float = 0.0
     coverage_error: float = 0.0
+    precision_degrees: float = np.inf
+    recall_degrees: float = np.inf
+    density_degrees: float = np.inf
+    coverage_degrees: float = np.inf
 
 
 def precision_recall_density_coverage(
@@ -110,29 +118,38 @@ def precision_recall_density_coverage(
         own = fake_radii[part][:, None]
         _, touching = _compare((fakes, reals), chosen, square, margin, own)
         _add_by_block(recalled, touching, block[part])
+    density_error, density_degrees = _mean_error(balls / k, block, clusters)
+    precision_error, precision_degrees = _mean_error(precise, block, clusters)
+    recall_error, recall_degrees = _block_error(recalled)
+    coverage_error, coverage_degrees = _block_error(covered)
     return NeighbourScores(
         precision=float(precise.mean()),
         recall=float(recalled.any(axis=0).mean()),
         density=float(balls.mean()) / k,
         coverage=float(covered.any(axis=0).mean()),
         expected_coverage=expected_coverage(len(fake), len(real), k=k),
-        density_error=_mean_error(balls / k, block, clusters),
-        precision_error=_mean_error(precise, block, clusters),
+        density_error=density_error,
+        precision_error=precision_error,
         k=k,
-        recall_error=_block_error(recalled),
-        coverage_error=_block_error(covered),
+        recall_error=recall_error,
+        coverage_error=coverage_error,
+        precision_degrees=precision_degrees,
+        recall_degrees=recall_degrees,
+        density_degrees=density_degrees,
+        coverage_degrees=coverage_degrees,
     )
 
 
 def _mean_error(
     values: NDArray[Any], block: NDArray[np.int64], clusters: NDArray[np.integer[Any]] | None
-) -> float:
-    """Standard error of the mean over rows, or over blocks of whole clusters."""
+) -> tuple[float, float]:
+    """Standard error of the mean over rows, or over blocks of whole clusters; its degrees."""
     n = len(values)
     if clusters is None:
-        return float(values.std(ddof=1)) / float(np.sqrt(n))
-    sums = np.bincount(block, weights=values - values.mean())
-    return float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))) / n
+        return float(values.std(ddof=1)) / float(np.sqrt(n)), np.inf
+    sums = np.asarray(np.bincount(block, weights=values - values.mean()), dtype=np.float64)
+    error = float(np.sqrt((sums**2).sum() * len(sums) / (len(sums) - 1))) / n
+    return error, degrees_of_freedom(sums**2, len(sums) - 1)
 
 
 def _add_by_block(
@@ -143,11 +160,13 @@ def _add_by_block(
         reached[index] |= inside[block == index].any(axis=0)
 
 
-def _block_error(reached: NDArray[np.bool_]) -> float:
-    """Jackknife error of the share of columns that any block reaches, (blocks, M)."""
+def _block_error(reached: NDArray[np.bool_]) -> tuple[float, float]:
+    """Jackknife error of the share of columns that any block reaches, (blocks, M); its degrees."""
     times = reached.sum(axis=0)
     left_out = np.array([((times - one) > 0).mean() for one in reached.astype(np.int64)])
-    return float(np.sqrt(jackknife_variance(left_out)))
+    squares = (left_out - left_out.mean()) ** 2
+    degrees = degrees_of_freedom(squares, max(1, len(left_out) - 1))
+    return float(np.sqrt(jackknife_variance(left_out))), degrees
 
 
 def expected_coverage(num_generated: int, num_reference: int, *, k: int) -> float:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import count_groups, discrepancy_interval, noise_floor_for
+from fairbench.metrics.fairness import whole_size
 from fairbench.scores.parts.auditing import errors_of, labelled
-from fairbench.scores.parts.crossings import Reading
+from fairbench.scores.parts.crossings import GIVEN_BATCHES, WORTH_BATCHES, Reading
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
-from fairbench.scores.parts.plain import share_score
+from fairbench.scores.parts.plain import leaving_out_batches, share_score
 
 __all__ = ["FAMILY"]
 
@@ -27,6 +28,7 @@ SPECS = (
         summary=True,
         needs="--labels with levels",
         display="judge_agreement_<attribute>",
+        version=2,
     ),
     ScoreSpec(
         "fairness_discrepancy_given",
@@ -35,6 +37,7 @@ SPECS = (
         "lower",
         summary=True,
         needs="--labels with every attribute of the task",
+        version=2,
     ),
 )
 
@@ -63,7 +66,14 @@ def _audit(
         read = reading.labels[name][told]
         same, total = int((read == truth).sum()), int(told.sum())
         source = f"judge {reading.judge} and given labels, valid images that have one"
-        scores.append(share_score(f"judge_agreement_{name}", same, total, "neither", source))
+        agreed = (read == truth).astype(np.int64)
+        effects = reading.effects(agreed, 2, told, every=True)
+        agreement = share_score(
+            f"judge_agreement_{name}", same, total, "neither", source, effects=effects
+        )
+        if effects is None:
+            agreement = leaving_out_batches(agreement, reading)
+        scores.append(agreement)
         facts[name] = errors_of(reading, given, (name,)).tolist()
     chosen = tuple(reading.task.attributes)
     if not all(name in given for name in chosen):
@@ -74,7 +84,11 @@ def _audit(
     target, size = reading.target(chosen), len(reading.groups(chosen))
     total = int(told.sum())
     counts = count_groups(truth, size)
-    found = discrepancy_interval(counts, target, seed=seed)
+    effects = reading.effects(truth, size, told, every=True)
+    effect = 1.0 if effects is None else effects.overall
+    unseen = reading.coupled and effects is None
+    given_batches = f", {GIVEN_BATCHES if unseen else WORTH_BATCHES}" if reading.coupled else ""
+    found = discrepancy_interval(counts, target, design_effect=effect, seed=seed)
     scores.append(
         Score(
             name="fairness_discrepancy_given",
@@ -83,8 +97,8 @@ def _audit(
             high=found.high,
             n=total,
             better="lower",
-            interval=found.method,
-            floor=noise_floor_for(target, total),
+            interval=f"{found.method}{given_batches}",
+            floor=None if unseen else noise_floor_for(target, whole_size(counts / effect)),
             source="given labels, valid images that have one, all prompts together",
         )
     )

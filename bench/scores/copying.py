@@ -8,7 +8,7 @@ from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import memorisation
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
-from fairbench.scores.parts.plain import auc_score, copies_score
+from fairbench.scores.parts.plain import auc_score, copies_score, leaving_out_batches
 
 __all__ = ["FAMILY"]
 
@@ -85,7 +85,8 @@ def compute(evidence: Evidence) -> Found:
                 f"copies_{columns.encoder}", found, reading.n, f"{beyond}the real ones are"
             ),
         ]
-    return Found(tuple(scores), not_measured=missing)
+    told_of_batches = tuple(leaving_out_batches(score, reading) for score in scores)
+    return Found(told_of_batches, not_measured=missing)
 
 
 FAMILY = ScoreFamily("copying", 60, SPECS, compute)

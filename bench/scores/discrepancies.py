@@ -61,7 +61,7 @@ SPECS = (
         summary=True,
         main=0,
         needs="a judge whose errors were counted",
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         RAW, f"{SAME} as they are. Lower is fairer.", "lower", summary=True, main=1, version=3
@@ -123,7 +123,7 @@ SPECS = (
         "lower",
         summary=True,
         display=f"{RANKED}_<attributes>",
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         f"{RAW}_*",

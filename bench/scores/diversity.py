@@ -20,7 +20,7 @@ SPECS = (
         "higher",
         needs=f"{BALANCED}, {LEAST} images",
         display="vendi_<encoder>",
-        version=3,
+        version=4,
     ),
 )
 

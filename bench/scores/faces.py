@@ -21,6 +21,7 @@ from fairbench.scores.parts.plain import (
     NORMAL,
     auc_score,
     copies_score,
+    leaving_out_batches,
     mean_score,
     share_score,
     worst_score,
@@ -86,7 +87,7 @@ SPECS = (
         "effective number of different faces, in units of as many real ones. Higher is better.",
         "higher",
         needs=IDENTITY,
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         "identity_cosine",
@@ -109,7 +110,7 @@ SPECS = (
         "higher",
         summary=True,
         needs=IDENTITY,
-        version=3,
+        version=4,
     ),
     ScoreSpec(
         "identity_memorisation",
@@ -153,6 +154,7 @@ def compute(evidence: Evidence) -> Found:
         return Found()
     scores, facts = score_faces(evidence.faces, evidence.first, evidence.sensitive, evidence.real)
     missing = facts.pop("not_measured", {})
+    scores = [leaving_out_batches(score, evidence.first) for score in scores]
     return Found(tuple(scores), {}, {"faces": facts}, missing)
 
 

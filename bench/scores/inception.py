@@ -8,6 +8,7 @@ from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import inception_score
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
+from fairbench.scores.parts.plain import leaving_out_batches
 
 __all__ = ["FAMILY"]
 
@@ -41,7 +42,7 @@ def compute(evidence: Evidence) -> Found:
             interval=f"t over {splits} splits",
             source=f"encoder {encoder}",
         )
-        scores.append(score)
+        scores.append(leaving_out_batches(score, evidence.first))
     return Found(tuple(scores))
 
 

@@ -7,13 +7,15 @@ from fairbench.metrics import GroupQuality, Parity
 from fairbench.scores.parts.columns import distance_specs
 from fairbench.scores.parts.evidence import GROUP_N, Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
-from fairbench.scores.parts.plain import kernel_score, worst_score
+from fairbench.scores.parts.plain import kernel_score, leaving_out_batches, worst_score
 
 __all__ = ["FAMILY"]
 
 NEEDS = "enough valid and real images of each group"
 WORST = "of each joint cell against real images of it: the worst. Lower is better."
 GAP = "of each joint cell against real images of it: largest less smallest. Lower is better."
+NO_INTERVAL = "no interval: the spread of such a mean isn't seen in one run"
+NO_GAP = "no interval: groups that are equal have a gap, too"
 SPECS = (
     *(
         spec
@@ -67,24 +69,29 @@ def compute(evidence: Evidence) -> Found:
         ):
             if parity.worst is None:
                 missing[f"{name}_worst_group"] = _named(parity.reason, evidence.groups)
-            scores += _worst(name, parity, quality, source, evidence.groups)
+            scores += _worst(name, parity, quality, source, evidence)
     return Found(tuple(scores), not_measured=missing)
 
 
 def _worst(
-    name: str, parity: Parity, quality: GroupQuality, source: str, groups: list[str]
+    name: str, parity: Parity, quality: GroupQuality, source: str, evidence: Evidence
 ) -> list[Score]:
-    """The worst group and the gap; only kernel distances have an interval within one run."""
+    """The worst group and the gap; only kernel distances have an interval within one run.
+
+    The others are means of draws of `GROUP_N` images of each group, most of which are used in
+    several draws: how far such a mean scatters one run doesn't show, and what a worst of them
+    would be if groups were equal follows from that.
+    """
     if parity.worst is None or parity.gap is None:
         return []
-    at = parity.by_cell.index(parity.worst)
+    groups, at = evidence.groups, parity.by_cell.index(parity.worst)
     if parity is quality.kernel:
         by_group = [
             kernel_score(f"{name}_worst_group", one, cell.n_generated, f"{source}: {group}")
             for cell, group in zip(quality.cells, groups, strict=True)
             if (one := cell.kernel) is not None
         ]
-        worst = worst_score(by_group)
+        worst = leaving_out_batches(worst_score(by_group), evidence.first)
     else:
         source += f", {GROUP_N} of each group and as many real ones, mean of draws"
         worst = Score(
@@ -94,7 +101,7 @@ def _worst(
             high=None,
             n=GROUP_N,
             better=parity.better,
-            source=f"{source}: {groups[at]}",
+            source=f"{source}: {groups[at]}; {NO_INTERVAL}",
         )
     return [
         worst,
@@ -105,7 +112,7 @@ def _worst(
             high=None,
             n=worst.n,
             better="lower",
-            source=f"{source}: largest less smallest",
+            source=f"{source}: largest less smallest; {NO_GAP}",
         ),
     ]
 

@@ -11,7 +11,7 @@ from fairbench.scores.parts.crossings import NO_CHECK, Reading
 from fairbench.scores.parts.evidence import Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
 from fairbench.scores.parts.group_tables import hit_matrix, validity_by_requested
-from fairbench.scores.parts.plain import share_of_valid, share_score
+from fairbench.scores.parts.plain import leaving_out_batches, share_of_valid, share_score
 
 __all__ = ["FAMILY"]
 
@@ -75,7 +75,8 @@ def _validity(reading: Reading) -> Score:
     source = "validity check, all images"
     effects = reading.effects(reading.valid.astype(np.int64), 2, every=True)
     total = len(reading.valid)
-    return share_score("validity", reading.n, total, "higher", source, effects=effects)
+    score = share_score("validity", reading.n, total, "higher", source, effects=effects)
+    return score if effects is not None else leaving_out_batches(score, reading)
 
 
 FAMILY = ScoreFamily("semantics", 70, SPECS, compute, needs_valid=False)

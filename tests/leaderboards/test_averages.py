@@ -9,7 +9,7 @@ from fairbench.core.score import Score
 from fairbench.leaderboards import rows
 from fairbench.leaderboards.formats.csv import to_csv
 from fairbench.leaderboards.formats.markdown import to_markdown
-from fairbench.metrics import discrepancy_interval
+from fairbench.metrics import discrepancy_interval, wilson_interval
 from fairbench.scores.catalogue import spec_of
 
 
@@ -66,7 +66,8 @@ def test_a_fair_generator_is_not_excluded_whatever_the_number_of_seeds(make_reco
 
 
 def test_rates_are_pooled_and_stay_in_range(make_record):
-    score = Score("validity", 1.0, 0.998, 1.0, 2000, "higher", "wilson", unit="share")
+    low, high = wilson_interval(2000, 2000)
+    score = Score("validity", 1.0, low, high, 2000, "higher", "wilson", unit="share")
     cell = over_seeds(make_record, [score] * 3)
     # Wilson's lower end of 6,000 of 6,000.
     assert (cell.value, cell.high) == (1.0, 1.0)
@@ -76,6 +77,21 @@ def test_rates_are_pooled_and_stay_in_range(make_record):
     assert cell.value == pytest.approx(0.95)
     assert cell.low < 0.85
     assert 0.97 < cell.high <= 1.0
+
+
+def test_rates_of_coupled_images_stay_worth_fewer_of_them(make_record):
+    def shared(low, high):
+        return Score("validity", 0.9, low, high, 1000, "higher", unit="share", version=1)
+
+    def width(low, high):
+        cell = over_seeds(make_record, [shared(low, high)] * 3)
+        return cell.high - cell.low
+
+    alone, coupled = wilson_interval(900, 1000), wilson_interval(90, 100)
+    assert width(*coupled) > 2.5 * width(*alone)
+    # Three runs of 100 images each, as the runs' own intervals say.
+    together = wilson_interval(270, 300)
+    assert width(*coupled) == pytest.approx(together[1] - together[0])
 
 
 def test_distances_never_have_negative_ends(make_record):

@@ -82,9 +82,11 @@ class TestInterval:
         assert found.floor == pytest.approx(noise_floor(960, 2) * np.sqrt(found.design_effect))
         assert found.num_clusters == 30
 
-    def test_a_collapse_keeps_the_width_of_independent_images(self):
-        found = clustered_discrepancy([0] * 100, np.arange(100) // 10, uniform(2))
-        assert found.interval == discrepancy_interval([100, 0], uniform(2))
+    def test_a_collapse_shows_nothing_of_batches_so_they_are_the_observations(self):
+        found = clustered_discrepancy([0] * 100, np.arange(100) // 10, uniform(2)).interval
+        assert found.high == found.value == pytest.approx(np.sqrt(0.5))
+        ten = discrepancy_interval([10, 0], uniform(2))
+        assert 0 < found.low < ten.low < discrepancy_interval([100, 0], uniform(2)).low
 
     def test_names_and_order_of_batches_do_not_matter(self):
         labels, where = batches(np.random.default_rng(2), [0.6, 0.4], 10, 16, 0.1)
@@ -159,6 +161,22 @@ class TestGroupEffects:
         # Exact balance counts as if z² of the 20 images of variance had gone astray.
         assert found.seen == pytest.approx(1.959964**2 / 20, rel=1e-6)
         assert found.overall == pytest.approx(found.seen * stretch, rel=1e-6)
+
+    def test_a_batch_that_holds_all_misses_is_one_observation(self):
+        labels = np.ones(640, dtype=int)
+        labels[:16] = 0  # half of the first of 20 batches
+        where = np.arange(640) // 32
+        found = group_design_effects(labels, where, 2)
+        _, high = clustered_share_intervals([16, 624], found)
+        # As of about 20 observations, not of the 75 images that a ratio of variances suggests.
+        assert found.by_group[0] == pytest.approx(32 * (2.093024 / 1.959964) ** 2, rel=1e-4)
+        assert high[0] > 0.15 > wilson_interval(16 / found.seen, 640 / found.seen)[1]
+
+    def test_misses_in_many_batches_keep_the_degrees_of_the_batches(self):
+        rng = np.random.default_rng(0)
+        labels, where = batches(rng, [0.5, 0.5], 40, 32, 0.1)
+        found = group_design_effects(labels, where, 2)
+        assert found.overall / found.seen == pytest.approx((2.022691 / 1.959964) ** 2, rel=0.02)
 
     def test_an_empty_group_has_the_overall_effect(self):
         labels = np.repeat(np.arange(10) % 2, 8)

@@ -30,7 +30,7 @@ class TestPoint:
     def test_published_binary_values(self):
         found = correct_shares([610, 390], [[947, 53], [17, 983]])
         assert found.shares[0] == pytest.approx(0.637634, abs=1e-6)
-        assert found.method == "delta"
+        assert found.method == "fieller"
         assert found.low[0] < 0.637634 < found.high[0]
 
     def test_asymmetric_errors_make_a_fair_generator_look_unfair(self):
@@ -94,6 +94,30 @@ class TestPoint:
         table = confusion_matrix(truth, said, labels=[0, 1, 2])
         counts = np.bincount(said, minlength=3)
         np.testing.assert_allclose(correct_shares(counts, table).shares, [0.3, 0.4, 0.3])
+
+
+class TestTwoGroups:
+    def test_ends_are_where_chance_explains_the_counts_no_more(self):
+        counts, table, z = np.array([620, 380]), np.array([[45, 5], [8, 42]]), 1.959964
+        found = correct_shares(counts, table)
+
+        def shrunk(hits, n):
+            rate = (hits + z**2 / 2) / (n + z**2)
+            return rate, rate * (1 - rate) / (n + z**2)
+
+        (q, of_q), (a, of_a), (b, of_b) = shrunk(620, 1000), shrunk(45, 50), shrunk(42, 50)
+        for p in (found.low[0], found.high[0]):
+            off = q - p * a - (1 - p) * (1 - b)
+            variance = of_q + p**2 * of_a + (1 - p) ** 2 * of_b
+            assert off**2 == pytest.approx(z**2 * variance, rel=1e-4)
+        np.testing.assert_allclose(found.low + found.high[::-1], 1)
+
+    def test_a_judge_that_may_be_no_better_than_chance_says_nothing(self):
+        found = correct_shares([60, 40], [[8, 4], [4, 8]])
+        assert (found.low[0], found.high[0]) == (0, 1)
+        # Of the discrepancy that is all there is between fair and collapsed.
+        whole = corrected_discrepancy([60, 40], [[8, 4], [4, 8]], uniform(2))
+        assert (whole.low, whole.high) == (0, pytest.approx(np.sqrt(0.5)))
 
 
 class TestRefusals:

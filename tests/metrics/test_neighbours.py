@@ -120,8 +120,10 @@ class TestValues:
         x, y = normal(5000, 2, 0), normal(2500, 2, 1, 0.2)
         found = precision_recall_density_coverage(x, y, k=3)
         again = precision_recall_density_coverage(x[::-1], y[::-1], k=3)
-        errors = {"density_error": 0, "precision_error": 0, "recall_error": 0, "coverage_error": 0}
-        assert replace(found, **errors) == replace(again, **errors)
+        names = ("density", "precision", "recall", "coverage")
+        errors = dict.fromkeys([f"{name}_error" for name in names], 0.0)
+        degrees = dict.fromkeys([f"{name}_degrees" for name in names], 0.0)
+        assert replace(found, **errors, **degrees) == replace(again, **errors, **degrees)
         for name in errors:  # blocks follow the order, so these agree up to chance
             assert getattr(found, name) == pytest.approx(getattr(again, name), rel=0.25)
         assert found.precision > 0.9

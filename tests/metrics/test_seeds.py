@@ -5,6 +5,7 @@ import pytest
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics import discrepancy_family
+from fairbench.metrics.counting import wilson_interval, wilson_size
 from fairbench.metrics.floors import noise_floor
 from fairbench.metrics.seeds import (
     SIZES,
@@ -182,3 +183,9 @@ def test_a_fair_generator_is_excluded_as_rarely_as_told(seeds):
         counts = rng.multinomial(2000, np.full(8, 1 / 8), size=(seeds, 1))
         out += mean_shares(counts, np.full(8, 1 / 8), seed=trial).estimate().low > 0
     assert out / 300 <= 0.06
+
+
+@pytest.mark.parametrize(("hits", "n"), [(1995, 2000), (2000, 2000), (30, 60.5), (0, 10)])
+def test_an_interval_tells_how_many_images_it_is_of(hits, n):
+    low, high = map(float, wilson_interval(hits, n))
+    assert wilson_size(hits / n, low, high) == pytest.approx(n)

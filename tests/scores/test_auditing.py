@@ -19,14 +19,20 @@ TASK = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.
 ON_REAL = {"gender": np.array([[500, 0], [0, 500]])}
 
 
-def scored(read: np.ndarray, given: np.ndarray | None, valid: np.ndarray | None = None) -> Any:
+def scored(
+    read: np.ndarray,
+    given: np.ndarray | None,
+    valid: np.ndarray | None = None,
+    batches: np.ndarray | None = None,
+) -> Any:
     n = len(read)
     measured = Measurements(
         {},
         {"one": {"gender": np.eye(2, dtype=np.float32)[read]}},
         np.ones(n, dtype=bool) if valid is None else valid,
     )
-    sample = Sample(measured, np.zeros(n, np.int64), None, np.arange(n))
+    where = np.arange(n) if batches is None else batches
+    sample = Sample(measured, np.zeros(n, np.int64), None, where)
     scores, _, facts = score_all(
         sample,
         Reference({}, {}, np.empty(0, np.int64), None),
@@ -101,3 +107,32 @@ def test_the_audited_interval_holds_a_fair_generator() -> None:
         scores, _ = scored(read, told)
         held += scores["fairness_discrepancy_corrected"].low <= 0
     assert held >= 90
+
+
+def test_labels_of_images_that_batches_couple_count_as_fewer() -> None:
+    truth, read = generated()
+    told = np.where(np.random.default_rng(1).random(len(truth)) < 0.15, truth, -1)
+    batches = np.arange(len(truth)) // 50
+    alone, _ = scored(read, told)
+    # The judge errs in whole batches: whether it took a woman for a man hangs on the batch.
+    errs = np.random.default_rng(2).random(40) < 0.2
+    together = np.where((truth == 0) & errs[batches], 1, truth)
+    found, facts = scored(together, told, batches=batches)
+    name = "fairness_discrepancy_corrected"
+    assert facts["audit"]["errors counted on these images"] == {"gender": int((told >= 0).sum())}
+    assert found[name].high - found[name].low > 1.5 * (alone[name].high - alone[name].low)
+    assert found[name].low == 0
+    given = "fairness_discrepancy_given"
+    assert found[given].interval.endswith("as of independent images worth the batches")
+    agreement = "judge_agreement_gender"
+    width = found[agreement].high - found[agreement].low
+    assert width > 1.5 * (alone[agreement].high - alone[agreement].low)
+
+
+def test_labels_of_a_single_batch_replace_nothing() -> None:
+    truth, read = generated()
+    told = np.where(np.random.default_rng(1).random(len(truth)) < 0.15, truth, -1)
+    found, facts = scored(read, told, batches=np.zeros(len(truth), np.int64))
+    assert "errors counted on these images" not in facts["audit"]
+    assert "given what each batch" in found["judge_agreement_gender"].interval
+    assert found["fairness_discrepancy_given"].floor is None

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.metrics import count_groups
+from fairbench.metrics import count_groups, group_design_effects
 from fairbench.scores.parts.crossings import Reading, crossing
 
 __all__ = ["LEAST", "audited_confusions", "errors_of", "labelled"]
 
 LEAST = 20
-"""Labelled images of every group from which on errors are counted on them."""
+"""Labelled images of every group from which on errors are counted on them; where batches couple
+images, as many independent ones as they are worth."""
 
 Confusions = Mapping[str, Mapping[str, NDArray[np.int64]]]
 
@@ -41,6 +42,34 @@ def errors_of(
     return count_groups(truth * size + read, size**2).reshape(size, size)
 
 
+def _worth(
+    reading: Reading, given: Mapping[str, NDArray[np.int64]], chosen: Sequence[str]
+) -> NDArray[np.int64] | None:
+    """`errors_of` in independent images: those of a batch may be misread together.
+
+    Rates stay what they are up to whole numbers. None where batches can't be told apart.
+    """
+    table = errors_of(reading, given, chosen)
+    if not reading.coupled or not table.any():
+        return table
+    told, truth = labelled(reading, given, chosen)
+    effects = group_design_effects(
+        reading.index(chosen)[told], reading.sample.batch_id[told], len(table), strata=truth
+    )
+    if effects is None:
+        return None
+    return np.stack([_fewer(row, max(1.0, effects.overall)) for row in table])
+
+
+def _fewer(row: NDArray[np.int64], effect: float) -> NDArray[np.int64]:
+    """Whole counts that sum to a row's total over the effect, largest remainders rounded up."""
+    exact = row / effect
+    found = np.floor(exact).astype(np.int64)
+    lacking = round(float(exact.sum())) - int(found.sum())
+    found[np.argsort(found - exact, kind="stable")[:lacking]] += 1
+    return found
+
+
 def audited_confusions(
     readings: Sequence[Reading], given: Mapping[str, NDArray[np.int64]], confusions: Confusions
 ) -> tuple[Confusions, dict[str, int]]:
@@ -58,7 +87,9 @@ def audited_confusions(
 
     Returns:
         The same, with those attributes and crossings replaced of which every group has at least
-        `LEAST` labelled valid images; and how many images each of these was counted on.
+        `LEAST` labelled valid images; and how many images each of these was counted on. Where
+        batches couple images, counts are those of as many independent images as they are worth,
+        by the batches' effect on what is misread.
 
     Source: ``docs/metrics.md``, "Classifier error".
     """
@@ -70,10 +101,13 @@ def audited_confusions(
         chosen = name.split("/")
         if not all(one in given for one in chosen):
             continue
-        counted = {reading.judge: errors_of(reading, given, chosen) for reading in readings}
+        worth = {reading.judge: _worth(reading, given, chosen) for reading in readings}
+        counted = {judge: table for judge, table in worth.items() if table is not None}
+        if len(counted) < len(worth):
+            continue
         if min(int(table.sum(axis=1).min()) for table in counted.values()) < LEAST:
             continue
-        audited[name] = int(next(iter(counted.values())).sum())
+        audited[name] = int(errors_of(readings[0], given, chosen).sum())
         for judge, table in counted.items():
             tables[judge][name] = table
     return tables, audited

@@ -18,7 +18,7 @@ from fairbench.metrics import (
     clustered_share_intervals,
     wilson_interval,
 )
-from fairbench.metrics.jackknife import student
+from fairbench.metrics.jackknife import degrees_of_freedom, student
 from fairbench.scores.parts.crossings import (
     GIVEN_BATCHES,
     WHOLE_BATCHES,
@@ -33,6 +33,7 @@ __all__ = [
     "copies_score",
     "distance_score",
     "kernel_score",
+    "leaving_out_batches",
     "mean_score",
     "share_of_valid",
     "share_score",
@@ -181,17 +182,19 @@ def mean_score(
     if reading is not None and reading.coupled:
         chosen = np.ones(n, dtype=bool) if within is None else within
         batches, prompts = reading.sample.batch_id[chosen], reading.sample.prompt_index[chosen]
-        squares, degrees = 0.0, 0
+        squares, degrees = [np.empty(0)], 0
         for prompt in np.unique(prompts):
             mine = prompts == prompt
             _, places = np.unique(batches[mine], return_inverse=True)
             sums = np.bincount(places, weights=numbers[mine] - numbers[mine].mean())
             if len(sums) > 1:
-                squares += float((sums**2).sum()) * len(sums) / (len(sums) - 1)
+                squares.append(sums**2 * len(sums) / (len(sums) - 1))
                 degrees += len(sums) - 1
         how = f"normal, {GIVEN_BATCHES}"
         if degrees:
-            half = student(0.95, degrees) * float(np.sqrt(squares)) / n
+            each = np.concatenate(squares)
+            quantile = student(0.95, degrees_of_freedom(each, degrees))
+            half = quantile * float(np.sqrt(each.sum())) / n
             how = f"t, {WHOLE_BATCHES}"
     return Score(
         name=name,
@@ -238,4 +241,12 @@ def share_of_valid(
 ) -> Score:
     """Share of the valid images for which something holds, (n,)."""
     effects = reading.effects(hits.astype(np.int64), 2)
-    return share_score(name, int(hits.sum()), reading.n, better, source, effects=effects)
+    score = share_score(name, int(hits.sum()), reading.n, better, source, effects=effects)
+    return score if effects is not None else leaving_out_batches(score, reading)
+
+
+def leaving_out_batches(score: Score, reading: Reading) -> Score:
+    """The score, its interval saying that it leaves out what batches do, where there are any."""
+    if not reading.coupled or not score.interval:
+        return score
+    return replace(score, interval=f"{score.interval}, {GIVEN_BATCHES}")
