@@ -15,7 +15,7 @@ from fairbench.core.errors import InputError
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.parameters import refuse_unused
 from fairbench.core.task import Task
-from fairbench.diffusion.devices import process_count
+from fairbench.diffusion.devices import training_processes
 from fairbench.methods.parts.training_parameters import FineTuned
 
 if TYPE_CHECKING:
@@ -216,10 +216,10 @@ class InvDiff(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Group the training images and train the guiding network, or load what was trained."""
-        if process_count() > 1:
+        if training_processes() > 1:
             raise InputError(
                 "invdiff compares the groups of a whole batch, which several processes would "
-                "split; run it on one device"
+                "split; leave --data-parallel out"
             )
         from fairbench.methods.parts import invdiff as _invdiff
 

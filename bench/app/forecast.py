@@ -100,7 +100,9 @@ def forecast(config: RunConfig, report: Reporter) -> Forecast:
             rests_on=unknown,
             missing=tuple(lacking),
         )
+    from fairbench.runs.generation import check_disk
     from fairbench.runs.running import plan_keys_of
+    from fairbench.storage.cache import cache_folder
     from fairbench.storage.records import find_record, read_records
 
     plan, keys, path = plan_keys_of(config, report)
@@ -123,6 +125,12 @@ def forecast(config: RunConfig, report: Reporter) -> Forecast:
     except FairbenchError as error:
         found = False
         report.warn(str(error))
+    missing: tuple[str, ...] = ()
+    if not found or config.force:
+        try:
+            check_disk(plan, keys.generation, cache_folder())
+        except FairbenchError as error:
+            missing = (str(error),)
     return Forecast(
         config.method,
         config.num_images,
@@ -132,7 +140,7 @@ def forecast(config: RunConfig, report: Reporter) -> Forecast:
         hours,
         memory,
         rests_on,
-        (),
+        missing,
     )
 
 

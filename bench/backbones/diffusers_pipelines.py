@@ -117,6 +117,10 @@ class DiffusersBackbone(Backbone):
         for module, own in ((self._vae, self._vae_dtype), (self._text, dtype), (self.unet, dtype)):
             if module is not None:
                 module.to(device, own).eval().requires_grad_(False)
+        if device.type == "cuda":  # whose convolutions are quicker so
+            for module in (self._vae, self.unet):
+                if module is not None:
+                    module.to(memory_format=torch.channels_last)
         self.scheduler = pipeline.scheduler
         self.schedule = schedule_of(
             pipeline.scheduler, in_pixels=self._vae is None, consistent=consistent
@@ -135,6 +139,18 @@ class DiffusersBackbone(Backbone):
         other = copy.copy(self)
         other.unet = other._unet = unet
         return other
+
+    def compile(self) -> str:
+        """Compile the denoising network where it is, and try it; why it can't be, or ""."""
+        try:
+            self._unet.compile()
+            with torch.inference_mode():
+                blank = torch.zeros((1, *self.latent_shape), device=self.device)
+                self.predict(blank, len(self.schedule) - 1, self.embed([""]))
+        except Exception as error:  # a compiler may fail in any way
+            self._unet._compiled_call_impl = None
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return ""
 
     def _in_fixed_batches(
         self, call: Callable[[Tensor], Tensor], rows: Tensor, width: int | None = None

@@ -124,6 +124,10 @@ class Backbone(ABC):
     scheduler: Any = None
     families: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
+    def compile(self) -> str:
+        """Compile the denoising network, if that can be done; why it can't, or ""."""
+        return f"{self.name} has no network to compile"
+
     @abstractmethod
     def encode(self, images: NDArray[np.uint8]) -> Tensor:
         """Images, (B, H, W, 3) uint8, to latents, (B, C, h, w) float32."""
@@ -136,10 +140,21 @@ class Backbone(ABC):
         """
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Latents, (B, C, h, w), to images, (B, H, W, 3) uint8."""
-        with torch.no_grad():
-            pixels = ((self.pixels(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).cpu().numpy()
+        """Latents, (B, C, h, w), to images, (B, H, W, 3) uint8.
+
+        Out of memory, they are decoded again with half the `decode_batch`, which stays so.
+        """
+        while True:
+            try:
+                with torch.no_grad():
+                    pixels = (self.pixels(latents) + 1) * 127.5
+                    pixels = pixels.round().clamp(0, 255).to(torch.uint8)
+                return pixels.permute(0, 2, 3, 1).cpu().numpy()
+            except torch.OutOfMemoryError:
+                rows = self.decode_batch or self.network_batch
+                if rows == 1:
+                    raise
+                self.decode_batch = rows // 2
 
     @abstractmethod
     def embed(self, prompts: Sequence[str]) -> Tensor | None:
@@ -183,7 +198,9 @@ class Backbone(ABC):
         differently for another batch shape; a row then depends on itself alone.
         """
         rows = len(x_t)
-        times = torch.as_tensor(t, device=self.device).expand(rows)
+        # Levels of a number are looked up on this side: nothing is copied back from the device.
+        asked = torch.as_tensor(t).expand(rows)
+        times = asked.to(self.device)
         if torch.is_grad_enabled():
             value = self._network(x_t, times, context)
         elif rows > self.network_batch:
@@ -202,8 +219,8 @@ class Backbone(ABC):
             value, variance = value.chunk(2, dim=1)
         return Prediction(
             x_t,
-            columns(self.schedule.alpha(times), x_t),
-            columns(self.schedule.sigma(times), x_t),
+            columns(self.schedule.alpha(asked), x_t),
+            columns(self.schedule.sigma(asked), x_t),
             self.schedule.prediction_type,
             value,
             variance=variance,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor
 
 from fairbench.diffusion.backbone import Backbone, Edit
 from fairbench.diffusion.schedule import Prediction
 
-__all__ = ["Denoiser", "conditioned", "edited", "guided", "within"]
+__all__ = ["Denoiser", "conditioned", "edited", "guided", "guided_at_once", "within"]
 
 Denoiser = Callable[[Tensor, int], Prediction]
 """(B, C, h, w) and a timestep -> what the model, guided or not, predicts there.
@@ -36,13 +37,37 @@ def guided(conditional: Denoiser, unconditional: Denoiser | None, scale: float) 
     """
     if unconditional is None:
         return conditional
+    return lambda x, t: _between(unconditional(x, t), conditional(x, t), scale)
+
+
+def guided_at_once(
+    backbone: Backbone, context: Tensor, empty: Tensor, scale: float
+) -> Denoiser | None:
+    """Guidance by one network call a step, of the same shape as the two would have had.
+
+    Args:
+        backbone: What predicts.
+        context: (B, L, D) of the prompts.
+        empty: (B, L, D) of the empty prompt.
+        scale: As of `guided`.
+    Returns:
+        The denoiser; None if one network batch doesn't hold both.
+    """
+    rows = len(context)
+    if 2 * rows > backbone.network_batch or context.shape != empty.shape:
+        return None
+    both = conditioned(backbone, torch.cat([empty, context]))
 
     def denoise(x: Tensor, t: int) -> Prediction:
-        empty = unconditional(x, t)
-        prompted = conditional(x, t)
-        return empty.with_value(empty.value + scale * (prompted.value - empty.value))
+        found = both(torch.cat([x, x]), t)
+        return _between(found.rows(slice(rows), x), found.rows(slice(rows, None), x), scale)
 
     return denoise
+
+
+def _between(empty: Prediction, prompted: Prediction, scale: float) -> Prediction:
+    """Beyond the prompted prediction, as seen from the empty one."""
+    return empty.with_value(empty.value + scale * (prompted.value - empty.value))
 
 
 def within(

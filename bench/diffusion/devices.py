@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from fairbench.core.errors import InputError
@@ -15,17 +19,55 @@ if TYPE_CHECKING:
 __all__ = [
     "begin_run",
     "is_main_process",
+    "meet",
     "peak_memory_mib",
     "process_count",
+    "process_index",
     "resolve_autocast",
     "resolve_device",
     "resolve_dtype",
+    "training_alone",
+    "training_processes",
 ]
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait for each other: one may train, or measure, while the others wait."""
+
+_ALONE: ContextVar[bool] = ContextVar("training alone", default=False)
 
 
 def process_count() -> int:
     """Processes of this run, as torchrun and ``accelerate launch`` tell; 1 alone."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_index() -> int:
+    """Which of the processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def meet(device: torch.device) -> None:
+    """Wait until every process of this run has come here; nothing with one process alone."""
+    if process_count() == 1:
+        return
+    from accelerate import PartialState
+
+    PartialState(cpu=device.type == "cpu", timeout=PATIENCE).wait_for_everyone()
+
+
+@contextmanager
+def training_alone() -> Iterator[None]:
+    """Within the block a process trains by itself, however many share the run."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def training_processes() -> int:
+    """Processes that a step of a training is split over, each drawing rows of its own."""
+    return 1 if _ALONE.get() else process_count()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -61,8 +103,8 @@ def resolve_device(name: str) -> torch.device:
 
 
 def is_main_process() -> bool:
-    """Whether this process makes images and records, the first of those started together."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process writes records, the first of those started together."""
+    return process_index() == 0
 
 
 def resolve_dtype(name: str, device: torch.device, *, embedded: bool = True) -> torch.dtype:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Request, Samples, SamplingConfig
 from fairbench.diffusion.backbone import Backbone, WholeCall
-from fairbench.diffusion.denoisers import Denoiser, conditioned, guided
+from fairbench.diffusion.denoisers import Denoiser, conditioned, guided, guided_at_once
 
 __all__ = [
     "DDIMSampler",
@@ -197,10 +197,13 @@ def own_steps(
         options["generator"] = noises
     x = gaussian(starts, backbone.latent_shape, backbone.device) * scheduler.init_noise_sigma
     calls = 0
-    for t in scheduler.timesteps:
+    # Some schedulers stop between the integers. All are looked at once, not one a step.
+    numbers = [
+        int(one) if one.is_integer() else one for one in scheduler.timesteps.double().tolist()
+    ]
+    for t, number in zip(scheduler.timesteps, numbers, strict=True):
         seen = scheduler.scale_model_input(x, t)
-        # Some schedulers stop between the integers.
-        predicted = denoise(seen, cast("int", int(t) if float(t).is_integer() else float(t)))
+        predicted = denoise(seen, cast("int", number))
         output = predicted.value
         if predicted.variance is not None and str(
             scheduler.config.get("variance_type", "")
@@ -274,10 +277,19 @@ class DDIMSampler:
         self, requests: Sequence[Request], groups: Sequence[int | None]
     ) -> tuple[Denoiser, int]:
         """A guided denoiser for these requests and its network calls an image and step."""
+        contexts = self.contexts(requests, groups)
+        prompted, empty = contexts["cond"], contexts.get("uncond")
+        # Others give their branches apart, or take gradients, whose batches aren't filled up.
+        own = (type(self).branch, type(self).joined, type(self).denoiser)
+        plain = own == (DDIMSampler.branch, DDIMSampler.joined, DDIMSampler.denoiser)
+        if plain and prompted is not None and empty is not None:
+            at_once = guided_at_once(self.backbone, prompted, empty, self.config.guidance)
+            if at_once is not None:
+                return at_once, 2
         return self.joined(
             {
                 name: self.branch(name, context, requests, groups)
-                for name, context in self.contexts(requests, groups).items()
+                for name, context in contexts.items()
             }
         )
 

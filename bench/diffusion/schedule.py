@@ -172,6 +172,22 @@ class Prediction:
             return self.value
         return self.alpha * self.noise - self.sigma * self.clean
 
+    def rows(self, part: slice, x_t: Tensor) -> Prediction:
+        """Some of the rows, of a batch that holds them.
+
+        Args:
+            part: Which.
+            x_t: What the network saw in them.
+        """
+        return replace(
+            self,
+            x_t=x_t,
+            alpha=self.alpha[part],
+            sigma=self.sigma[part],
+            value=self.value[part],
+            variance=None if self.variance is None else self.variance[part],
+        )
+
     def with_value(self, value: Tensor) -> Prediction:
         """The same place with another network output."""
         return replace(self, value=value, inside=None)

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -25,7 +24,12 @@ from torch import Tensor, nn
 
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.progress import Progress
-from fairbench.diffusion.devices import process_count, resolve_autocast
+from fairbench.diffusion.devices import (
+    meet,
+    process_index,
+    resolve_autocast,
+    training_processes,
+)
 from fairbench.diffusion.sampling import Stream
 from fairbench.storage.networks import load_state, load_tensors, save_state, save_tensors
 
@@ -172,12 +176,12 @@ class _Training:
         what: str,
         device: torch.device,
     ) -> None:
-        from accelerate import Accelerator, InitProcessGroupKwargs
         from diffusers.training_utils import EMAModel
 
-        # Others wait for the first process, which makes a run's images between two trainings.
-        patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
-        self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[patient])
+        self.processes = training_processes()
+        self.index = process_index() if self.processes > 1 else 0
+        if self.processes > 1:
+            meet(device)  # from here on they are one group
         self.module, self.plan, self.loss_of = module, plan, loss_of
         self.validate, self.seed, self.what, self.device = validate, seed, what, device
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -190,11 +194,11 @@ class _Training:
             )
         if not self.parameters:
             raise ContractError(f"{what}: expected parameters to train, seen none")
-        parts = plan.accumulate * self.accelerator.num_processes
+        parts = plan.accumulate * self.processes
         if plan.batch % parts:
             raise InputError(
                 f"{what}: a batch of {plan.batch} can't be split into {plan.accumulate} "
-                f"accumulated parts on {self.accelerator.num_processes} devices; choose a "
+                f"accumulated parts on {self.processes} devices; choose a "
                 "multiple of their product"
             )
         self.rows = plan.batch // parts
@@ -237,7 +241,7 @@ class _Training:
             self.best = (saved["best"][0], saved["best"][1], list(saved["best"][2]))
 
     def save(self, path: Path) -> None:
-        if not self.accelerator.is_main_process:
+        if self.index:
             return
         state = {
             "parameters": [p.detach() for p in self.parameters],
@@ -306,8 +310,8 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         logged: dict[str, float] = {}
-        first = self.accelerator.process_index * self.plan.accumulate
-        parts = self.plan.accumulate * self.accelerator.num_processes
+        first = self.index * self.plan.accumulate
+        parts = self.plan.accumulate * self.processes
         for part in range(first, first + self.plan.accumulate):
             draws = Draws(self.seed, self.step, part, self.rows, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -316,12 +320,12 @@ class _Training:
             total += float(loss.detach()) / parts
             for name, value in draws.logged.items():
                 logged[name] = logged.get(name, 0.0) + value / self.plan.accumulate
-        if self.accelerator.num_processes > 1:
+        if self.processes > 1:
             whole = torch.tensor(total, dtype=torch.float64, device=self.device)
             total = float(reduce(whole, "sum"))
             for name in sorted(logged):
                 mine = torch.tensor(logged[name], dtype=torch.float64, device=self.device)
-                logged[name] = float(reduce(mine, "sum")) / self.accelerator.num_processes
+                logged[name] = float(reduce(mine, "sum")) / self.processes
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad = reduce(parameter.grad, "sum")
@@ -426,7 +430,7 @@ def train_or_load(
         "precision": str(resolve_autocast(plan.precision, device)),
         "seed": preparation.seed,
         "dtype": preparation.dtype,
-        "processes": process_count(),  # each draws rows of its own
+        "processes": training_processes(),  # each draws rows of its own
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
     finished = preparation.cache / "networks" / f"{name}-{digest}.safetensors"
@@ -459,10 +463,11 @@ def train_or_load(
         raise training.divergence("weights that aren't finite", plan.steps)
     module.eval()
     facts = training.facts()
-    if training.accelerator.is_main_process:
+    if training.index == 0:
         save_tensors(finished, _trained(module), facts)
         unfinished.unlink(missing_ok=True)
-    training.accelerator.wait_for_everyone()
+    if training.processes > 1:
+        meet(device)
     return facts
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +27,9 @@ from fairbench.core.progress import Progress, silent
 from fairbench.inputs.arrays import open_arrays
 from fairbench.inputs.resizing import to_square
 from fairbench.inputs.sources import Entry, list_images
+from fairbench.storage.readings import ImageList, image_sha256
 
-__all__ = ["MAX_PIXELS", "ImageSet", "decode", "read_images"]
+__all__ = ["MAX_PIXELS", "FileImages", "ImageSet", "decode", "read_images"]
 
 MAX_PIXELS = 64_000_000
 """Pixels of the largest image that is read; Pillow itself begins to warn at 89 million."""
@@ -47,12 +51,89 @@ LAYOUTS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Images that are decoded again whenever they are asked for; a few hundred are held at once.
+
+    Attributes:
+        path: Folder, archive or ``.npz`` that they lie in.
+        names: Of each, as `ImageSet` has them.
+        listing: Which images they were when they were looked through.
+        labels: None are known.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    listing: ImageList
+    labels: Mapping[str, NDArray[np.uint8]] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: NDArray[Any]) -> FileImages:
+        """The images at `rows`, (n,) integers or (N,) booleans, in that order."""
+        index = np.arange(len(self))[rows]
+        names = tuple(self.names[row] for row in index)
+        return FileImages(self.path, names, self.listing.take(index))
+
+    def batches(self, size: int) -> Iterator[NDArray[np.uint8]]:
+        """(n, H, W, 3) uint8 arrays of at most `size` images, in order.
+
+        The next ones are decoded while the last ones are used.
+
+        Raises:
+            InputError: If an image isn't the one that it was.
+        """
+        pictures = self._pictures()
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(lambda: list(islice(pictures, size)))
+            while batch := following.result():
+                following = ahead.submit(lambda: list(islice(pictures, size)))
+                yield np.stack(batch)
+
+    def _pictures(self) -> Iterator[NDArray[np.uint8]]:
+        for name, expected, pixels in zip(
+            self.names, self.listing.sha256, self._decoded(), strict=True
+        ):
+            if image_sha256(pixels[None]) != [expected]:
+                raise InputError(
+                    f"{self.path}: {name} has changed since it was looked at; leave the images "
+                    "alone while they are measured, and run again"
+                )
+            yield pixels
+
+    def _decoded(self) -> Iterator[NDArray[np.uint8]]:
+        if self.path.suffix.lower() == ".npz":
+            yield from self._frames()
+            return
+        with list_images(self.path) as listing:
+            for name in self.names:
+                yield np.asarray(decode(listing.entries[name]))
+
+    def _frames(self) -> Iterator[NDArray[np.uint8]]:
+        """Images of an array, which is read from its begin on."""
+        rows = [int(name) for name in self.names]
+        wanted, waiting = set(rows), iter(rows)
+        seen: dict[int, NDArray[np.uint8]] = {}
+        following = next(waiting, None)
+        with open_arrays(self.path) as stored:
+            for row, pixels in enumerate(stored.frames):
+                if row in wanted:
+                    seen[row] = pixels.copy()
+                while following in seen:
+                    yield seen.pop(following)
+                    following = next(waiting, None)
+                if following is None:
+                    return
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """What `read_images` found.
 
     Attributes:
-        images: (N, H, W, 3) uint8, in the order of `names`.
+        images: (N, H, W, 3) uint8, in the order of `names`; where they are too many to be held,
+            what reads them again.
         names: Paths within the folder or archive, with ``/`` on every platform; for an array the
             number of each image, from 0.
         source_size: Width and height in pixels of the images, after their EXIF orientation.
@@ -60,7 +141,7 @@ class ImageSet:
         unread: Names of the images beyond the limit.
     """
 
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | FileImages
     names: tuple[str, ...]
     source_size: tuple[int, int]
     notes: tuple[str, ...]
@@ -73,6 +154,7 @@ def read_images(
     *,
     limit: int | None = None,
     progress: Progress | None = None,
+    most_held: int | None = None,
 ) -> ImageSet:
     """Read the images of a folder and the folders below it, of an archive, or of an array.
 
@@ -88,6 +170,8 @@ def read_images(
         size: Pixels a side of the images returned; None for as many as they have.
         limit: Read only the first so many; fewer are returned where there are fewer.
         progress: ``progress(what, done, total)``; called once an image in each pass.
+        most_held: Bytes of images that may be held; more are looked through, and decoded again
+            whenever they are asked for. None: as many as the machine's memory.
 
     Raises:
         InputError: If there is nothing to read, if an image that is to be read is a broken link,
@@ -98,12 +182,13 @@ def read_images(
         raise InputError(f"image size and limit must be 1 or more; seen {size} and {limit}")
     report = progress or silent
     if path.suffix.lower() == ".npz" and path.is_file():
-        return _read_arrays(path, size, limit, report)
+        return _read_arrays(path, size, limit, report, most_held)
     with list_images(path) as listing:
         names = list(listing.entries)
         files = dict(islice(listing.entries.items(), limit))
         _check_headers(files, report)
-        images, source_size, changes = _decode_all(files, size, report)
+        kept, source_size, changes = _decode_all(files, size, report, most_held)
+    images = kept.images(path, tuple(files))
     notes = (
         *listing.notes,
         *_limit_notes(len(files), len(names)),
@@ -113,7 +198,9 @@ def read_images(
     return ImageSet(images, tuple(files), source_size, notes, tuple(names[len(files) :]))
 
 
-def _read_arrays(path: Path, size: int | None, limit: int | None, progress: Progress) -> ImageSet:
+def _read_arrays(
+    path: Path, size: int | None, limit: int | None, progress: Progress, most_held: int | None
+) -> ImageSet:
     with open_arrays(path) as stored:
         source_size = stored.width, stored.height
         if stored.width * stored.height > MAX_PIXELS:
@@ -122,9 +209,9 @@ def _read_arrays(path: Path, size: int | None, limit: int | None, progress: Prog
                 f"{stored.width}x{stored.height}; save smaller ones"
             )
         n = min(stored.count, limit or stored.count)
-        images = _room(n, source_size, size)
+        kept = _Kept(n, source_size, size, most_held)
         for index, pixels in enumerate(islice(stored.frames, n)):
-            images[index] = _fitted(Image.fromarray(pixels), size)
+            kept.add(index, _fitted(Image.fromarray(pixels), size))
             progress("reading images", index + 1, n)
     notes = (
         *stored.notes,
@@ -132,6 +219,7 @@ def _read_arrays(path: Path, size: int | None, limit: int | None, progress: Prog
         *_resize_notes(source_size, size, n),
     )
     names = tuple(map(str, range(stored.count)))
+    images = kept.images(path, names[:n])
     return ImageSet(images, names[:n], source_size, notes, names[n:])
 
 
@@ -254,45 +342,74 @@ def _mixed_sizes(sizes: Mapping[str, tuple[int, int]]) -> InputError:
 
 
 def _decode_all(
-    files: Mapping[str, Entry], size: int | None, progress: Progress
-) -> tuple[NDArray[np.uint8], tuple[int, int], Counter[str]]:
+    files: Mapping[str, Entry], size: int | None, progress: Progress, most_held: int | None
+) -> tuple[_Kept, tuple[int, int], Counter[str]]:
     """Decode, crop and resize every file.
 
     Returns:
-        (N, H, W, 3) uint8; width and height of the files; what was done -> how often.
+        The images; width and height of the files; what was done -> how often.
     """
-    images = np.empty((0, 0, 0, 3), np.uint8)
+    kept: _Kept | None = None
     sizes: dict[str, tuple[int, int]] = {}
     changes: Counter[str] = Counter()
     for index, (name, file) in enumerate(files.items()):
         with _opened(file) as opened:
             opened.load()
             image = _to_rgb(file, _upright(opened, changes), changes)
-        if not sizes:
-            images = _room(len(files), image.size, size)
+        if kept is None:
+            kept = _Kept(len(files), image.size, size, most_held)
         sizes[name] = image.size
         # Once two sizes are known the images are refused below, when all have been counted.
         if image.size == sizes[next(iter(sizes))]:
-            images[index] = _fitted(image, size)
+            kept.add(index, _fitted(image, size))
         progress("reading images", index + 1, len(files))
-    if len(set(sizes.values())) > 1:
+    if kept is None or len(set(sizes.values())) > 1:
         raise _mixed_sizes(sizes)
-    return images, sizes[next(iter(sizes))], changes
+    return kept, sizes[next(iter(sizes))], changes
 
 
-def _room(n: int, source: tuple[int, int], size: int | None) -> NDArray[np.uint8]:
-    """Room for N images of this width and height, or of `size` pixels a side."""
-    width, height = source if size is None else (size, size)
-    import psutil
+class _Kept:
+    """What is kept of images as they are decoded: all pixels, or their hashes alone.
 
-    memory = int(psutil.virtual_memory().total)
-    if n * height * width * 3 > memory:
-        raise InputError(
-            f"{n} images of {width}x{height} take {n * height * width * 3 / 2**30:,.0f} GiB of "
-            f"memory, this machine has {memory / 2**30:,.0f}; take at most "
-            f"{memory // (height * width * 3)}, or smaller ones"
-        )
-    return np.empty((n, height, width, 3), np.uint8)
+    Args:
+        n: How many there are.
+        source: Width and height of each.
+        size: Pixels a side that they are brought to; None: as they are.
+        most_held: Bytes of pixels that may be held; None: those of the machine's memory.
+    """
+
+    def __init__(
+        self, n: int, source: tuple[int, int], size: int | None, most_held: int | None
+    ) -> None:
+        width, height = source if size is None else (size, size)
+        self._height, self._width = height, width
+        self._pixels: NDArray[np.uint8] | None = None
+        self._hashes = [""] * n
+        if most_held is not None and size is None and n * height * width * 3 > most_held:
+            return
+        import psutil
+
+        memory = int(psutil.virtual_memory().total)
+        if n * height * width * 3 > memory:
+            raise InputError(
+                f"{n} images of {width}x{height} take {n * height * width * 3 / 2**30:,.0f} GiB "
+                f"of memory, this machine has {memory / 2**30:,.0f}; take at most "
+                f"{memory // (height * width * 3)}, or smaller ones"
+            )
+        self._pixels = np.empty((n, height, width, 3), np.uint8)
+
+    def add(self, index: int, pixels: NDArray[np.uint8]) -> None:
+        """Keep one image."""
+        if self._pixels is None:
+            self._hashes[index] = image_sha256(pixels[None])[0]
+        else:
+            self._pixels[index] = pixels
+
+    def images(self, path: Path, names: tuple[str, ...]) -> NDArray[np.uint8] | FileImages:
+        """All of them, or what reads them again."""
+        if self._pixels is not None:
+            return self._pixels
+        return FileImages(path, names, ImageList(tuple(self._hashes), self._height, self._width))
 
 
 def _fitted(image: Image.Image, size: int | None) -> NDArray[np.uint8]:

@@ -22,7 +22,15 @@ from fairbench.core.errors import ContractError, InputError
 from fairbench.core.progress import Progress, silent
 from fairbench.datasets.base import ImageSource
 from fairbench.diffusion.devices import resolve_device
-from fairbench.storage.readings import ImageList, Reader, load_reading, save_reading
+from fairbench.storage.readings import (
+    ImageList,
+    Reader,
+    load_part,
+    load_reading,
+    remove_parts,
+    save_part,
+    save_reading,
+)
 
 __all__ = [
     "BATCH",
@@ -39,6 +47,7 @@ __all__ = [
     "channels_first",
     "normalised",
     "read",
+    "read_part",
     "read_source",
     "torch_resized",
 ]
@@ -50,7 +59,13 @@ CHUNK = 64
 """Images that an instrument is handed at once, rounded up to whole batches of its own."""
 
 HELD = 512
-"""Images of a data set that are decoded at once, about."""
+"""Images of a source that are decoded at once, about; fewer where they are large."""
+
+HELD_BYTES = 64 * 2**20
+"""Bytes of images that are held at once, and handed to an instrument, about.
+
+An instrument may hold four times as much, as floats, and again as much resized.
+"""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Number formats of the networks; results are float32 in any case."""
@@ -199,7 +214,9 @@ class Runner:
                 blanks = batch.new_zeros((self.batch_size - len(chunk), *batch.shape[1:]))
                 batch = torch.cat([batch, blanks])
             with torch.inference_mode(), self._autocast():
-                results = call(batch.to(self.device))
+                if self.device.type == "cuda":  # pinned, the copy and the network overlap
+                    batch = batch.pin_memory()
+                results = call(batch.to(self.device, non_blocking=True))
             parts.append([r[: len(chunk)].float().cpu().numpy() for r in results])
         arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
         if not all(np.isfinite(array).all() for array in arrays):
@@ -351,22 +368,93 @@ def read_source(
     listed = source.listing
     found = [load_reading(listed, one, cache, one.outputs) for one in instruments]
     missing = [one for one, stored in zip(instruments, found, strict=True) if stored is None]
-    parts: list[list[Mapping[str, NDArray[Any]]]] = [[] for _ in missing]
-    # Whole steps of every instrument, so that each sees the batches that one array would give it.
-    together = math.lcm(*(_step(one) for one in missing)) if missing else 1
-    for batch in source.batches(together * max(1, HELD // together)) if missing else ():
-        for one, said in zip(missing, parts, strict=True):
-            _read_on(said, one, batch, progress, len(source))
+    chunk = _chunk(missing, listed)
+    parts = [_stored_parts(listed, one, cache, chunk) for one in missing]
+    lacking = [number for number, part in enumerate(parts) if not part]
+    for batch in source.batches(chunk) if lacking else ():
+        for number in lacking:
+            _read_on(parts[number], missing[number], batch, progress, len(source))
     made = iter(
         [_kept(said, one, listed, cache) for one, said in zip(missing, parts, strict=True)]
     )
     return [next(made) if stored is None else stored for stored in found]
 
 
-def _step(instrument: Instrument) -> int:
-    """Images that an instrument is handed at once."""
+def read_part(
+    source: ImageSource,
+    instruments: Sequence[Instrument],
+    cache: Path,
+    progress: Progress = silent,
+    *,
+    index: int,
+    count: int,
+) -> None:
+    """Read one of several parts of a source; `read_source` puts them together.
+
+    The parts are whole chunks, so that each instrument sees the batches that it would see alone.
+
+    Args:
+        source: All of the images.
+        instruments: What to read them with.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+        index: Which part, from 0.
+        count: How many there are.
+    """
+    listed = source.listing
+    missing = [one for one in instruments if load_reading(listed, one, cache, one.outputs) is None]
+    chunk = _chunk(missing, listed)
+    for number, start in enumerate(range(0, len(source), chunk)):
+        left = [
+            one
+            for one in missing
+            if number % count == index and load_part(listed, one, cache, chunk, number) is None
+        ]
+        if not left:
+            continue
+        rows = np.arange(start, min(start + chunk, len(source)))
+        (batch,) = source.take(rows).batches(chunk)
+        for one in left:
+            said: list[Mapping[str, NDArray[Any]]] = []
+            _read_on(said, one, batch, progress, len(source))
+            arrays = {name: np.concatenate([part[name] for part in said]) for name in one.outputs}
+            save_part(listed, one, cache, chunk, number, arrays)
+
+
+def _chunk(instruments: Sequence[Instrument], listed: ImageList) -> int:
+    """Images that are decoded at once: whole steps of every instrument.
+
+    Each then sees the batches that one array would give it.
+    """
+    size = listed.height * listed.width * 3
+    together = math.lcm(*(_step(one, size) for one in instruments))
+    return together * max(1, min(HELD, HELD_BYTES // size) // together)
+
+
+def _stored_parts(
+    listed: ImageList, instrument: Instrument, cache: Path, chunk: int
+) -> list[Mapping[str, NDArray[Any]]]:
+    """What several processes said of all images; empty unless it is complete."""
+    parts: list[Mapping[str, NDArray[Any]]] = []
+    for number in range(-(-len(listed) // chunk)):
+        part = load_part(listed, instrument, cache, chunk, number)
+        rows = min(chunk, len(listed) - number * chunk)
+        if part is None or any(len(part.get(name, ())) != rows for name in instrument.outputs):
+            return []
+        parts.append(part)
+    return parts
+
+
+def _step(instrument: Instrument, size: int) -> int:
+    """Images that an instrument is handed at once: whole batches of its own.
+
+    Args:
+        instrument: Which.
+        size: Bytes of an image.
+    """
     batch: int = getattr(instrument, "batch_size", 1)
-    return -(-CHUNK // batch) * batch
+    most = max(batch, HELD_BYTES // size // batch * batch)
+    return min(-(-CHUNK // batch) * batch, most)
 
 
 def _read_on(
@@ -378,7 +466,7 @@ def _read_on(
 ) -> None:
     """Read further images and join what was said to what was said before."""
     done = sum(len(next(iter(part.values()))) for part in parts)
-    step = _step(instrument)
+    step = _step(instrument, math.prod(images.shape[1:]))
     for start in range(0, len(images), step):
         chunk = images[start : start + step]
         parts.append(_checked(instrument, instrument(chunk), len(chunk)))
@@ -394,6 +482,7 @@ def _kept(
 ) -> dict[str, NDArray[Any]]:
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in instrument.outputs}
     save_reading(listed, instrument, cache, arrays)
+    remove_parts(listed, instrument, cache)
     return arrays
 
 

@@ -423,6 +423,10 @@ class Identities:
         return len(self.index)
 
 
+CROPPED = 64
+"""Images that faces are cut out of at once."""
+
+
 def identities(
     images: NDArray[np.uint8],
     faces: Faces,
@@ -450,7 +454,9 @@ def identities(
     (index,) = faces.valid().nonzero()
     if len(index) == 0:
         return Identities(index, np.empty((0, encoder.dimension), np.float32))
-    crops = crop_faces(images[index], faces.box[index])
+    parts = np.split(index, range(CROPPED, len(index), CROPPED))
+    # Not all images may be held.
+    crops = np.concatenate([crop_faces(images[part], faces.box[part]) for part in parts])
     return Identities(index, read(crops, encoder, cache, progress)["features"])
 
 

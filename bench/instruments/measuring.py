@@ -23,6 +23,7 @@ from fairbench.instruments.base import (
     Instrument,
     Validity,
     read,
+    read_part,
     read_source,
 )
 from fairbench.instruments.catalogue import instrument_spec, load_instrument
@@ -35,7 +36,7 @@ from fairbench.instruments.faces import (
 from fairbench.instruments.weights import find_weights
 from fairbench.storage.readings import ImageList
 
-__all__ = ["Instruments", "load_instruments", "measure", "measure_features"]
+__all__ = ["Instruments", "load_instruments", "measure", "measure_features", "measure_part"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ class Instruments:
     def all_encoders(self) -> tuple[FeatureEncoder, ...]:
         """The data set's own, then those asked for beside."""
         return (*self.encoders, *self.public)
+
+    @property
+    def readers(self) -> list[Instrument]:
+        """All that look at every image: judges, encoders, then the validity check."""
+        every: list[Instrument] = [*self.judges, *self.all_encoders]
+        return every if self.validity is None else [*every, self.validity]
 
     def read_by_all(self, attributes: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         """Attribute -> levels, of those that every judge reads."""
@@ -204,7 +211,7 @@ def load_instruments(
 
 
 def measure(
-    images: NDArray[np.uint8],
+    images: NDArray[np.uint8] | ImageSource,
     instruments: Instruments,
     cache: Path,
     progress: Progress,
@@ -214,7 +221,7 @@ def measure(
     """Read every image once with every instrument, or take what it said from the store.
 
     Args:
-        images: (N, H, W, 3) uint8 of any size, N >= 1.
+        images: (N, H, W, 3) uint8 of any size, N >= 1; or a data set's, decoded in batches.
         instruments: What to measure with.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
@@ -228,10 +235,12 @@ def measure(
     if len(images) == 0:
         raise ContractError("expected at least one image to measure, seen none")
     check = instruments.validity
-    every: list[Instrument] = [*instruments.judges, *instruments.all_encoders]
-    every += [] if check is None else [check]
-    hashed = ImageList.of(images) if listed is None else listed
-    said = [read(images, one, cache, progress, hashed) for one in every]
+    every = instruments.readers
+    if isinstance(images, np.ndarray):
+        hashed = ImageList.of(images) if listed is None else listed
+        said = [read(images, one, cache, progress, hashed) for one in every]
+    else:
+        said = read_source(images, every, cache, progress)
     judged = len(instruments.judges)
     probabilities = {j.name: arrays for j, arrays in zip(instruments.judges, said, strict=False)}
     seen = {
@@ -276,3 +285,28 @@ def measure_features(
         return {}
     said = read_source(images, encoders, cache, progress)
     return {one.name: arrays["features"] for one, arrays in zip(encoders, said, strict=True)}
+
+
+def measure_part(
+    source: ImageSource,
+    instruments: Sequence[Instrument],
+    cache: Path,
+    progress: Progress,
+    index: int,
+    count: int,
+) -> None:
+    """Read one of `count` parts of the images.
+
+    `measure` puts the parts together that all instruments read, `measure_features` those that
+    encoders did.
+
+    Args:
+        source: All of the images.
+        instruments: What to measure with; nothing is read without one.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+        index: Which part, from 0.
+        count: How many there are.
+    """
+    if instruments:
+        read_part(source, instruments, cache, progress, index=index, count=count)

@@ -83,6 +83,9 @@ class RunConfig:
         network_batch: Rows of every network call; None for the backbone's own number.
         decode_batch: Images decoded at once; None for the network batch.
         batch_size: What older configurations call `network_batch`.
+        data_parallel: Whether several processes share each step of a training; else the first
+            trains alone, and all of them make images.
+        compile: Whether to compile the denoising network; part of the key.
         parameters: ``key=value`` strings of the method.
         steps, guidance, eta, scheduler: Of sampling; None for the backbone's defaults.
         encoders: Public encoders to measure with beside the data set's own.
@@ -109,6 +112,8 @@ class RunConfig:
     network_batch: int | None = None
     decode_batch: int | None = None
     batch_size: int | None = None
+    data_parallel: bool = False
+    compile: bool = False
     parameters: tuple[str, ...] = ()
     steps: int | None = None
     guidance: float | None = None

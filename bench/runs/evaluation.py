@@ -6,19 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fairbench.core.measurements import Measurements
-from fairbench.core.progress import Reporter
+from fairbench.core.progress import Progress, Reporter, silent
 from fairbench.core.record import PerImage
 from fairbench.core.score import Score
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset, ImageSource
-from fairbench.instruments.measuring import Instruments, measure, measure_features
+from fairbench.diffusion.devices import meet, process_count, process_index
+from fairbench.instruments.measuring import (
+    Instruments,
+    measure,
+    measure_features,
+    measure_part,
+)
 from fairbench.runs.copies import MOST_COPIES, count_copies
 from fairbench.runs.face_reading import face_reading, read_faces
 from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
@@ -26,7 +32,9 @@ from fairbench.scores.parts.crossings import NO_VALID, Sample
 from fairbench.scores.parts.evidence import FaceEvidence
 from fairbench.scores.parts.shares import RANKED
 from fairbench.scores.scoring import METRIC_VERSION, score_all
-from fairbench.storage.readings import ImageList
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "Evaluation",
@@ -35,6 +43,7 @@ __all__ = [
     "crossed_by",
     "evaluate_images",
     "measuring_config",
+    "share_readings",
 ]
 
 
@@ -116,8 +125,7 @@ def measuring_config(question: Question, instruments: Instruments) -> dict[str, 
 
 
 def evaluate_images(
-    images: NDArray[np.uint8],
-    listed: ImageList,
+    images: ImageSource,
     question: Question,
     instruments: Instruments,
     known: Known,
@@ -129,8 +137,7 @@ def evaluate_images(
     """Measure images and score them.
 
     Args:
-        images: (N, H, W, 3) uint8 of any size; every instrument resizes for itself.
-        listed: Their hashes.
+        images: N of any size, read a few at a time; every instrument resizes for itself.
         question: What they are asked.
         instruments: What measures them.
         known: What is known of them beside their pixels.
@@ -142,14 +149,15 @@ def evaluate_images(
     # What some judge doesn't read can't be compared between judges, and is left out.
     attributes = instruments.read_by_all(dataset.attributes)
     crossed = crossed_by(question, instruments)
-    measured = measure(images, instruments, cache, report.progress, known.texts, listed)
+    listed = images.listing
+    measured = measure(images, instruments, cache, report.progress, known.texts)
     reference = make_reference(
         dataset, task, question.backbone, instruments, cache, report.progress, crossed
     )
     seen = None
     if known.reference is not None:
         seen = measure_features(known.reference, instruments, cache, report.progress)
-    faces = _faces(images, listed, question, instruments, cache, report)
+    faces = _faces(images, question, instruments, cache, report)
     copies = count_copies(listed, dataset)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
     scores, tables, facts = score_all(
@@ -191,6 +199,34 @@ def evaluate_images(
     return Evaluation(scores, tables, facts, measured, per_image)
 
 
+def share_readings(
+    question: Question,
+    images: ImageSource,
+    instruments: Instruments,
+    cache: Path,
+    device: torch.device,
+    progress: Progress = silent,
+) -> None:
+    """Look at a part of the images, as every other process does at another; then wait for them.
+
+    With one process alone nothing is done: then `evaluate_images` looks at all.
+
+    Args:
+        question: Names the real images, which are looked at in the same way.
+        images: What was made.
+        instruments: What looks at them.
+        cache: Folder of cached arrays, which all processes share.
+        device: Where this process computes.
+        progress: ``progress(what, done, total)``.
+    """
+    if process_count() == 1:
+        return
+    real, _ = real_images(question.dataset, question.task)
+    for source, readers in ((images, instruments.readers), (real, instruments.all_encoders)):
+        measure_part(source, readers, cache, progress, process_index(), process_count())
+    meet(device)
+
+
 def _places(prompts: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N,) number of each image among those of its prompt."""
     places = np.zeros(len(prompts), dtype=np.int64)
@@ -228,8 +264,7 @@ def _warn_of_copies(copies: Mapping[str, int], report: Reporter) -> None:
 
 
 def _faces(
-    images: NDArray[np.uint8],
-    listed: ImageList,
+    images: ImageSource,
     question: Question,
     instruments: Instruments,
     cache: Path,
@@ -242,4 +277,4 @@ def _faces(
     trained: ImageSource | None = None
     if question.backbone is not None:
         trained = question.dataset.trained_on(question.backbone)
-    return read_faces(images, listed, real, trained, instruments, cache, report.progress)
+    return read_faces(images, real, trained, instruments, cache, report.progress)

@@ -17,15 +17,22 @@ from fairbench.core.keys import run_key
 from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, Record
 from fairbench.core.task import Task, parse_target
-from fairbench.datasets.base import Dataset
+from fairbench.datasets.base import ArrayImages, Dataset, ImageSource
 from fairbench.inputs.images import ImageSet, read_images
 from fairbench.inputs.labels import REQUESTED, Labels, check_table, read_labels
 from fairbench.instruments.catalogue import instrument_spec
 from fairbench.instruments.measuring import load_instruments
 from fairbench.methods import method_names
 from fairbench.runs.config import MINIMUM_IMAGES, check_batch, check_count, check_seed
-from fairbench.runs.evaluation import Known, Question, evaluate_images, measuring_config
+from fairbench.runs.evaluation import (
+    Known,
+    Question,
+    evaluate_images,
+    measuring_config,
+    share_readings,
+)
 from fairbench.runs.judging import choose_judges, judging_config
+from fairbench.runs.pixels import MOST_HELD
 from fairbench.runs.reference import real_images
 from fairbench.runs.requisites import find_requisites
 from fairbench.runs.running import Outcome
@@ -35,7 +42,6 @@ from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable, sweep
 from fairbench.storage.pruning import clean
-from fairbench.storage.readings import ImageList
 from fairbench.storage.records import find_record, read_record, record_path, write_record
 
 __all__ = ["evaluate"]
@@ -66,7 +72,7 @@ def evaluate(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Outcome:
-    """Measure images made elsewhere.
+    """Measure images made elsewhere; several processes share the looking.
 
     Args:
         folder: Holds the images: a folder, a ``.zip``, a ``.tar`` or an ``.npz``.
@@ -95,8 +101,14 @@ def evaluate(
         reporter: Told what happens.
     Raises:
         FairbenchError: If the input is wrong.
+        SystemExit: With code 0, on a process that helped another, which writes the record.
     """
-    from fairbench.diffusion.devices import begin_run, peak_memory_mib, resolve_device
+    from fairbench.diffusion.devices import (
+        begin_run,
+        is_main_process,
+        peak_memory_mib,
+        resolve_device,
+    )
     from fairbench.runs.provenance import environment
 
     report = reporter or Reporter()
@@ -124,8 +136,9 @@ def evaluate(
     _check_row_name(results, chosen, name)
     check_writable(record_path(results, chosen.name, name, "key").parent, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
-    clean(cache_folder())
-    sweep(results)
+    if is_main_process():
+        clean(cache_folder())
+        sweep(results)
     chosen.prepare(report)
     real_images(chosen, question)  # what quality is measured against must be there
     where = resolve_device(device)
@@ -152,7 +165,9 @@ def evaluate(
         batch_size=rows,
     )
     started = time.monotonic()
-    read = read_images(folder, size=None, limit=num_images, progress=report.progress)
+    read = read_images(
+        folder, size=None, limit=num_images, progress=report.progress, most_held=MOST_HELD
+    )
     _enough(folder, len(read.images), num_images)
     for note in read.notes:
         report.note(note)
@@ -161,13 +176,15 @@ def evaluate(
     known = _Known.read(labels, read, question, chosen)
     for note in () if known.labels is None else known.labels.notes:
         report.note(note)
-    listed = ImageList.of(read.images)
+    images: ImageSource = (
+        ArrayImages(read.images, {}) if isinstance(read.images, np.ndarray) else read.images
+    )
     if known.labels is not None:
         controlled += known.labels.controls
     asked = Question(chosen, question, None, controlled)
     config = {
         "evaluated": name,
-        "images": run_key({"sha256": list(listed.sha256)}),
+        "images": run_key({"sha256": list(images.listing.sha256)}),
         "num_images": len(read.images),
         "size": list(read.source_size),
         **measuring_config(asked, instruments),
@@ -188,11 +205,15 @@ def evaluate(
     path = record_path(results, chosen.name, name, key)
     found = find_record(path)
     if found is not None and not force:
+        if not is_main_process():
+            raise SystemExit(0)
         return Outcome(found, path, True)
     started = time.monotonic()
+    share_readings(asked, images, instruments, cache_folder(), where, report.progress)
+    if not is_main_process():
+        raise SystemExit(0)
     measured = evaluate_images(
-        read.images,
-        listed,
+        images,
         asked,
         instruments,
         Known(

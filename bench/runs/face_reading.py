@@ -12,10 +12,9 @@ from fairbench.core.keys import run_key
 from fairbench.core.progress import Progress
 from fairbench.datasets.base import ImageSource
 from fairbench.instruments.measuring import Instruments
-from fairbench.runs.reference import whole
+from fairbench.runs.pixels import pixels_of
 from fairbench.scores import faces as rules
 from fairbench.scores.parts.evidence import FaceEvidence
-from fairbench.storage.readings import ImageList
 
 __all__ = ["face_reading", "read_faces"]
 
@@ -29,8 +28,7 @@ def face_reading(instruments: Instruments) -> dict[str, str]:
 
 
 def read_faces(
-    images: NDArray[np.uint8],
-    listed: ImageList,
+    images: ImageSource,
     real: ImageSource,
     training: ImageSource | None,
     instruments: Instruments,
@@ -40,8 +38,7 @@ def read_faces(
     """What the networks say of faces; 2,000 of the images and of the real ones are looked at.
 
     Args:
-        images: (N, H, W, 3) uint8, generated.
-        listed: Their hashes.
+        images: N, generated.
         real: All real images of the reference, each of another person.
         training: All images that the generator was trained on, to look for copies of; none of
             them is among `real`. None if they aren't known.
@@ -59,15 +56,17 @@ def read_faces(
         return None
     unknown = rules.UNKNOWN if training is None else ""
     looked = _evenly(len(images))
-    found = detect_faces(images[looked], detector, cache, progress, listed.take(looked))
+    some = images.take(looked)
+    shown = pixels_of(some)
+    found = detect_faces(shown, detector, cache, progress, some.listing)
     evidence = FaceEvidence(looked, found, no_training=unknown)
     if network is None:
         return replace(evidence, no_identity=instruments.no_identity)
-    seen = identities(images[looked], found, network, cache, progress)
+    seen = identities(shown, found, network, cache, progress)
     compared = _evenly(len(real))
 
     def identities_in(source: ImageSource) -> Identities:
-        pixels = whole(source)
+        pixels = pixels_of(source)
         there = detect_faces(pixels, detector, cache, progress, source.listing)
         return identities(pixels, there, network, cache, progress)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +20,41 @@ from fairbench.core.method import (
     ImageSet,
     MethodCard,
     Preparation,
-    Request,
     Sampler,
-    Samples,
     TrainingData,
 )
 from fairbench.core.progress import Progress, Reporter
-from fairbench.datasets.base import Dataset, ImageSource, matches
+from fairbench.datasets.base import ArrayImages, Dataset, ImageSource, matches
+from fairbench.diffusion.devices import (
+    is_main_process,
+    meet,
+    process_count,
+    process_index,
+    training_alone,
+)
 from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.pixels import pixels_of
-from fairbench.runs.plan import Plan
+from fairbench.runs.plan import Plan, image_side
 from fairbench.runs.supply import reference_source, training_source
-from fairbench.storage.cache import array_headers, load_arrays, remove, save_arrays
+from fairbench.storage.cache import load_arrays, remove, save_arrays
 from fairbench.storage.files import working_folder
+from fairbench.storage.readings import ImageList
+from fairbench.storage.shards import IMAGES, ShardImages
 
 if TYPE_CHECKING:
     from fairbench.diffusion.backbone import Backbone
 
-__all__ = ["Generated", "find_generated", "generate", "help_to_prepare", "training_data"]
+__all__ = [
+    "Generated",
+    "check_disk",
+    "find_generated",
+    "generate",
+    "training_data",
+]
 
-PER_IMAGE = frozenset({"images", "requested", "network_calls", "batch_id", "seconds"})
+PER_IMAGE = frozenset({"requested", "network_calls", "batch_id", "seconds"})
 STORED = PER_IMAGE | {"prepare_seconds", "extra_parameters", "facts"}
+PLACES = frozenset({"shard", "row", "shards", "sha256", "side"})
 WHOLE = "all.npz"
 DIAGNOSTIC = "diagnostic."
 MAKING = "generating images"
@@ -48,7 +64,7 @@ MAKING = "generating images"
 class Generated:
     """Images of a run in the order of its requests, and what they cost."""
 
-    images: NDArray[np.uint8]
+    images: ImageSource
     requested: NDArray[np.int64] | None
     network_calls: NDArray[np.int64]
     batch_id: NDArray[np.int64]
@@ -61,6 +77,9 @@ class Generated:
 def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     """Make the images of a run, batch by batch; what an interrupted run made is kept.
 
+    Several processes share the batches, which are cut the same however many there are; all of
+    them get all images.
+
     Args:
         plan: What to make.
         key: Generation key.
@@ -68,51 +87,77 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
         report: Told about progress.
     """
     folder = cache / "images" / key
-    whole = folder / WHOLE
     if plan.config.force:
-        remove(folder)
+        if is_main_process():
+            remove(folder)
+        meet(plan.device)
     found = find_generated(key, cache)
     if found is not None:
         report.note(f"images found in the cache ({len(found.images)})")
         return found
     started = time.monotonic()
-    backbone = _backbone(plan)
-    with _method_cache(cache, forced=plan.config.force) as method_cache:
-        sampler, audit = _prepared(plan, backbone, method_cache, report)
+    backbone = _backbone(plan, report)
+    sampler, audit = _prepared_by_all(plan, backbone, cache, report)
     prepared = time.monotonic() - started
     # A trained network is behind a backbone of its own; out of memory, its calls become smaller.
     network: Backbone = getattr(sampler, "backbone", backbone)
     requests = plan.requests
+    import torch
+
     from fairbench.diffusion.sampling import listening
 
     done = _finished_batches(folder)
-    todo = [request for i, request in enumerate(requests) if i not in done]
     position = {id(request): i for i, request in enumerate(requests)}
-    size = backbone.network_batch
-    made = len(requests) - len(todo)
-    for batch in sampler.batches(todo, size):
+    batches = sampler.batches(requests, backbone.network_batch)
+    waiting = deque(batches[process_index() :: process_count()])
+    total = sum(map(len, waiting))
+    made = sum(position[id(request)] in done for batch in waiting for request in batch)
+    whole = plan.method.configured_card().batch_coupled
+    _as_small_as_before(network, done, report)
+    while waiting:
+        batch = [one for one in waiting.popleft() if position[id(one)] not in done]
+        if not batch:
+            continue
+        parts = [batch] if whole else sampler.batches(batch, network.network_batch)
+        if len(parts) > 1:  # each is kept once it is made
+            waiting.extendleft(reversed(parts))
+            continue
         at = time.monotonic()
-        with listening(_Steps(report.progress, made, len(batch), len(requests))):
-            samples = _sampled(sampler, network, batch, report)
+        try:
+            with listening(_Steps(report.progress, made, len(batch), total)):
+                samples = sampler(batch)
+        except torch.OutOfMemoryError:
+            _halve(network, report)
+            waiting.appendleft(batch)
+            continue
         asked = samples.requested
         arrays = {
             "index": np.array([position[id(request)] for request in batch]),
-            "images": samples.images,
+            IMAGES: samples.images,
             "requested": np.full(len(batch), -1) if asked is None else asked,
             "network_calls": samples.network_calls,
             "batch_id": samples.batch_id,
             "seconds": np.array([(time.monotonic() - at) / len(batch)] * len(batch)),
+            "rows": np.full(len(batch), network.network_batch),
             **{DIAGNOSTIC + name: rows for name, rows in samples.diagnostics.items()},
         }
         first = int(arrays["index"].min())
-        save_arrays(folder / f"batch-{first:07d}-{len(batch)}.npz", arrays)
-        done |= _rows(arrays)
+        path = folder / f"batch-{first:07d}-{len(batch)}.npz"
+        save_arrays(path, arrays)
+        done |= _rows(arrays, path.name)
         made += len(batch)
-        report.progress(MAKING, made, len(requests))
+        report.progress(MAKING, made, total)
+    if process_count() > 1:
+        meet(plan.device)
+        if not is_main_process():
+            meet(plan.device)  # until the first process has put them together
+            return _found_again(key, cache)
+        done = _finished_batches(folder)
     stacked = {
         name: np.stack([done[i][name] for i in range(len(requests))]) for name in sorted(done[0])
     }
     arrays = {name: stacked[name] for name in sorted(PER_IMAGE)}
+    arrays |= _places(stacked)
     seen = {
         name.removeprefix(DIAGNOSTIC): rows
         for name, rows in stacked.items()
@@ -123,12 +168,13 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
     arrays["prepare_seconds"] = np.array(prepared)
     arrays["extra_parameters"] = np.array(sampler.extra_parameters)
-    facts = {**sampler.facts, **observed, **audit, "network_batch": network.network_batch}
+    facts = {**sampler.facts, **observed, **audit, **_shapes(network, stacked["rows"])}
+    if network.decode_batch != plan.config.decode_batch:  # out of memory, it was halved
+        facts["decode_batch"] = network.decode_batch
     arrays["facts"] = np.array(json.dumps(facts))
-    save_arrays(whole, arrays)
-    for part in folder.glob("batch-*.npz"):
-        part.unlink(missing_ok=True)
-    return _unpacked(arrays)
+    save_arrays(folder / WHOLE, arrays)
+    meet(plan.device)
+    return _unpacked(arrays, folder)
 
 
 class _Steps:
@@ -155,37 +201,105 @@ class _Steps:
 
 
 def find_generated(key: str, cache: Path) -> Generated | None:
-    """The images of a generation key, if the cache holds all of them."""
-    stored = load_arrays(cache / "images" / key / WHOLE)
+    """The images of a generation key, if the cache holds all of them, whole."""
+    folder = cache / "images" / key
+    stored = load_arrays(folder / WHOLE)
     if stored is None or not stored.keys() >= STORED:
         return None
-    return _unpacked(stored)
+    if IMAGES not in stored:  # else they were kept in one file
+        if not stored.keys() >= PLACES:
+            return None
+        # Read once, with their checksums: what is damaged goes, and is made again.
+        if not all(load_arrays(folder / str(name)) is not None for name in stored["shards"]):
+            return None
+    return _unpacked(stored, folder)
 
 
-def help_to_prepare(plan: Plan, key: str, cache: Path, report: Reporter) -> None:
-    """Prepare the method together with the first process, which then goes on alone.
-
-    Nothing is done if that process has nothing to prepare, because the images are there.
+def check_disk(plan: Plan, key: str, cache: Path) -> None:
+    """Refuse a run whose images don't fit the disk of the cache; those that are there count.
 
     Args:
-        plan: What to make.
+        plan: What is to be made.
         key: Generation key.
         cache: Cache folder.
-        report: Told about progress.
+    Raises:
+        InputError: With what is free and the largest number that fits.
     """
-    # Names alone: nothing is unpacked to look at them.
-    stored = None if plan.config.force else array_headers(cache / "images" / key / WHOLE)
-    if stored is None or not stored.keys() >= STORED:
-        with _method_cache(cache, forced=plan.config.force) as method_cache:
-            _prepared(plan, _backbone(plan), method_cache, report)
+    side = image_side(plan.backbone.folder)
+    folder = cache / "images" / key
+    if side is None or (folder / WHOLE).exists():
+        return
+    size = side * side * 3
+    made = sum(path.stat().st_size for path in folder.glob("batch-*.npz")) // size
+    free = shutil.disk_usage(cache).free
+    missing = max(0, plan.config.num_images - made)
+    if missing * size > free:
+        raise InputError(
+            f"--num-images {plan.config.num_images}: {missing} images of {side}x{side} take "
+            f"{missing * size / 2**30:,.1f} GiB of the disk of {cache}, which has "
+            f"{free / 2**30:,.1f} free; at most {made + free // size} fit: ask for fewer, free "
+            "some, or set FAIRBENCH_CACHE to another folder"
+        )
 
 
-def _rows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, dict[str, Any]]:
-    """Image index -> its row of every array."""
-    names = [name for name in arrays if name != "index"]
+def _found_again(key: str, cache: Path) -> Generated:
+    """What all processes have made together."""
+    found = find_generated(key, cache)
+    if found is None:
+        raise InputError(
+            f"{cache}: what the other processes made isn't there; FAIRBENCH_CACHE must name a "
+            "folder that all of them share"
+        )
+    return found
+
+
+def _prepared_by_all(
+    plan: Plan, backbone: Backbone, cache: Path, report: Reporter
+) -> tuple[Sampler, dict[str, Any]]:
+    """As `_prepared`; of several processes the first trains, unless they were asked to share it.
+
+    The others then load what it trained.
+    """
+    forced = plan.config.force
+    if process_count() == 1 or plan.config.data_parallel:
+        with _method_cache(cache, forced=forced) as folder:
+            return _prepared(plan, backbone, folder, report)
+    with training_alone():
+        if is_main_process():
+            with _method_cache(cache, forced=forced) as folder:
+                made = _prepared(plan, backbone, folder, report)
+            meet(plan.device)
+            return made
+        meet(plan.device)
+        with _method_cache(cache, forced=False) as folder:
+            return _prepared(plan, backbone, folder, report)
+
+
+def _rows(arrays: Mapping[str, NDArray[Any]], name: str) -> dict[int, dict[str, Any]]:
+    """Image index -> its row of every array of a shard, and where its pixels are."""
+    names = [one for one in arrays if one not in ("index", IMAGES)]
+    listed = ImageList.of(arrays[IMAGES])
     return {
-        int(index): {name: arrays[name][row] for name in names}
+        int(index): {
+            **{one: arrays[one][row] for one in names},
+            "shard": name,
+            "row": row,
+            "sha256": np.frombuffer(bytes.fromhex(listed.sha256[row]), np.uint8),
+            "side": np.array([listed.height, listed.width]),
+        }
         for row, index in enumerate(arrays["index"])
+    }
+
+
+def _places(stacked: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Where the images are and which they are, as it is stored."""
+    shards, shard = np.unique(stacked["shard"], return_inverse=True)
+    return {
+        "shards": shards,
+        "shard": shard.astype(np.int64),
+        "row": stacked["row"].astype(np.int64),
+        "sha256": stacked["sha256"],
+        "side": stacked["side"][0],
     }
 
 
@@ -193,15 +307,27 @@ def _finished_batches(folder: Path) -> dict[int, dict[str, Any]]:
     done: dict[int, dict[str, Any]] = {}
     for part in sorted(folder.glob("batch-*.npz")):
         arrays = load_arrays(part)
-        if arrays is not None and arrays.keys() >= PER_IMAGE:
-            done |= _rows(arrays)
+        if arrays is not None and arrays.keys() >= PER_IMAGE | {"index", IMAGES}:
+            # Files of older programs don't say.
+            arrays.setdefault("rows", np.zeros(len(arrays["index"]), np.int64))
+            done |= _rows(arrays, part.name)
     return done
 
 
-def _unpacked(arrays: Mapping[str, NDArray[Any]]) -> Generated:
+def _unpacked(arrays: Mapping[str, NDArray[Any]], folder: Path) -> Generated:
     requested = arrays["requested"]
+    images: ImageSource
+    if IMAGES in arrays:
+        images = ArrayImages(arrays[IMAGES], {})
+    else:
+        height, width = (int(side) for side in arrays["side"])
+        listed = ImageList(
+            tuple(digest.tobytes().hex() for digest in arrays["sha256"]), height, width
+        )
+        names = [str(name) for name in arrays["shards"]]
+        images = ShardImages(folder, names, arrays["shard"], arrays["row"], listed)
     return Generated(
-        images=arrays["images"],
+        images=images,
         requested=None if (requested < 0).any() else requested,
         network_calls=arrays["network_calls"],
         batch_id=arrays["batch_id"],
@@ -230,7 +356,7 @@ def _method_cache(cache: Path, *, forced: bool) -> Iterator[Path]:
                 path.replace(place)
 
 
-def _backbone(plan: Plan) -> Backbone:
+def _backbone(plan: Plan, report: Reporter) -> Backbone:
     from fairbench.backbones.base import load_backbone
 
     backbone = load_backbone(
@@ -241,6 +367,8 @@ def _backbone(plan: Plan) -> Backbone:
         network_batch=plan.config.network_batch,
     )
     backbone.decode_batch = plan.config.decode_batch
+    if plan.config.compile and (reason := backbone.compile()):
+        report.note(f"--compile: going on without, since it failed: {reason}")
     return backbone
 
 
@@ -293,23 +421,49 @@ def _audited(plan: Plan, card: MethodCard, scores: Mapping[str, NDArray[Any]]) -
     return {"audit": hidden_label_facts(scores, _image_set(images, dataset, True), attributes)}
 
 
-def _sampled(
-    sampler: Sampler, backbone: Backbone, batch: Sequence[Request], report: Reporter
-) -> Samples:
-    """Sample a batch; out of memory, with half the network batch, which the record says."""
-    import torch
+def _as_small_as_before(
+    network: Backbone, done: Mapping[int, Mapping[str, Any]], report: Reporter
+) -> None:
+    """Begin with the rows a call that an earlier run was brought down to by lack of memory."""
+    before = [int(row["rows"]) for row in done.values() if row["rows"] > 0]
+    if before and min(before) < network.network_batch:
+        network.network_batch = min(before)
+        report.note(
+            f"an earlier run was out of memory: going on with {network.network_batch} rows a call"
+        )
 
-    while True:
-        try:
-            return sampler(batch)
-        except torch.OutOfMemoryError:
-            if backbone.network_batch == 1:
-                raise InputError(
-                    f"{backbone.device} has too little memory for one image of {backbone.name}; "
-                    "free some or choose another --device"
-                ) from None
-            backbone.network_batch //= 2
-            report.warn(f"out of memory: going on with {backbone.network_batch} rows a call")
+
+def _halve(network: Backbone, report: Reporter) -> None:
+    """Half as many rows a call, which the record says.
+
+    Raises:
+        InputError: If there is one row only.
+    """
+    if network.network_batch == 1:
+        raise InputError(
+            f"{network.device} has too little memory for one image of {network.name}; "
+            "free some or choose another --device"
+        ) from None
+    network.network_batch //= 2
+    report.warn(f"out of memory: going on with {network.network_batch} rows a call")
+
+
+def _shapes(network: Backbone, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Rows of a network call, and where they changed which images were made at which number."""
+    facts: dict[str, Any] = {"network_batch": network.network_batch}
+    numbers = sorted({int(one) for one in rows if one > 0})
+    if len(numbers) > 1:
+        facts["network_batch"] = numbers[0]
+        facts["network_batches"] = {
+            str(number): _ranges(np.flatnonzero(rows == number)) for number in numbers
+        }
+    return facts
+
+
+def _ranges(index: NDArray[np.int64]) -> list[list[int]]:
+    """First and last of each run of consecutive numbers."""
+    runs = np.split(index, np.flatnonzero(np.diff(index) > 1) + 1)
+    return [[int(run[0]), int(run[-1])] for run in runs]
 
 
 def training_data(

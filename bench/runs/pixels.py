@@ -17,7 +17,8 @@ __all__ = ["MOST_HELD", "LazyImages", "pixels_of"]
 MOST_HELD = 512 * 2**20
 """Bytes of the largest array that is held in memory."""
 
-BATCH = 256
+BATCH = 32
+"""Images that are decoded at once."""
 
 
 class LazyImages:
@@ -25,15 +26,15 @@ class LazyImages:
 
     Args:
         source: Whose images.
-        side: H and W.
+        side: H and W; None: those of the images.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, source: ImageSource, side: int) -> None:
+    def __init__(self, source: ImageSource, side: int | None) -> None:
         self._source, self._side = source, side
-        self.shape = (len(source), side, side, 3)
+        self.shape = (len(source), *_size_of(source, side), 3)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -64,20 +65,24 @@ def pixels_of(source: ImageSource, side: int | None = None) -> NDArray[np.uint8]
     Returns:
         (N, H, W, 3) uint8; beyond `MOST_HELD` bytes a `LazyImages` in its place.
     """
-    if isinstance(source, ArrayImages):  # they lie in memory already
+    height, width = _size_of(source, side)
+    if len(source) * height * width * 3 > MOST_HELD:
+        return cast("NDArray[np.uint8]", LazyImages(source, side))
+    return _filled(source, side)
+
+
+def _size_of(source: ImageSource, side: int | None) -> tuple[int, int]:
+    """Height and width of what comes out."""
+    if side is not None:
+        return side, side
+    if isinstance(source, ArrayImages):  # they lie in memory already, and needn't be hashed
         height, width = source.images.shape[1:3]
-    else:
-        height, width = source.listing.height, source.listing.width
-    if side is None and height != width:
-        return np.concatenate(list(source.batches(BATCH)))
-    size = height if side is None else side
-    if len(source) * size * size * 3 > MOST_HELD:
-        return cast("NDArray[np.uint8]", LazyImages(source, size))
-    return _filled(source, size)
+        return int(height), int(width)
+    return source.listing.height, source.listing.width
 
 
-def _filled(source: ImageSource, side: int) -> NDArray[np.uint8]:
-    images = np.empty((len(source), side, side, 3), np.uint8)
+def _filled(source: ImageSource, side: int | None) -> NDArray[np.uint8]:
+    images = np.empty((len(source), *_size_of(source, side), 3), np.uint8)
     done = 0
     for batch in source.batches(BATCH):
         for image in batch:
@@ -86,7 +91,7 @@ def _filled(source: ImageSource, side: int) -> NDArray[np.uint8]:
     return images
 
 
-def _fitted(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    if image.shape[:2] == (side, side):
+def _fitted(image: NDArray[np.uint8], side: int | None) -> NDArray[np.uint8]:
+    if side is None or image.shape[:2] == (side, side):
         return image
     return to_square(Image.fromarray(image), side)

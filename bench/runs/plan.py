@@ -20,7 +20,7 @@ from fairbench.diffusion.devices import process_count
 from fairbench.instruments.catalogue import instrument_spec
 from fairbench.instruments.measuring import Instruments
 from fairbench.methods import make_method
-from fairbench.runs.config import MINIMUM_IMAGES, RunConfig
+from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import Question, measuring_config
 from fairbench.runs.judging import judging_config
 from fairbench.runs.reference import real_images
@@ -39,17 +39,12 @@ __all__ = [
     "Plan",
     "backbone_facts",
     "backbone_notes",
-    "check_memory",
     "find_backbone",
     "generation_config",
     "image_side",
     "plan_keys",
     "plan_run",
 ]
-
-
-COPIES = 3
-"""Of all images in memory at once: what was made, in order, and as it is written."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,6 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
             "that only needs predictions"
         )
     _check_batches(config, backbone)
-    check_memory(config.num_images, image_side(backbone.folder))
     for name in config.encoders:
         instrument_spec(name, "encoder")
     folder = record_path(config.results, dataset.name, method.card.name, "key").parent
@@ -156,29 +150,6 @@ def _check_batches(config: RunConfig, backbone: BackboneSpec) -> None:
     if config.decode_batch is not None and not (backbone.folder / "vae").is_dir():
         raise InputError(
             f"--decode-batch: {backbone.name} has no decoder that images go through; leave it out"
-        )
-
-
-def check_memory(images: int, side: int | None) -> None:
-    """Refuse more images than the machine's memory holds.
-
-    Args:
-        images: How many.
-        side: Pixels a side; None: unknown, and nothing is refused.
-    Raises:
-        InputError: With the largest number that fits.
-    """
-    if side is None:
-        return
-    import psutil
-
-    memory = int(psutil.virtual_memory().total)
-    needed = COPIES * side * side * 3
-    if images * needed > memory:
-        most = max(MINIMUM_IMAGES, memory // needed // 100 * 100)
-        raise InputError(
-            f"--num-images {images}: images of {side}x{side} take {images * needed / 2**30:,.0f} "
-            f"GiB of memory, this machine has {memory / 2**30:,.0f}; at most {most}"
         )
 
 
@@ -273,10 +244,12 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
 
         autocast = resolve_autocast(asked, plan.device)
         config["autocast"] = str(autocast).removeprefix("torch.")
-    processes = process_count()
+    processes = process_count() if plan.config.data_parallel else 1
     if card.trains and processes > 1:  # each draws rows of its own
         config["processes"] = processes
     config |= _batches(plan)
+    if plan.config.compile:  # fused kernels round otherwise
+        config["compiled"] = True
     if plan.backbone.settings:
         config["backbone_settings"] = plan.backbone.settings
     if card.uses_target:

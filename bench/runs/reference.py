@@ -25,11 +25,7 @@ __all__ = [
     "encoder_columns",
     "make_reference",
     "real_images",
-    "whole",
 ]
-
-CHUNK = 4096
-
 
 SEED = 0
 """Of the draw of balanced rows: one reference for all runs."""
@@ -126,11 +122,6 @@ def balanced_rows(
         ]
         return None, f"no real image of {', '.join(named)}, so no reference is balanced"
     return balanced_subset(cells, len(counts), seed=SEED).indices, ""
-
-
-def whole(source: ImageSource) -> NDArray[np.uint8]:
-    """All images of a source in one array, (N, H, W, 3) uint8."""
-    return np.concatenate(list(source.batches(CHUNK)))
 
 
 def confusions_of(instruments: Instruments) -> dict[str, Mapping[str, NDArray[np.int64]]]:

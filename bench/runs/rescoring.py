@@ -356,7 +356,7 @@ def _from_images(
             )
             return None
         generated, basis = generate(plan, key, cache, report), "images made again"
-    listed = ImageList.of(generated.images)
+    listed = generated.images.listing
     before = [digest for _, _, digest in read_manifest(path, record)]
     differing = sum(a != b for a, b in zip(before, listed.sha256, strict=False))
     if differing or len(before) != len(listed):
@@ -365,7 +365,7 @@ def _from_images(
             "manifest says: other versions of packages, or another machine, made them"
         )
         return None
-    found = score_generated(plan, generated, listed, instruments, cache, report)
+    found = score_generated(plan, generated, instruments, cache, report)
     return _Found(
         "features" if basis == "features" else "images made again",
         found.scores,

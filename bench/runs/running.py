@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
 from fairbench.core.measurements import Measurements
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, PerImage, Record
+from fairbench.datasets.base import ImageSource
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
-from fairbench.runs.generation import generate, help_to_prepare
+from fairbench.runs.evaluation import share_readings
+from fairbench.runs.generation import check_disk, generate
 from fairbench.runs.judging import Judging, choose_judges
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import (
@@ -74,7 +75,7 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
         reporter: Told what happens; silent by default.
     Raises:
         FairbenchError: If the user's input or environment is wrong.
-        SystemExit: With code 0, on a process that only helped to train.
+        SystemExit: With code 0, on a process that helped another, which writes the record.
     """
     outcome = take_part(config, reporter)
     if outcome is None:
@@ -83,9 +84,9 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
 
 
 def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | None:
-    """As :func:`run`, on one of several processes that train together.
+    """As :func:`run`, on one of several processes that share a run.
 
-    Every process prepares the method; then the first makes images and the record alone.
+    All of them make images and look at them; the first scores them and writes the record.
 
     Returns:
         The outcome; None on any process but the first.
@@ -119,8 +120,10 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         if not is_main_process():
             return None
         return Outcome(refreshed(found, path, plan, instruments, report), path, True)
+    check_disk(plan, generation_key, cache_folder())
     if not is_main_process():
-        help_to_prepare(plan, generation_key, cache_folder(), report)
+        made = generate(plan, generation_key, cache_folder(), report)
+        share_readings(plan.question, made.images, instruments, cache_folder(), plan.device)
         return None
     blank = _blank_record(plan, key, generation_key, full_config)
     told = backbone_facts(plan) | ({} if strange is None else {"training_set": strange})
@@ -251,12 +254,13 @@ def _compute(
 ) -> tuple[Record, PerImage]:
     cache = cache_folder()
     generated = generate(plan, str(blank.generation_key), cache, report)
-    listed = ImageList.of(generated.images)
-    requests = plan.requests
-    manifest = _manifest(requests, listed)
+    manifest = _manifest(plan.requests, generated.images.listing)
     _compare_manifests(plan.config.results, blank, manifest, report)
     started = time.monotonic()
-    found = score_generated(plan, generated, listed, instruments, cache, report)
+    share_readings(
+        plan.question, generated.images, instruments, cache, plan.device, report.progress
+    )
+    found = score_generated(plan, generated, instruments, cache, report)
     from fairbench.diffusion.devices import peak_memory_mib
 
     record = dataclasses.replace(
@@ -325,7 +329,7 @@ def _versions(record: Record) -> str:
 def _draw_grid(
     path: Path,
     record: Record,
-    images: NDArray[np.uint8],
+    images: ImageSource,
     measured: Measurements,
     plan: Plan,
     instruments: Instruments,
@@ -336,12 +340,19 @@ def _draw_grid(
     labels = tuple(probabilities[name].argmax(1) for name in plan.task.attributes)
     group = np.ravel_multi_index(labels, shape)
     # Without a valid image there is no table, and the images themselves are what is of interest.
-    rows = {} if measured.valid.any() else {"no valid image": images[:GRID_COLUMNS]}
+    chosen = {} if measured.valid.any() else {"no valid image": np.arange(GRID_COLUMNS)}
     for k, row in enumerate(record.groups.get("/".join(plan.task.attributes), [])):
-        mine = images[measured.valid & (group == k)]
+        mine = np.flatnonzero(measured.valid & (group == k))
         # Spread over the run, so that every prompt is seen.
         spread = np.linspace(0, len(mine) - 1, min(GRID_COLUMNS, len(mine))).astype(int)
-        rows[f"{row['group']}\n{row['share']:.1%}"] = mine[spread]
+        chosen[f"{row['group']}\n{row['share']:.1%}"] = mine[spread]
+    height, width = images.listing.height, images.listing.width
+    rows = {
+        name: np.concatenate(
+            [np.empty((0, height, width, 3), np.uint8), *images.take(some).batches(GRID_COLUMNS)]
+        )
+        for name, some in chosen.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     title = (
         f"{record.method} · {record.task} · {plan.backbone.name} · seed {plan.config.seed} · "

@@ -12,7 +12,6 @@ from fairbench.runs.evaluation import Evaluation, Known, evaluate_images
 from fairbench.runs.generation import Generated
 from fairbench.runs.plan import Plan
 from fairbench.runs.supply import reference_source
-from fairbench.storage.readings import ImageList
 
 __all__ = ["score_generated"]
 
@@ -20,7 +19,6 @@ __all__ = ["score_generated"]
 def score_generated(
     plan: Plan,
     generated: Generated,
-    listed: ImageList,
     instruments: Instruments,
     cache: Path,
     report: Reporter,
@@ -30,7 +28,6 @@ def score_generated(
     Args:
         plan: The run.
         generated: Its images.
-        listed: Their hashes.
         instruments: What measures them.
         cache: Folder of cached arrays.
         report: Told about progress and about what isn't measured.
@@ -48,6 +45,4 @@ def score_generated(
         texts=texts if plan.backbone.conditional else None,
         reference=learned_from,
     )
-    return evaluate_images(
-        generated.images, listed, plan.question, instruments, known, cache, report
-    )
+    return evaluate_images(generated.images, plan.question, instruments, known, cache, report)

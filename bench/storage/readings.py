@@ -23,8 +23,11 @@ __all__ = [
     "Reader",
     "check_images",
     "image_sha256",
+    "load_part",
     "load_reading",
     "reading_key",
+    "remove_parts",
+    "save_part",
     "save_reading",
 ]
 
@@ -155,3 +158,46 @@ def save_reading(
 
 def _reading_path(key: str, reader: Reader, cache: Path) -> Path:
     return cache / "features" / reader.name.replace("/", "_") / f"{key[:32]}.npz"
+
+
+# --- parts, while several processes read ---------------------------------------------------
+
+
+def save_part(
+    images: ImageList,
+    reader: Reader,
+    cache: Path,
+    chunk: int,
+    number: int,
+    arrays: Mapping[str, NDArray[Any]],
+) -> None:
+    """Keep a reader's result on one chunk of the images.
+
+    Args:
+        images: All of the images.
+        reader: What read them.
+        cache: Folder of cached arrays.
+        chunk: Images a chunk.
+        number: Which chunk, from 0.
+        arrays: Each has one row an image of the chunk.
+    """
+    save_arrays(_part_path(images, reader, cache, f"{chunk}-{number}"), arrays)
+
+
+def load_part(
+    images: ImageList, reader: Reader, cache: Path, chunk: int, number: int
+) -> dict[str, NDArray[Any]] | None:
+    """What `save_part` kept; None if it is missing or damaged."""
+    return load_arrays(_part_path(images, reader, cache, f"{chunk}-{number}"))
+
+
+def remove_parts(images: ImageList, reader: Reader, cache: Path) -> None:
+    """Remove what `save_part` kept, whatever the chunks."""
+    pattern = _part_path(images, reader, cache, "*")
+    for path in pattern.parent.glob(pattern.name):
+        path.unlink(missing_ok=True)
+
+
+def _part_path(images: ImageList, reader: Reader, cache: Path, part: str) -> Path:
+    whole = _reading_path(reading_key(images, reader), reader, cache)
+    return whole.with_name(f"{whole.stem}.part-{part}.npz")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 
@@ -8,11 +9,14 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from fairbench.backbones.diffusers_pipelines import DiffusersBackbone
 from fairbench.backbones.mixture import GaussianMixture
+from fairbench.backbones.small import text_network
 from fairbench.core.errors import InputError
 from fairbench.core.method import Preparation, Request, SamplingConfig, TrainingData
 from fairbench.core.task import Prompt
 from fairbench.datasets.base import get_dataset
+from fairbench.diffusion import sampling
 from fairbench.diffusion.sampling import (
     DDIMSampler,
     Stream,
@@ -67,6 +71,85 @@ def many(count):
 def latents(backbone, asked, chosen):
     with torch.inference_mode():
         return ddim(backbone, lambda x, t: backbone.predict(x, t, None), asked, chosen)
+
+
+# --- the loop itself ---------------------------------------------------------------------------
+
+
+def small_text(device="cpu"):
+    return DiffusersBackbone(
+        "tiny",
+        copy.deepcopy(text_network()),
+        sha256="tiny",
+        device=torch.device(device),
+        dtype=torch.float32,
+        network_batch=4,
+    )
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_loop_copies_nothing_back_from_the_device(monkeypatch, eta, count):
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        float(torch.zeros(1, device="meta"))  # nothing can be read from this device
+    monkeypatch.setattr(sampling, "_finite", lambda x, backbone: x)  # looked at once, behind it
+    backbone = small_text("meta")
+    sampler = DDIMSampler(backbone, config(5, guidance=3.0, eta=eta))
+    denoise, _ = sampler.denoiser(many(count), [None] * count)
+    with torch.inference_mode():
+        found = ddim(backbone, denoise, many(count), sampler.config)
+    assert (found.device.type, found.shape) == ("meta", (count, 3, 4, 4))
+
+
+def test_both_branches_of_guidance_share_a_call_that_holds_them(monkeypatch):
+    backbone = small_text()
+    calls = []
+    network = DiffusersBackbone._network
+
+    def counted(self, x_t, t, context):
+        calls.append(len(x_t))
+        return network(self, x_t, t, context)
+
+    monkeypatch.setattr(DiffusersBackbone, "_network", counted)
+    sampler = DDIMSampler(backbone, config(5, guidance=3.0))
+    together = sampler(many(2))
+    assert calls == [4] * 5  # of one shape always
+    calls.clear()
+    monkeypatch.setattr(sampling, "guided_at_once", lambda *arguments: None)
+    apart = sampler(many(2))
+    assert calls == [4] * 10
+    np.testing.assert_array_equal(together.images, apart.images)
+    np.testing.assert_array_equal(together.network_calls, apart.network_calls)
+
+
+def test_a_network_is_compiled_where_that_works(monkeypatch):
+    backbone, calls = small_text(), []
+    sampler = DDIMSampler(backbone, config(3, guidance=2.0))
+    expected = sampler(many(2)).images
+
+    def compiled(module):
+        def call(*arguments, **options):
+            calls.append(1)
+            return module._call_impl(*arguments, **options)
+
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    assert backbone.compile() == ""
+    assert calls == [1]  # tried at once
+    np.testing.assert_array_equal(sampler(many(2)).images, expected)
+    assert len(calls) == 4
+
+    def broken(module):
+        def call(*arguments, **options):
+            raise RuntimeError("no compiler\nas a long trace says")
+
+        module._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    assert backbone.compile() == "RuntimeError: no compiler"
+    np.testing.assert_array_equal(sampler(many(2)).images, expected)  # goes on without
+    assert "no network" in mixture().compile()
 
 
 # --- randomness -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from fairbench.inputs import arrays as arrayfiles
 from fairbench.inputs import images, sources
 from fairbench.inputs.images import read_images
 from fairbench.inputs.sources import natural
+from fairbench.storage.readings import ImageList
 
 RNG = np.random.default_rng(0)
 
@@ -944,3 +945,54 @@ def test_images_keep_their_size_unless_another_is_asked_for(tmp_path):
     turned.save(tmp_path / "folder" / "turned.jpg", exif=exif)
     with pytest.raises(InputError, match=r"same size, seen 9x5 \(4 images.* and 5x9 \(1 image"):
         read_images(tmp_path / "folder")
+
+
+# --- more than can be held -----------------------------------------------------------------
+
+
+@pytest.fixture(params=["folder", "zip", "tar", "npz"])
+def many(request, tmp_path):
+    """Twelve images of 6 x 4 pixels."""
+    pixels = [noise(4, 6) for _ in range(12)]
+    folder = tmp_path / "many"
+    for i, one in enumerate(pixels):
+        save(folder / f"{i}.png", one)
+    if request.param == "folder":
+        return folder
+    path = tmp_path / f"many.{request.param}"
+    if request.param == "npz":
+        np.savez(path, images=np.stack(pixels))
+    elif request.param == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in folder.iterdir():
+                archive.write(file, file.name)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for file in folder.iterdir():
+                archive.add(file, file.name)
+    return path
+
+
+def test_what_can_t_be_held_is_read_again(many):
+    held = read_images(many).images
+    read = read_images(many, most_held=100)
+    assert isinstance(read.images, images.FileImages)
+    assert read.names == read_images(many).names
+    assert read.source_size == (6, 4)
+    assert read.images.listing == ImageList.of(held)
+    batches = list(read.images.batches(5))
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    np.testing.assert_array_equal(np.concatenate(batches), held)
+    some = np.array([7, 0, 11])
+    (few,) = read.images.take(some).batches(5)
+    np.testing.assert_array_equal(few, held[some])
+    assert isinstance(read_images(many, most_held=12 * 72).images, np.ndarray)
+
+
+def test_an_image_that_changes_meanwhile_is_refused(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"{i}.png", noise(4))
+    read = read_images(tmp_path, most_held=1)
+    save(tmp_path / "1.png", noise(4))
+    with pytest.raises(InputError, match=r"1\.png has changed"):
+        list(read.images.batches(2))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from fairbench.core.errors import ContractError
-from fairbench.instruments.base import read
+from fairbench.datasets.base import ArrayImages
+from fairbench.instruments import base
+from fairbench.instruments.base import read, read_part, read_source
 from fairbench.storage.readings import ImageList, load_reading, reading_key, save_reading
 
 RNG = np.random.default_rng(0)
@@ -161,3 +163,57 @@ def test_an_entry_of_another_form_is_not_used(tmp_path, change, monkeypatch):
     # Its headers say so: nothing is unpacked.
     monkeypatch.setattr("fairbench.storage.readings.load_arrays", None)
     assert load_reading(listed, encoder, tmp_path, encoder.outputs) is None
+
+
+def test_parts_that_processes_read_make_the_same_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "HELD", 96)
+    images, sizes = noise(500, 2), []
+
+    class Batches(Counting):
+        batch_size = 48
+
+        def __call__(self, images):
+            sizes.append(len(images))
+            return super().__call__(images)
+
+    one, other = Batches(name="one"), Batches(name="other", dtype="float16")
+    source = ArrayImages(images, {})
+    expected = read_source(source, [one, other], tmp_path / "alone")
+    usual = sorted(sizes)
+    sizes.clear()
+    for index in (2, 0, 1):
+        read_part(source, [one, other], tmp_path / "shared", index=index, count=3)
+    assert sorted(sizes) == usual  # whole batches of its own, each once
+    sizes.clear()
+    found = read_source(source, [one, other], tmp_path / "shared")
+    assert sizes == []
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine["features"], theirs["features"])
+    assert not list(tmp_path.rglob("*.part-*"))
+    # A part that is missing is no reason to stop.
+    read_part(source, [one], tmp_path / "half", index=0, count=2)
+    (half,) = read_source(source, [one], tmp_path / "half")
+    np.testing.assert_array_equal(half["features"], expected[0]["features"])
+    assert not list(tmp_path.rglob("*.part-*"))
+
+
+def test_large_images_are_held_by_their_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "HELD_BYTES", 5 * 12)  # five images of 2 x 2
+    held = []
+
+    class Source(ArrayImages):
+        def batches(self, size):
+            held.append(size)
+            return super().batches(size)
+
+    sizes = []
+
+    class Batches(Counting):
+        batch_size = 2
+
+        def __call__(self, images):
+            sizes.append(len(images))
+            return super().__call__(images)
+
+    read_source(Source(noise(9, 2), {}), [Batches()], tmp_path)
+    assert (held, sizes) == ([4], [4, 4, 1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from fairbench.core.errors import InputError
@@ -55,10 +57,21 @@ def test_methods_that_train_nothing_so_have_no_such_key(planned):
         assert "autocast" not in generation_config(planned(name), "hash")
 
 
+def test_a_compiled_network_is_another_question(planned):
+    plain = planned("vanilla")
+    compiled = dataclasses.replace(plain, config=dataclasses.replace(plain.config, compile=True))
+    expected = generation_config(plain, "hash") | {"compiled": True}
+    assert generation_config(compiled, "hash") == expected
+
+
 def test_the_number_of_processes_is_part_of_the_key_of_what_trains(planned, monkeypatch):
     alone = generation_config(planned("tiw"), "hash")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert generation_config(planned("tiw"), "hash") == {**alone, "processes": 2}
+    assert generation_config(planned("tiw"), "hash") == alone  # the first trains alone
+    shared = dataclasses.replace(
+        planned("tiw"), config=dataclasses.replace(planned("tiw").config, data_parallel=True)
+    )
+    assert generation_config(shared, "hash") == {**alone, "processes": 2}
     assert "processes" not in generation_config(planned("vanilla"), "hash")
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,11 @@ from fairbench.runs import generation
 from fairbench.runs import running as pipeline
 from fairbench.runs.config import RunConfig
 from fairbench.runs.external import evaluate
-from fairbench.runs.generation import training_data
+from fairbench.runs.generation import find_generated, training_data
 from fairbench.runs.plan import generation_config, plan_run
 from fairbench.runs.running import baseline_of, run, take_part
+from fairbench.storage import shards
+from fairbench.storage.readings import ImageList
 from fairbench.storage.records import read_per_image, read_record, read_records, write_record
 
 STEPS = 4
@@ -58,8 +62,9 @@ def config(tmp_path: Path) -> Callable[..., RunConfig]:
 
 
 def images_of(cache: Path, key: str | None) -> np.ndarray:
-    with np.load(cache / "images" / str(key) / "all.npz") as stored:
-        return np.asarray(stored["images"])
+    found = find_generated(str(key), cache)
+    assert found is not None
+    return np.concatenate(list(found.images.batches(64)))
 
 
 def test_a_run_leaves_a_record_and_a_picture_and_is_found_again(
@@ -268,11 +273,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.parametrize("name", ["all.npz", "batch-*.npz"])
 def test_a_cut_off_cache_file_is_made_again(
-    config: Callable[..., RunConfig], own_cache: Path
+    config: Callable[..., RunConfig], own_cache: Path, name: str
 ) -> None:
     first = run(config())
-    stored = own_cache / "images" / str(first.record.generation_key) / "all.npz"
+    folder = own_cache / "images" / str(first.record.generation_key)
+    stored = min(folder.glob(name))
     stored.write_bytes(stored.read_bytes()[:1000])
 
     again = run(config(task="race"))
@@ -415,8 +422,46 @@ def test_out_of_memory_goes_on_with_smaller_calls_and_says_so(
     record = run(config(steps=4), Reporter(warn=warnings.append)).record
 
     assert record.facts["network_batch"] == 16
+    assert "network_batches" not in record.facts  # nothing was made before
     assert len(warnings) == 2
     assert record.status == "complete"
+
+
+def test_out_of_memory_repeats_no_finished_image_and_the_next_run_begins_small(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory lacks from the third batch on, and for decoding of more than two rows."""
+    predict, pixels = backbones.DiffusersBackbone.predict, backbones.DiffusersBackbone.pixels
+    made: list[int] = []
+    stop = [False]
+
+    def tight(self: backbones.DiffusersBackbone, x: Any, t: Any, context: Any) -> Any:
+        if len(made) >= 40 and self.network_batch > 10:
+            raise torch.OutOfMemoryError("too much")
+        if stop[0] and len(made) >= 60:
+            raise KeyboardInterrupt
+        return predict(self, x, t, context)
+
+    def narrow(self: backbones.DiffusersBackbone, latents: torch.Tensor) -> torch.Tensor:
+        if (self.decode_batch or self.network_batch) > 5:
+            raise torch.OutOfMemoryError("too much")
+        made.extend([1] * len(latents))
+        return pixels(self, latents)
+
+    monkeypatch.setattr(backbones.DiffusersBackbone, "predict", tight)
+    monkeypatch.setattr(backbones.DiffusersBackbone, "pixels", narrow)
+    stop[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        run(config(network_batch=20))
+    stop[0], notes = False, []
+
+    record = run(config(network_batch=20), Reporter(note=notes.append)).record
+
+    assert len(made) == 100  # none was decoded twice, so none was sampled twice to its end
+    assert any("an earlier run was out of memory" in note for note in notes)
+    assert record.facts["network_batch"] == 10
+    assert record.facts["network_batches"] == {"10": [[40, 99]], "20": [[0, 39]]}
+    assert record.facts["decode_batch"] == 5
 
 
 @pytest.mark.parametrize(
@@ -494,30 +539,74 @@ def test_a_new_parameter_enters_the_key_once_it_is_changed(
     assert parameters("orthogonality=0.5") == {**parameters(), "orthogonality": 0.5}
 
 
-def test_other_processes_help_to_prepare_and_leave_no_record(
+def test_processes_share_the_batches_and_any_number_of_them_goes_on(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    prepared = generation._prepared
-    calls: list[int] = []
+    asked = config(network_batch=20)
+    whole = run(dataclasses.replace(asked, results=tmp_path / "elsewhere"))
+    cache = tmp_path / "second"
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(cache))
+    waits: list[int] = []
 
-    def counted(*arguments: Any) -> Any:
-        calls.append(1)
-        return prepared(*arguments)
+    def meet(device: torch.device) -> None:
+        waits.append(1)
+        if len(waits) == 2:  # the first time it waits for what the first process trains
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(generation, "_prepared", counted)
-    monkeypatch.setenv("RANK", "1")
-    assert take_part(config()) is None
-    with pytest.raises(SystemExit) as left:
-        run(config())
-    assert left.value.code == 0
-    assert len(calls) == 2
+    with monkeypatch.context() as second:
+        second.setattr(generation, "meet", meet)
+        second.setenv("WORLD_SIZE", "2")
+        second.setenv("RANK", "1")
+        with pytest.raises(KeyboardInterrupt):
+            take_part(asked)
+    made = sorted(path.name for path in cache.rglob("batch-*.npz"))
+    assert made == ["batch-0000020-20.npz", "batch-0000060-20.npz"]
     assert not list((tmp_path / "results").rglob("*.json"))
-    monkeypatch.setenv("RANK", "0")
-    first = run(config())
-    assert len(calls) == 3
-    monkeypatch.setenv("RANK", "1")
-    assert take_part(config()) is None  # found: nothing to help with
-    first.path.unlink()
-    assert take_part(config()) is None  # images found
-    assert len(calls) == 3
-    assert not first.path.exists()
+
+    alone = run(asked)
+
+    assert alone.manifest == whole.manifest
+    assert alone.record.scores == whole.record.scores
+    assert len(list(cache.rglob("batch-*.npz"))) == 5
+
+
+def test_a_run_that_the_disk_can_t_hold_is_refused_before_it_begins(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = 3072 * 40
+    monkeypatch.setattr(generation.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(generation, "_backbone", None)  # would fail if it were called
+    with pytest.raises(InputError, match="at most 40 fit") as caught:
+        run(config())
+    assert "32x32" in str(caught.value)
+    assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_images_are_read_from_their_files_a_few_at_a_time(
+    config: Callable[..., RunConfig], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = run(config(network_batch=20)).record
+    found = find_generated(str(record.generation_key), own_cache)
+    assert found is not None
+    images = found.images
+    seen: list[weakref.ref[np.ndarray]] = []
+    most = 0
+    whole = shards.load_arrays
+
+    def counted(path: Path) -> dict[str, np.ndarray] | None:
+        nonlocal most
+        stored = whole(path)
+        assert stored is not None
+        seen.append(weakref.ref(stored["images"]))
+        most = max(most, sum(one() is not None for one in seen))
+        return stored
+
+    monkeypatch.setattr(shards, "load_arrays", counted)
+    monkeypatch.setattr(shards, "HELD_BYTES", 1)
+    read = [batch.copy() for batch in images.batches(8)]
+    assert [len(batch) for batch in read] == [8] * 12 + [4]
+    assert most <= 3  # that which is used, and the one that is read ahead
+    assert ImageList.of(np.concatenate(read)) == images.listing
+    some = np.array([70, 3, 4, 99])
+    (few,) = images.take(some).batches(10)
+    np.testing.assert_array_equal(few, np.concatenate(read)[some])

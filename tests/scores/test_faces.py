@@ -59,9 +59,8 @@ def instruments_of(network=True):
 
 
 def face_scores(images, reading, real, cells, sensitive, training, network=True):
-    listed = ImageList.of(images)
     real, training = source(real), None if training is None else source(training)
-    found = read_faces(images, listed, real, training, instruments_of(network), None, None)
+    found = read_faces(source(images), real, training, instruments_of(network), None, None)
     return score_faces(found, reading, sensitive, cells)
 
 
@@ -198,16 +197,15 @@ def test_the_family_scores_what_was_read_without_a_network():
     task = Task("gender", LEVELS, (Prompt("person", template="a photo of {}"),), (0.5, 0.5))
     reading = Reading(sample, "one", LEVELS, task)
     instruments, cells = instruments_of(), np.arange(400) % 2
-    listed = ImageList.of(made)
     reference = Reference({}, {"gender": cells}, np.zeros(400, np.int64), None)
-    found = read_faces(made, listed, source(real), source(training), instruments, None, None)
+    found = read_faces(source(made), source(real), source(training), instruments, None, None)
     evidence = Evidence((reading,), ("gender",), {}, {}, reference, faces=found)
     expected, facts = face_scores(made, reading, real, cells, ("gender",), training)
     family = FAMILY.compute(evidence)
     assert list(family.scores) == expected
     assert family.facts == {"faces": facts}
     assert FAMILY.compute(dataclasses.replace(evidence, faces=None)).scores == ()
-    unknown = read_faces(made, listed, source(real), None, instruments, None, None)
+    unknown = read_faces(source(made), source(real), None, instruments, None, None)
     missing = FAMILY.compute(dataclasses.replace(evidence, faces=unknown)).not_measured
     assert missing.keys() == {"identity_memorisation"}
 
@@ -222,7 +220,7 @@ def test_another_way_of_scoring_faces_is_another_question(monkeypatch):
 def test_without_a_detector_nothing_is_read():
     images = pictures(2)
     bare = Instruments((Judge(),))
-    assert read_faces(images, ImageList.of(images), source(images), None, bare, None, None) is None
+    assert read_faces(source(images), source(images), None, bare, None, None) is None
     assert face_reading(bare) == {}
     assert not {"face_detector", "face_identity"} & bare.hashes().keys()
     assert {"face_detector", "face_identity"} <= instruments_of().hashes().keys()

@@ -68,6 +68,17 @@ def run(
     scheduler: Annotated[
         str | None, typer.Option(help="ddim, or own: the one that the backbone's folder names.")
     ] = None,
+    compile_: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the network first; goes on without if it can't."),
+    ] = False,
+    data_parallel: Annotated[
+        bool,
+        typer.Option(
+            "--data-parallel",
+            help="Under torchrun, share trainings too: another key by their number.",
+        ),
+    ] = False,
     tracker: Annotated[
         str | None,
         typer.Option(help="Hand scores to tensorboard, wandb, mlflow or trackio, too."),
@@ -91,6 +102,8 @@ def run(
             guidance=guidance,
             eta=eta,
             scheduler=scheduler,
+            data_parallel=data_parallel,
+            compile=compile_,
             **measuring.arguments(),
         )
         configs = _all_of(first, _seeds(seed, seeds), grid or ())
