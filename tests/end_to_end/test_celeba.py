@@ -8,11 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from typer.testing import CliRunner
@@ -99,52 +94,3 @@ def test_commands_lead_from_pictures_to_a_board(place, stand_ins, monkeypatch):
     }
     for row in rows:
         assert 0 <= float(row["fairness_discrepancy"]) <= 2**0.5 / 2 + 1e-9
-
-
-# A checkpoint after every step, so that a kill at any time has one to go on from.
-OFTEN = (
-    "import fairbench.diffusion.training as training; training.CHECKPOINT_SECONDS = -1.0; "
-    "from fairbench.app.cli import main; main()"
-)
-
-
-@pytest.mark.slow
-def test_a_judge_whose_training_was_killed_ends_in_the_same_bytes(place, stand_ins):
-    stand_ins.make(place / "photographs", "torchvision", 60)
-    words = ("train-judge", "--dataset", "celeba", "--steps", "25", "--batch", "4", "--side", "32")
-    command = [sys.executable, "-c", OFTEN, *words, "--device", "cpu", "--quiet"]
-
-    def environment(cache):
-        return os.environ | {"FAIRBENCH_CACHE": str(place / cache)}
-
-    subprocess.run(command, env=environment("whole"), check=True, capture_output=True)
-    kills = 0
-    for killed in range(3):
-        process = subprocess.Popen(
-            command, env=environment("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        before = {path.stat().st_mtime_ns for path in checkpoints(place / "killed")}
-        while process.poll() is None:
-            if {path.stat().st_mtime_ns for path in checkpoints(place / "killed")} - before:
-                process.send_signal((signal.SIGKILL, signal.SIGTERM)[killed % 2])
-                kills += 1
-                break
-            time.sleep(0.01)
-        process.communicate()
-    assert kills
-    assert not list((place / "killed" / "judges").rglob("card.json"))
-    subprocess.run(command, env=environment("killed"), check=True, capture_output=True)
-    first, second = (
-        place / cache / "judges" / "celeba" / "resnet18-seed0" for cache in ("whole", "killed")
-    )
-    name = "judge.safetensors"
-    assert (first / name).read_bytes() == (second / name).read_bytes()
-    cards = [json.loads((folder / "card.json").read_text()) for folder in (first, second)]
-    assert cards[0]["held_out"] == cards[1]["held_out"]
-    assert cards[0]["weights"] == cards[1]["weights"]
-
-
-def checkpoints(cache):
-    """Files of unfinished trainings."""
-    folder = cache / "trained"
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
