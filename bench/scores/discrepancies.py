@@ -234,7 +234,8 @@ class Discrepancies(Shares):
                 "condition": one.condition,
             }
             if one.reason is None
-            else {"reason": one.reason, "condition": one.condition}
+            # None: singular, as of a judge that always says the same.
+            else {"reason": one.reason, "condition": or_none(one.condition)}
             for judge, one in found.items()
         }
         one = worse_of_judges(list(found.values()))

@@ -215,7 +215,7 @@ _FACTS = _fields(
                     low=_number,
                     high=_number,
                     floor=_or_nothing(_number),
-                    condition=_number,
+                    condition=_or_nothing(_number),
                     reason=_text,
                 )
             )
