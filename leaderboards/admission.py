@@ -339,6 +339,8 @@ def _departs(row: Row) -> str:
     preset, ranked = str(row.config.get("preset") or ""), row.ranked_preset
     if preset != ranked:
         return f"preset {preset or 'none'}, ranked is {ranked or 'none'}"
+    if bias := row.config.get("bias"):
+        return f"trained with the bias {bias}"
     told = dict(flatten(row.config.get("parameters", {})))
     defaults = told_defaults(row.method, preset)
     changed = [name for name in sorted(told) if name in defaults and told[name] != defaults[name]]

@@ -460,7 +460,7 @@ def _preset(row: Row) -> str:
 
 
 def _choices(row: Row) -> dict[str, str]:
-    told = ("version", "batch_size", "network_batch", "decode_batch", "sampling")
+    told = ("version", "bias", "batch_size", "network_batch", "decode_batch", "sampling")
     chosen = {name: row.config[name] for name in told if name in row.config}
     target = row.config.get("target") or {}
     if len(set(target.values())) > 1:  # even shares are every task's own

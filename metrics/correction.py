@@ -127,8 +127,8 @@ def correct_shares(
         10 or the classifier is right about fewer than half the images of a group.
 
     Raises:
-        ContractError: If shapes disagree, a row or all counts are 0, a classifier of 2 groups is
-            no better than chance, or the design effect is negative.
+        ContractError: If shapes disagree, a row or all counts are 0, or the design effect is
+            negative.
 
     Source: Teo et al. 2023 (CLEAM) for the binary point; ``docs/metrics.md``, "Classifier error".
         Deviations: their interval takes the confusion as exact and calls resamples of one pool

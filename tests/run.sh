@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the wheel, installs it in a fresh environment (.venv-test), and checks what is installed
-# there: lint, types, tests. PYTHON chooses the interpreter; arguments go to pytest.
+# there: lint, types, the analytic gate, tests. PYTHON chooses the interpreter; arguments go to
+# pytest.
 set -eu
 cd "$(dirname "$0")/.."
 bin=.venv-test/bin
@@ -24,4 +25,5 @@ fi
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy --strict -p fairbench
+$bin/fairbench check --baseline tests/baselines/analytic.json
 $bin/pytest "$@"

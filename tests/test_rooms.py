@@ -28,7 +28,7 @@ STEPS = (
     ("methods",),
     ("scores",),
     ("runs",),
-    ("leaderboards",),
+    ("leaderboards", "gate"),
     ("app",),
 )
 HEIGHT = {room: step for step, rooms in enumerate(STEPS) for room in rooms}

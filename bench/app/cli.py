@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from fairbench.app.commands.cache import cache
+from fairbench.app.commands.check import check
 from fairbench.app.commands.check_method import check_method
 from fairbench.app.commands.data import data
 from fairbench.app.commands.doctor import doctor
@@ -74,6 +75,7 @@ board.callback(invoke_without_command=True)(leaderboard)
 board.command("validate")(leaderboard_validate)
 app.add_typer(board, name="leaderboard")
 app.command()(rescore)
+app.command()(check)
 app.command("list")(list_)
 app.command()(doctor)
 app.add_typer(data, name="data", help="Data sets: what is there, and preparing it.")

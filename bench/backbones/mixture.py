@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairbench.core.errors import ContractError
+from fairbench.backbones.base import Description, Family
+from fairbench.backbones.folders import PipelineFolder
+from fairbench.core.errors import AssetError, ContractError
+from fairbench.core.method import SamplingConfig
 from fairbench.diffusion.backbone import Backbone, Bottleneck, Capability, Edit
 from fairbench.diffusion.schedule import Schedule
 
@@ -122,3 +126,51 @@ class GaussianMixture(Backbone):
             yield
         finally:
             self._edit = outer
+
+
+SAMPLING = SamplingConfig(steps=40, guidance=1.0)
+PARTS = ("unet",)
+
+
+def describe(pipeline: PipelineFolder) -> Description:
+    """What the folder's JSON says: a mixture with words takes prompts."""
+    return Description(pipeline.config("unet").get("words") is not None, SAMPLING)
+
+
+def load(name: str, folder: Path, *, sha256: str, **options: Any) -> GaussianMixture:
+    """Load the means, weights and words of a folder; a formula has no device or number format.
+
+    Raises:
+        AssetError: If the folder is damaged.
+    """
+    from safetensors.torch import load_file
+
+    pipeline = PipelineFolder.read(folder)
+    config = pipeline.config("unet")
+    (path,) = (one for one in pipeline.files(PARTS) if one.suffix == ".safetensors")
+    try:
+        mixture = GaussianMixture(
+            load_file(path)["means"], config["weights"], config["std"], config["words"]
+        )
+    except Exception as error:  # safetensors' own errors, missing names, wrong numbers
+        raise AssetError(
+            f"{folder}: not a Gaussian mixture ({type(error).__name__}: {error}); reinstall "
+            "fairbench-diffusion"
+        ) from error
+    mixture.name, mixture.weights_sha256 = name, sha256
+    rows = options.get("network_batch")
+    mixture.network_batch = mixture.network_batch if rows is None else rows
+    return mixture
+
+
+FAMILY = Family(
+    name="mixture",
+    title="Gaussian mixtures, whose exact denoiser is a formula",
+    pipelines=("GaussianMixturePipeline",),
+    conditional=False,
+    sampling=SAMPLING,
+    load=load,
+    capabilities=frozenset({"predictions", "bottleneck", "ddim"}),
+    parts=PARTS,
+    describe=describe,
+)

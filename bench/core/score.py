@@ -63,6 +63,12 @@ class ScoreSpec:
         needs: What must be there to measure it, in words; empty for nothing but images.
         display: How patterns are written in lists, such as ``"kernel_<encoder>_balanced"``; empty
             for the pattern itself.
+        margin: Smallest change that `fairbench check` calls a regression or an improvement, in the
+            score's own unit; None: it isn't watched.
+        relative: Whether `margin` is a share of what the baseline has, as of distances whose size
+            depends on the encoder.
+        of_labels: Whether hard labels and validity decide it, so that two images with the same
+            labels add nothing to a difference.
         version: Raised whenever the same arrays give another value or other ends.
     """
 
@@ -76,6 +82,9 @@ class ScoreSpec:
     compact: bool = False
     needs: str = ""
     display: str = ""
+    margin: float | None = None
+    relative: bool = False
+    of_labels: bool = False
     version: int = 2
 
     @property

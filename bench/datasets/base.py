@@ -146,12 +146,14 @@ class Dataset(ABC):
         tasks: The first is the default.
         subjects: Neutral prompts, without attribute words; what its images show.
         backbones: Generators to be named on the command line: the first is the default.
+        default_profile: Which of `profiles` is the composition ``"biased"``; None: none is.
     """
 
     card: DatasetCard
     tasks: tuple[TaskSpec, ...]
     subjects: tuple[Prompt, ...]
     backbones: tuple[BackboneSpec, ...] = ()
+    default_profile: str | None = None
 
     @abstractmethod
     def split(self, role: Role) -> ImageSource | None:

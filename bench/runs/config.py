@@ -76,6 +76,9 @@ class RunConfig:
         target: ``"uniform"`` or ``"female=0.5,male=0.5"``.
         num_images: Images in all, spread evenly over the prompts.
         seed: Fixes all randomness of the run.
+        bias: Of the images that the method trains on, where its card says biased: ``"default"``,
+            ``"none"``, ``"balanced"``, a profile of the data set, or
+            ``"gender:female=0.9,male=0.1"``.
         device, dtype: As on the command line.
         network_batch: Rows of every network call; None for the backbone's own number.
         decode_batch: Images decoded at once; None for the network batch.
@@ -103,6 +106,7 @@ class RunConfig:
     target: str = "uniform"
     num_images: int = 1000
     seed: int = 0
+    bias: str = "default"
     device: str = "auto"
     dtype: str = "auto"
     network_batch: int | None = None

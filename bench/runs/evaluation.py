@@ -19,7 +19,12 @@ from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Control, Task
 from fairbench.datasets.base import Dataset, ImageSource
 from fairbench.diffusion.devices import meet, process_count, process_index
-from fairbench.instruments.measuring import Instruments, measure, measure_part
+from fairbench.instruments.measuring import (
+    Instruments,
+    measure,
+    measure_features,
+    measure_part,
+)
 from fairbench.runs.copies import MOST_COPIES, count_copies
 from fairbench.runs.face_reading import face_reading, read_faces
 from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
@@ -151,7 +156,7 @@ def evaluate_images(
     )
     seen = None
     if known.reference is not None:
-        seen = measure(known.reference, instruments, cache, report.progress).features
+        seen = measure_features(known.reference, instruments, cache, report.progress)
     faces = _faces(images, question, instruments, cache, report)
     copies = count_copies(listed, dataset)
     sample = Sample(measured, known.prompt_index, known.requested, known.batch_id)
@@ -217,8 +222,8 @@ def share_readings(
     if process_count() == 1:
         return
     real, _ = real_images(question.dataset, question.task)
-    for source in (images, real):
-        measure_part(source, instruments, cache, progress, process_index(), process_count())
+    for source, readers in ((images, instruments.readers), (real, instruments.all_encoders)):
+        measure_part(source, readers, cache, progress, process_index(), process_count())
     meet(device)
 
 

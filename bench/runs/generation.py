@@ -399,7 +399,7 @@ def _prepared(
     from fairbench.diffusion.backbone import check_needs
 
     check_needs(card, backbone)
-    data = training_data(plan.dataset, card, backbone.image_size)
+    data = training_data(plan.dataset, card, backbone.image_size, plan.bias)
     import torch
 
     try:
@@ -413,7 +413,7 @@ def _prepared(
             f"{backbone.device} has too little memory to prepare {card.name} on {backbone.name}; "
             "lower what its --param make large, such as batch, or use another --device"
         ) from None
-    return sampler, _audited(plan.dataset, card, handed_in), checks
+    return sampler, _audited(plan, card, handed_in), checks
 
 
 def _examined(
@@ -425,19 +425,18 @@ def _examined(
     report.note("checking what was learned against hidden labels")
     card = plan.method.configured_card()
     labelled = replace(card, supervision=card.supervision | {"labels"})
-    data = training_data(plan.dataset, labelled, backbone.image_size)
+    data = training_data(plan.dataset, labelled, backbone.image_size, plan.bias)
     attributes = {name: plan.dataset.attributes[name] for name in plan.dataset.sensitive}
     data = replace(data, attributes=attributes)
     return {"examined": {name: dict(check(data)) for name, check in checks.items()}}
 
 
-def _audited(
-    dataset: Dataset, card: MethodCard, scores: Mapping[str, NDArray[Any]]
-) -> dict[str, Any]:
+def _audited(plan: Plan, card: MethodCard, scores: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """What hidden labels say of scores of the training images; empty without scores."""
     if not scores:
         return {}
-    images = training_source(dataset, card)
+    dataset = plan.dataset
+    images = training_source(dataset, card, plan.bias)
     attributes = {name: dataset.attributes[name] for name in dataset.sensitive}
     return {"audit": hidden_label_facts(scores, _image_set(images, dataset, True), attributes)}
 
@@ -487,13 +486,16 @@ def _ranges(index: NDArray[np.int64]) -> list[list[int]]:
     return [[int(run[0]), int(run[-1])] for run in runs]
 
 
-def training_data(dataset: Dataset, card: MethodCard, side: int | None = None) -> TrainingData:
+def training_data(
+    dataset: Dataset, card: MethodCard, side: int | None = None, bias: str = "default"
+) -> TrainingData:
     """What a method may learn from: what its card declares, nothing more.
 
     Args:
         dataset: Whose images.
         card: Declares what the method learns from.
         side: Pixels a side that images are brought to; None leaves them as they are.
+        bias: Of the images that it trains on, where its card says biased.
 
     Raises:
         InputError: If the data set lacks what the card declares.
@@ -501,7 +503,7 @@ def training_data(dataset: Dataset, card: MethodCard, side: int | None = None) -
     labelled = "labels" in card.supervision
     training = reference = None
     if card.training_set != "none":
-        training = _image_set(training_source(dataset, card), dataset, labelled, side)
+        training = _image_set(training_source(dataset, card, bias), dataset, labelled, side)
     if "reference-set" in card.supervision:
         reference = _image_set(reference_source(dataset, card), dataset, labelled, side)
     return TrainingData(

@@ -25,7 +25,7 @@ from fairbench.runs.evaluation import Question, measuring_config
 from fairbench.runs.judging import judging_config
 from fairbench.runs.reference import real_images
 from fairbench.runs.requisites import find_requisites
-from fairbench.runs.supply import check_supply
+from fairbench.runs.supply import check_supply, plain_bias
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable
@@ -49,7 +49,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked configuration: everything resolved, nothing computed."""
+    """A checked configuration: everything resolved, nothing computed.
+
+    `bias` is that of the images that the method trains on; the default one for a method that
+    trains on none that are biased.
+    """
 
     config: RunConfig
     question: Question
@@ -59,6 +63,7 @@ class Plan:
     sampling: SamplingConfig
     device: torch.device
     dtype: torch.dtype
+    bias: str
 
     @property
     def dataset(self) -> Dataset:
@@ -113,6 +118,9 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     _check_needs(card, backbone)
     task = dataset.task(config.task, conditional=backbone.conditional)
     task = parse_target(config.target, task)
+    bias = plain_bias(dataset, config.bias)
+    if card.training_set != "biased":
+        bias = "default"
     controls = check_controls(config.controls, dataset.attributes, dataset.crossed(task.name))
     sampling = config.sampling(backbone.sampling, conditional=backbone.conditional)
     if sampling.scheduler == "own" and "ddim" in card.needs:
@@ -127,7 +135,7 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     dataset.prepare(report or Reporter())
-    check_supply(dataset, card)
+    check_supply(dataset, card, bias)
     real_images(dataset, task)  # what quality is measured against must be there
     from fairbench.diffusion.devices import resolve_device, resolve_dtype
 
@@ -135,7 +143,7 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     embedded = backbone.expected_sha256() is not None
     dtype = resolve_dtype(config.dtype, device, embedded=embedded)
     question = Question(dataset, task, backbone, controls)
-    return Plan(config, question, backbone, method, preset, sampling, device, dtype)
+    return Plan(config, question, backbone, method, preset, sampling, device, dtype, bias)
 
 
 def _check_batches(config: RunConfig, backbone: BackboneSpec) -> None:
@@ -250,6 +258,8 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
         config["neutral_prompts"] = [prompt.text for prompt in plan.dataset.subjects]
     if "reference-set" in card.supervision or card.training_set != "none":
         config["data_sha256"] = plan.dataset.data_sha256()
+    if plan.bias != "default":
+        config["bias"] = plan.bias
     return config
 
 

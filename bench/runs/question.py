@@ -43,6 +43,7 @@ def question_of(record: Record, results: Path = Path("results")) -> RunConfig:
         target="uniform" if uniform else ",".join(f"{k}={v!r}" for k, v in shares.items()),
         num_images=had["num_images"],
         seed=had["seed"],
+        bias=had.get("bias", "default"),
         dtype=had["dtype"],
         parameters=(
             *([f"preset={preset}"] if preset else []),
@@ -70,6 +71,7 @@ def command_of(record: Record) -> str:
         *([] if asked.target == "uniform" else [("target", asked.target)]),
         ("num-images", asked.num_images),
         ("seed", asked.seed),
+        *([] if asked.bias == "default" else [("bias", asked.bias)]),
         ("steps", asked.steps),
         ("guidance", asked.guidance),
         ("eta", asked.eta),

@@ -14,7 +14,7 @@ from fairbench.core.progress import Progress
 from fairbench.core.specs import BackboneSpec
 from fairbench.core.task import Task
 from fairbench.datasets.base import Dataset, ImageSource, matches
-from fairbench.instruments.measuring import Instruments, measure
+from fairbench.instruments.measuring import Instruments, measure_features
 from fairbench.metrics import balanced_subset
 from fairbench.scores.parts.crossings import crossing, crossing_groups
 from fairbench.scores.parts.evidence import Columns, Reference
@@ -40,13 +40,13 @@ def make_reference(
     progress: Progress,
     crossed: Sequence[str] | None = None,
 ) -> Reference:
-    """The evaluation images that match the task's prompts, as the instruments see them.
+    """The evaluation images that match the task's prompts, as the encoders see them.
 
     Args:
         dataset: Whose images.
         task: Its prompts are matched.
         backbone: What made the generated images; None for images from elsewhere.
-        instruments: What sees them.
+        instruments: Of which the encoders see them.
         cache: Folder of cached arrays.
         progress: ``progress(what, done, total)``.
         crossed: Attributes whose cells are balanced; None: the data set's sensitive ones.
@@ -55,7 +55,7 @@ def make_reference(
     """
     part, answers = real_images(dataset, task)
     crossed = dataset.sensitive if crossed is None else crossed
-    measured = measure(part, instruments, cache, progress)
+    features = measure_features(part, instruments, cache, progress)
     rows, unbalanced = balanced_rows(dataset, task, part, answers, crossed)
     shares = None if backbone is None else dataset.training_shares(backbone)
     natural = None
@@ -64,7 +64,7 @@ def make_reference(
             [shares.given(prompt.stratum, crossed, dataset.attributes) for prompt in task.prompts]
         )
     return Reference(
-        features=measured.features,
+        features=features,
         labels=dict(part.labels),
         prompt_index=answers,
         natural=natural,

@@ -98,6 +98,8 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
             f"{config.method} doesn't follow a target: its images are those that it makes without "
             "one, and only measured against it"
         )
+    if config.bias != "default" and plan.method.configured_card().training_set != "biased":
+        report.warn(f"{config.method} trains on no biased images, so --bias changes nothing of it")
     strange = foreign_training_set(plan)
     if strange is not None:
         report.note(strange)
@@ -211,12 +213,15 @@ def foreign_training_set(plan: Plan) -> str | None:
     what it was trained on, as the methods' papers have it.
     """
     card = plan.method.configured_card()
-    if card.training_set == "none" or plan.dataset.trained_on(plan.backbone) is not None:
+    known = plan.dataset.trained_on(plan.backbone) is not None
+    if card.training_set == "none" or (known and plan.bias == "default"):
         return None
-    return (
-        f"{card.name} trains on the {card.training_set} images of {plan.dataset.name}; what "
-        f"{plan.backbone.name} was trained on isn't known"
-    )
+    images = f"the {card.training_set} images of {plan.dataset.name}"
+    if plan.bias != "default":
+        images = f"images of {plan.dataset.name} with the bias {plan.bias}"
+    was = "was trained on others" if known else "was trained on isn't known"
+    backbone = plan.backbone.name
+    return f"{card.name} trains on {images}; {backbone if known else f'what {backbone}'} {was}"
 
 
 def _plain_card(card: MethodCard) -> dict[str, Any]:

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.method import MethodCard
 from fairbench.datasets.base import Composition, Dataset, ImageSource
-from fairbench.datasets.parts.profiles import parse_profile
+from fairbench.datasets.parts.profiles import Profile, parse_profile
 
-__all__ = ["biased_source", "check_supply", "reference_source", "training_source"]
+__all__ = ["biased_source", "check_supply", "plain_bias", "reference_source", "training_source"]
+
+DEFAULT = "default"
 
 
 POOL_SEED = 0
 """Of draws from a pool."""
 
+COMPOSITIONS: Mapping[str, Composition] = {DEFAULT: "biased", "balanced": "balanced"}
+AS_IT_IS = "none"
 
-def check_supply(dataset: Dataset, card: MethodCard) -> None:
+
+def check_supply(dataset: Dataset, card: MethodCard, bias: str = DEFAULT) -> None:
     """Refuse a method that learns from what a data set doesn't have.
 
+    Args:
+        dataset: Whose images.
+        card: Declares what the method learns from.
+        bias: As for `training_source`.
+
     Raises:
-        InputError: If the data set lacks a split that the card declares.
+        InputError: If the data set lacks a split that the card declares, or has no such bias.
     """
     if card.training_set != "none":
-        training_source(dataset, card)
+        training_source(dataset, card, bias)
     if "reference-set" in card.supervision:
         reference_source(dataset, card)
 
 
-def training_source(dataset: Dataset, card: MethodCard) -> ImageSource:
+def training_source(dataset: Dataset, card: MethodCard, bias: str = DEFAULT) -> ImageSource:
     """The images that a card's `training_set` names.
 
+    Args:
+        dataset: Whose images.
+        card: Declares what the method learns from.
+        bias: Of the images where the card says biased; see `biased_source`. There are at most as
+            many as with the default one.
+
     Raises:
-        InputError: If the data set has none.
+        InputError: If the data set has none, or no such bias.
     """
     composition: Composition = "balanced" if card.training_set == "balanced" else "biased"
     source = dataset.training_set(composition)
@@ -41,6 +59,8 @@ def training_source(dataset: Dataset, card: MethodCard) -> ImageSource:
             f"{card.name} trains on {composition} images, and data set {dataset.name} has no "
             "training set; choose a method that learns from less, or another --dataset"
         )
+    if composition == "biased" and bias != DEFAULT:
+        return biased_source(dataset, bias, len(source))
     return source
 
 
@@ -71,14 +91,10 @@ def biased_source(dataset: Dataset, bias: str, most: int) -> ImageSource:
     Raises:
         InputError: If there is no such bias, or the pool has no such images.
     """
-    named: dict[str, Composition] = {"default": "biased", "balanced": "balanced"}
-    profiles = dataset.profiles()
-    profile = None
-    if bias not in named and bias != "none":
-        if ":" not in bias and bias not in profiles:
-            raise unknown_name("bias", bias, dict.fromkeys([*named, "none", *profiles]))
-        profile = profiles.get(bias) or parse_profile(bias, dataset.attributes)
-    source = dataset.training_set(named[bias]) if bias in named else dataset.split("pool")
+    profile = _profile(dataset, bias)
+    source = (
+        dataset.training_set(COMPOSITIONS[bias]) if bias in COMPOSITIONS else dataset.split("pool")
+    )
     if source is None:
         raise InputError(
             f"data set {dataset.name} has no images to train on; choose another --dataset"
@@ -91,7 +107,34 @@ def biased_source(dataset: Dataset, bias: str, most: int) -> ImageSource:
                 "other shares"
             )
         return source.take(profile.draw(source.labels, count, POOL_SEED))
-    if bias in named:  # drawn already, in random order
+    if bias in COMPOSITIONS:  # drawn already, in random order
         return source.take(np.arange(min(most, len(source))))
     rng = np.random.default_rng(np.random.SeedSequence([POOL_SEED, 0xB1A5]))
     return source.take(rng.permutation(len(source))[:most])
+
+
+def plain_bias(dataset: Dataset, bias: str) -> str:
+    """What ``--bias`` stands for, said in one way: what is the same bias is the same text.
+
+    Returns:
+        ``"default"``, ``"balanced"``, ``"none"``, or shares.
+
+    Raises:
+        InputError: If there is no such bias.
+    """
+    profile = _profile(dataset, bias)
+    if profile is None:
+        return bias
+    default = dataset.profiles().get(dataset.default_profile or "")
+    return DEFAULT if default is not None and default.text == profile.text else profile.text
+
+
+def _profile(dataset: Dataset, bias: str) -> Profile | None:
+    """The shares that a bias names; None for those that need none."""
+    if bias in COMPOSITIONS or bias == AS_IT_IS:
+        return None
+    profiles = dataset.profiles()
+    if ":" not in bias and bias not in profiles:
+        known = dict.fromkeys([*COMPOSITIONS, AS_IT_IS, *profiles])
+        raise unknown_name("bias", bias, known)
+    return profiles.get(bias) or parse_profile(bias, dataset.attributes)

@@ -24,6 +24,7 @@ SPECS = (
         "judge_agreement_*",
         "share of valid images read as --labels says.",
         "neither",
+        margin=0.03,
         unit="share",
         summary=True,
         needs="--labels with levels",
@@ -35,6 +36,7 @@ SPECS = (
         "the ranked discrepancy of the labels given by --labels, which no judge touches. Lower is "
         "fairer.",
         "lower",
+        margin=0.02,
         summary=True,
         needs="--labels with every attribute of the task",
         version=2,

@@ -22,6 +22,7 @@ SPECS = (
         "of methods with a reference set: chance that an image lies nearer to that set than an "
         "unseen real image of its group does. 0.5 without copies, lower is better.",
         "lower",
+        margin=0.03,
         unit="probability",
         needs=NEEDS,
         display="memorisation_<encoder>",
@@ -30,6 +31,7 @@ SPECS = (
         "copies_*",
         "share of images nearer to that set than 99 % of unseen real images are. Lower is better.",
         "lower",
+        margin=0.02,
         unit="share",
         needs=NEEDS,
         display="copies_<encoder>",

@@ -58,22 +58,39 @@ SPECS = (
         "corrected, by the judge that finds it larger; mean over prompts where the task says so. "
         "Lower is fairer; rows are ranked by it.",
         "lower",
+        margin=0.02,
+        of_labels=True,
         summary=True,
         main=0,
         needs="a judge whose errors were counted",
         version=4,
     ),
     ScoreSpec(
-        RAW, f"{SAME} as they are. Lower is fairer.", "lower", summary=True, main=1, version=3
+        RAW,
+        f"{SAME} as they are. Lower is fairer.",
+        "lower",
+        margin=0.02,
+        of_labels=True,
+        summary=True,
+        main=1,
+        version=3,
     ),
     ScoreSpec(
         f"{RAW}_soft",
         "the same of the primary judge's mean probabilities. Lower is fairer.",
         "lower",
+        margin=0.02,
         version=3,
     ),
     *(
-        ScoreSpec(f"{RAW}_{norm}", f"{SAME}: {meaning}. Lower is fairer.", "lower", version=3)
+        ScoreSpec(
+            f"{RAW}_{norm}",
+            f"{SAME}: {meaning}. Lower is fairer.",
+            "lower",
+            margin=0.02,
+            of_labels=True,
+            version=3,
+        )
         for norm, meaning in (
             ("l1", "sum of the absolute differences"),
             ("tv", "total variation, half the sum of the absolute differences"),
@@ -90,6 +107,8 @@ SPECS = (
         PENALISED,
         f"{SAME}, with images that aren't valid as an unwanted group. Lower is fairer.",
         "lower",
+        margin=0.02,
+        of_labels=True,
         needs="a validity check",
         version=3,
     ),
@@ -97,6 +116,8 @@ SPECS = (
         f"{RAW}_worst_prompt",
         f"{SAME}, of the least fair prompt. Lower is fairer.",
         "lower",
+        margin=0.02,
+        of_labels=True,
         summary=True,
         needs=PROMPTS,
         version=3,
@@ -105,6 +126,8 @@ SPECS = (
         f"{RAW}_pooled",
         f"{SAME}, of all prompts together. Lower is fairer.",
         "lower",
+        margin=0.02,
+        of_labels=True,
         needs=PROMPTS,
         version=3,
     ),
@@ -112,6 +135,7 @@ SPECS = (
         "prompt_dependence",
         "mutual information of prompt and group, nats; 0 also at a collapse.",
         "neither",
+        of_labels=True,
         unit="nats",
         needs=PROMPTS,
         version=3,
@@ -121,6 +145,8 @@ SPECS = (
         "the ranked discrepancy of any sensitive attribute and crossing, all prompts together. "
         "Lower is fairer.",
         "lower",
+        margin=0.02,
+        of_labels=True,
         summary=True,
         display=f"{RANKED}_<attributes>",
         version=4,
@@ -129,6 +155,8 @@ SPECS = (
         f"{RAW}_*",
         f"{SAME}, of any sensitive attribute and crossing, all prompts together. Lower is fairer.",
         "lower",
+        margin=0.02,
+        of_labels=True,
         display=f"{RAW}_<attributes>",
         version=3,
     ),
@@ -206,7 +234,8 @@ class Discrepancies(Shares):
                 "condition": one.condition,
             }
             if one.reason is None
-            else {"reason": one.reason, "condition": one.condition}
+            # None: singular, as of a judge that always says the same.
+            else {"reason": one.reason, "condition": or_none(one.condition)}
             for judge, one in found.items()
         }
         one = worse_of_judges(list(found.values()))

@@ -18,6 +18,7 @@ SPECS = (
         "vendi_*",
         "effective number of different images, in units of as many real ones. Higher is better.",
         "higher",
+        margin=0.05,
         needs=f"{BALANCED}, {LEAST} images",
         display="vendi_<encoder>",
         version=4,

@@ -15,6 +15,7 @@ SPECS = (
         "share of images that are exact copies of another image of the run; intervals hold for "
         "independent images, and copies say nothing new. Lower is better.",
         "lower",
+        margin=0.01,
         unit="share",
         summary=True,
     ),
@@ -23,6 +24,7 @@ SPECS = (
         "share of images that are exact copies of real images that quality is measured against. "
         "Lower is better.",
         "lower",
+        margin=0.005,
         unit="share",
         summary=True,
         needs="real images to compare with",

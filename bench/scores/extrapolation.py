@@ -27,6 +27,8 @@ SPECS = distance_specs(
         "Fréchet distance to real images balanced over the groups, extrapolated to infinitely "
         "many images. Lower is better.",
         "lower",
+        margin=0.1,
+        relative=True,
         summary=True,
         main=2,
         needs=f"{BALANCED}, {INFINITY_N} images",

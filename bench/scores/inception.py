@@ -19,6 +19,8 @@ SPECS = tuple(
         f"with --encoder inception@{resizing}: as in its paper; unranked, since people are no "
         "class of ImageNet's. Higher is better.",
         "higher",
+        margin=0.1,
+        relative=True,
         needs=f"--encoder inception@{resizing}",
     )
     for name, resizing in (("inception_score", "clean"), ("inception_score_tf", "tf"))

@@ -29,6 +29,7 @@ SPECS = tuple(
         f"{MEANINGS[name]}: by {NEIGHBOURS} nearest neighbours, against balanced real images. "
         "Higher is better.",
         "higher",
+        margin=0.05,
         unit="" if name == "density" else "share",
         summary=name == "recall",
         needs=f"{BALANCED}, more than {NEIGHBOURS} images",

@@ -25,12 +25,16 @@ SPECS = (
                 "worst_group",
                 f"{what} {WORST}",
                 "lower",
+                margin=0.2,
+                relative=True,
                 summary=True,
                 main=5 if kind == "kernel" else None,
                 needs=NEEDS,
                 version=3 if kind == "kernel" else 2,
             ),
-            ScoreSpec("group_gap", f"{what} {GAP}", "lower", needs=NEEDS),
+            ScoreSpec(
+                "group_gap", f"{what} {GAP}", "lower", margin=0.3, relative=True, needs=NEEDS
+            ),
         )
         for spec in distance_specs(kind, made)
     ),
@@ -38,6 +42,7 @@ SPECS = (
         "recall_*_worst_group",
         "recall of each joint cell against real images of it: the worst. Higher is better.",
         "higher",
+        margin=0.1,
         summary=True,
         needs=NEEDS,
         display="recall_<encoder>_worst_group",
@@ -46,6 +51,7 @@ SPECS = (
         "recall_*_group_gap",
         f"recall {GAP}",
         "lower",
+        margin=0.1,
         summary=True,
         needs=NEEDS,
         display="recall_<encoder>_group_gap",

@@ -19,6 +19,8 @@ SPECS = (
         "with --encoder clip-…: Gaussian-kernel distance to real images balanced over the "
         "groups. Lower is better.",
         "lower",
+        margin=0.2,
+        relative=True,
         needs=f"--encoder clip-…, {BALANCED}",
         display="cmmd_<encoder>_balanced",
         version=3,
@@ -27,6 +29,7 @@ SPECS = (
         "clip_score_*",
         "with --encoder clip-…: 100 × cosine to the user's own prompt. Higher is better.",
         "higher",
+        margin=0.5,
         summary=True,
         needs="--encoder clip-…, known prompts",
         display="clip_score_<encoder>",

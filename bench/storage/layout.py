@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["LARGEST_WHOLE", "check_layout"]
+__all__ = ["LARGEST_WHOLE", "check_baseline", "check_layout"]
 
 LARGEST_WHOLE = 2**63 - 1
 """Above this a whole number isn't one that anything here counts."""
@@ -38,6 +38,31 @@ def check_layout(record: Mapping[str, Any]) -> None:
     for name, check in _RECORD.items():
         if name in record:
             check(record[name], name)
+
+
+def check_baseline(baseline: Any) -> None:
+    """Check the fields of a baseline of `fairbench check`, as JSON holds it.
+
+    Raises:
+        ValueError: If a field is missing or holds something of another kind; the message names it.
+    """
+    _whole_object(baseline, "the baseline", _BASELINE)
+    for place, run in enumerate(baseline["runs"]):
+        _whole_object(run, ("runs", place), _BASELINE_RUN)
+        if run["images"] is not None:
+            _whole_object(run["images"], (("runs", place), "images"), _BASELINE_IMAGES)
+
+
+def _whole_object(value: Any, field: Field, checks: Mapping[str, Check]) -> None:
+    """An object that has all of these fields, and no others."""
+    if not isinstance(value, dict):
+        _refuse(field, "an object", value)
+    if missing := checks.keys() - value.keys():
+        raise ValueError(f"{_spelled(field)} lacks {', '.join(sorted(missing))}")
+    if unknown := value.keys() - checks.keys():
+        raise ValueError(f"{_spelled(field)} has unknown {', '.join(sorted(unknown))}")
+    for name, check in checks.items():
+        check(value[name], (field, name))
 
 
 def _seen(value: Any) -> str:
@@ -190,7 +215,7 @@ _FACTS = _fields(
                     low=_number,
                     high=_number,
                     floor=_or_nothing(_number),
-                    condition=_number,
+                    condition=_or_nothing(_number),
                     reason=_text,
                 )
             )
@@ -251,5 +276,65 @@ _RECORD: Mapping[str, Check] = MappingProxyType(
         "groups": _GROUPS,
         "facts": _FACTS,
         "rescored": _or_nothing(_fields(created=_text, scores=_list(_text))),
+    }
+)
+
+_QUESTION = _fields(
+    evaluated=_text,
+    method=_text,
+    dataset=_text,
+    task=_text,
+    backbone=_text,
+    num_images=_whole,
+    seed=_whole,
+    dtype=_text,
+    network_batch=_whole,
+    decode_batch=_whole,
+    parameters=_list(_text),
+    steps=_whole,
+    guidance=_number,
+    eta=_number,
+    scheduler=_text,
+    encoders=_list(_text),
+    faces=_yes_or_no,
+    controls=_list(_text),
+    judges=_list(_text),
+    accept_judge=_yes_or_no,
+)
+
+_NUMBERS = _list(_list(_whole))
+
+_BASELINE: Mapping[str, Check] = MappingProxyType(
+    {
+        "schema": _whole,
+        "created": _text,
+        "code": _anything,
+        "accepted": _list(
+            _fields(reason=_text, created=_text, scores=_by_name(_list(_or_nothing(_number))))
+        ),
+        "runs": _list(_by_name(_anything)),
+    }
+)
+
+_BASELINE_RUN: Mapping[str, Check] = MappingProxyType(
+    {
+        "question": _QUESTION,
+        "key": _text,
+        "hashes": _by_name(_text),
+        "count": _whole,
+        "scores": _SCORES,
+        "first": _or_nothing(_SCORES),
+        "images": _or_nothing(_by_name(_anything)),
+    }
+)
+
+_BASELINE_IMAGES: Mapping[str, Check] = MappingProxyType(
+    {
+        "sha256": _text,
+        "prompt_index": _NUMBERS,
+        "image_index": _NUMBERS,
+        "batch_id": _NUMBERS,
+        "valid": _text,
+        "labels": _by_name(_by_name(_text)),
     }
 )

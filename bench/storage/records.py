@@ -39,6 +39,7 @@ __all__ = [
     "record_path",
     "record_paths",
     "rewrite_record",
+    "score_of",
     "write_record",
 ]
 
@@ -411,14 +412,18 @@ def _record(values: dict[str, Any]) -> Record:
     if values["status"] not in get_args(Status):
         raise ValueError(f"its status is {values['status']!r}")
     check_layout(values)
-    scores = [Score(**_score(row)) for row in values["scores"]]
+    scores = [score_of(row) for row in values["scores"]]
     return Record(**{**values, "scores": tuple(scores)})
 
 
-def _score(row: object) -> dict[str, Any]:
-    """A score's values; its version where it names none."""
+def score_of(row: object) -> Score:
+    """A score from the values that JSON holds of it.
+
+    Raises:
+        ValueError: If a value is missing, unknown or of another type.
+    """
     data = {"version": _UNSAID, **row} if isinstance(row, dict) else row
-    return _checked(data, _SCORE_V1, "a score")
+    return Score(**_checked(data, _SCORE_V1, "a score"))
 
 
 def _checked(data: object, kinds: Mapping[str, tuple[type, ...]], what: str) -> dict[str, Any]:

@@ -43,6 +43,6 @@ def test_an_unknown_class_is_refused_by_name_with_those_that_work(tmp_path):
     for word in (
         "'flux'",
         "NoSuchPipeline",
-        "DDIMPipeline, DDPMPipeline, LDMPipeline, StableDiffusion",
+        "DDIMPipeline, DDPMPipeline, GaussianMixturePipeline, LDMPipeline, StableDiffusion",
     ):
         assert word in message

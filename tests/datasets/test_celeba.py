@@ -275,6 +275,18 @@ DAMAGES = {
         lambda root, p, a, e: (p / "000009.jpg").write_bytes(b""),
         r"000009\.jpg: expected a complete image, seen an empty file",
     ),
+    "a folder called as a picture": (
+        lambda root, p, a, e: [(p / "000011.jpg").unlink(), (p / "000011.jpg").mkdir()],
+        r"1 of 160 images can't be used, such as .*000011\.jpg: Is a directory; copy these files",
+    ),
+    "a link to nowhere": (
+        lambda root, p, a, e: [
+            (p / "000011.jpg").unlink(),
+            (p / "000011.jpg").symlink_to(root / "gone.jpg"),
+            (p / "000013.jpg").write_bytes(b"x"),
+        ],
+        r"2 of 160 images can't be used, such as .*000011\.jpg: No such file",
+    ),
     "another size": (
         lambda root, p, a, e: Image.new("RGB", (409, 687)).save(p / "000005.jpg"),
         r"000005\.jpg: expected 178x218 or 178x178 pixels, seen 409x687",
@@ -358,6 +370,14 @@ def test_what_needn_t_be_there_isn_t_asked_for(tree):
     assert any("official set has 202,599" in note for note in dataset.notes())
 
 
+def test_tables_that_were_passed_over_are_told(tree):
+    root, _, attributes, _ = tree
+    other = attributes.with_suffix(".csv")
+    other.write_text(attributes.read_text().replace("-1", "0"))
+    notes = prepared(root).notes()
+    assert any(f"read {attributes}, passed over {other.name}" == note for note in notes)
+
+
 def test_labels_follow_names_whatever_the_order_of_the_rows(tree, stand_ins):
     root, _, attributes, partition = tree
     head, *rows = attributes.read_text().splitlines()[1:]
@@ -391,7 +411,7 @@ def test_other_data_sets_may_lie_beside_it(tmp_path, stand_ins):
     other.mkdir()
     Image.new("RGB", (178, 218)).save(other / "000001.jpg")
     (other / "list_attr_celeba.csv").write_text("someone else's")
-    assert len(prepared(tmp_path)._index) == 40
+    assert len(prepared(tmp_path).index) == 40
 
 
 def test_parquet_numbered_anew_in_each_file_loses_nothing(tmp_path, stand_ins):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pyarrow
 import pytest
@@ -215,6 +217,10 @@ def edit(name, old, new):
         (edit("dataset.toml", 'a = "pool"', 'a = "pond"'), "expected part to be .*seen 'a'"),
         (edit("dataset.toml", "disc = ", "disk = "), "unknown level of shape 'disk'"),
         (edit("dataset.toml", '"pictures"', '"images"'), "no such folder of images"),
+        (
+            edit("marks.csv", "which,shape,colour", "which,shape,shape"),
+            "several columns are called",
+        ),
         (edit("marks.csv", "x/0.jpg", "x/999.jpg"), r"1 of 60 images of marks\.csv are missing"),
         (edit("marks.csv", "x/0.jpg", "y/1.jpg"), "has two rows"),
         (edit("marks.csv", "x/0.jpg", "1.jpg"), "several rows mean the same file"),
@@ -229,6 +235,33 @@ def test_what_is_wrong_is_named(tmp_path, change, message, own_cache):
         get_dataset("folder", tmp_path).prepare(Reporter())
     assert "\n" not in str(caught.value)
     assert not list(own_cache.glob("data/*"))
+
+
+def test_names_are_those_of_files_however_they_are_written(tmp_path):
+    draw(tmp_path, ["Zoë é.png", unicodedata.normalize("NFD", "é/ñandú.png"), "c.png", "d.png"])
+    rows = [unicodedata.normalize("NFD", "Zoë é.png"), "é/ñandú.png", f"{tmp_path}/c.png", "./d"]
+    table = "".join(f'"{name}",{i % 2}\n' for i, name in enumerate(rows))
+    (tmp_path / "labels.csv").write_text("file,ink\n" + table)
+    dataset = prepared(tmp_path)
+    assert sorted(dataset.index.places) == sorted(
+        ["Zoë é.png", unicodedata.normalize("NFD", "é/ñandú.png"), "c.png", "d.png"]
+    )
+
+
+def test_the_image_that_makes_all_small_is_named(tmp_path):
+    draw(tmp_path, ["a.png", "b.png", "c.png"], ((60, 50), (70, 12), (64, 64)))
+    (tmp_path / "labels.csv").write_text("file,ink\na,0\nb,1\nc,1\n")
+    (note,) = [one for one in prepared(tmp_path).notes() if "pixels a side" in one]
+    assert "12 pixels a side because b.png is that small, others have up to 64" in note
+
+
+def test_levels_that_differ_by_case_alone_are_refused(tmp_path):
+    draw(tmp_path, ["a.png", "b.png", "c.png"])
+    (tmp_path / "labels.csv").write_text("file,ink\na,Dark\nb,dark\nc,pale\n")
+    line = get_dataset("folder", tmp_path).lacking()
+    assert "'Dark' and 'dark' of attribute ink differ by their case alone" in line
+    (tmp_path / "dataset.toml").write_text('[attributes.ink.values]\nDark = "dark"\n')
+    assert prepared(tmp_path).attributes == {"ink": ("dark", "pale")}
 
 
 def test_names_that_mean_two_files_are_refused(tmp_path):

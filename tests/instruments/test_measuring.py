@@ -9,7 +9,7 @@ from fairbench.datasets import cartoonfaces
 from fairbench.datasets.cartoonfaces import DATASET
 from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
 from fairbench.instruments import base
-from fairbench.instruments.measuring import load_instruments, measure
+from fairbench.instruments.measuring import load_instruments, measure, measure_features
 from fairbench.runs.reference import confusions_of, encoder_columns, make_reference, real_images
 from fairbench.scores.parts.evidence import Columns
 
@@ -41,6 +41,17 @@ def test_an_image_is_read_once_by_each_instrument(instruments, faces, tmp_path):
     np.testing.assert_array_equal(one.features["cartoonfaces"], two.features["cartoonfaces"])
     np.testing.assert_array_equal(one.valid, two.valid)
     assert one.probabilities.keys() == {"primary", "second"}
+
+
+def test_of_real_images_only_encoders_are_asked(instruments, tmp_path):
+    part = cartoonfaces.load_split("evaluation").take(np.arange(70))
+    calls = Calls()
+    features = measure_features(part, instruments, tmp_path, calls)
+    assert {what for what, _, _ in calls} == {"measuring: cartoonfaces"}
+    whole = measure(part.images, instruments, tmp_path, Calls())
+    np.testing.assert_array_equal(features["cartoonfaces"], whole.features["cartoonfaces"])
+    without = dataclasses.replace(instruments, encoders=())
+    assert measure_features(part, without, tmp_path, calls) == {}
 
 
 def test_one_pixel_makes_everything_new(instruments, faces, tmp_path):

@@ -276,3 +276,14 @@ def test_images_made_elsewhere_rank_against_the_baseline_that_they_name(make_cou
     assert words == {"near": "", "far": "quality", "alone": "baseline"}
     assert found["near"].rank == "1"
     assert "fairbench evaluate --baseline" in found["alone"].reasons[0]
+
+
+def test_a_row_that_was_trained_with_another_bias_is_a_setting(block, make_counted):
+    half = "gender:female=0.5,male=0.5"
+    usual = make_counted("trained", (1300, 700))
+    other = make_counted("trained", (1100, 900), config={"bias": half})
+    table = rows([*block, usual, other], warn=refuse)
+    (row,) = [row for row in table if row.config.get("bias")]
+    assert (row.label, row.why_unranked) == (f"bias={half}", "setting")
+    assert row.reasons == (f"trained with the bias {half}; one row a method is ranked",)
+    assert [row.why_unranked for row in table if row.method == "trained"].count("") == 1

@@ -123,8 +123,12 @@ class TestTwoGroups:
 class TestRefusals:
     def test_no_better_than_chance(self):
         for confusion in ([[50, 50], [50, 50]], [[40, 60], [55, 45]]):
-            with pytest.raises(ContractError, match="chance"):
-                correct_shares([5, 5], confusion)
+            assert correct_shares([5, 5], confusion).reason == "ill_conditioned"
+            found = corrected_discrepancy([5, 5], confusion, [0.5, 0.5])
+            assert found.reason == "ill_conditioned"
+            assert np.isnan([found.value, found.low, found.high, found.floor]).all()
+            with pytest.raises(ContractError, match="can't be undone"):
+                corrected_noise_floor(10, confusion, [0.5, 0.5])
 
     @pytest.mark.parametrize(
         "confusion",

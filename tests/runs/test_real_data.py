@@ -41,7 +41,7 @@ class Judge:
     )
 
     def __call__(self, images):
-        SEEN.append(images.shape)
+        SEEN.append(("judge", images.shape))
         means = images.reshape(len(images), -1, 3).mean(1)
         found = {}
         for name, values in (("gender", means[:, 0] - 150), ("age", means[:, 2] - 140)):
@@ -57,6 +57,7 @@ class Encoder:
     outputs = MappingProxyType({"features": np.float32})
 
     def __call__(self, images):
+        SEEN.append(("encoder", images.shape))
         bands = [np.array_split(b, 3, axis=2) for b in np.array_split(images, 3, axis=1)]
         means = [[part.mean((1, 2, 3)) for part in band] for band in bands]
         flat = [part for band in means for part in band]
@@ -110,10 +111,12 @@ def test_a_run_is_measured_against_the_test_partition(cheap, tree, tmp_path, sta
     assert {"fairness_discrepancy", "kernel_nine_balanced"} <= names(record)
     assert {"gender", "age", "gender/age"} <= record.groups.keys()
     assert not any("black_hair" in name for name in [*record.groups, *names(record)])
-    # The reference was read at the size that suits a backbone of 32 pixels, a few at once.
-    assert {shape[1] for shape in SEEN} == {32, 64}
+    # The reference was read at the size that suits a backbone of 32 pixels, by no judge.
+    assert {(who, shape[1]) for who, shape in SEEN} == {
+        *(("judge", 32), ("encoder", 32), ("encoder", 64))
+    }
     count = int((stand_ins.faces()[2] == 2).sum())
-    assert sum(shape[0] for shape in SEEN if shape[1] == 64) == count
+    assert sum(shape[0] for _, shape in SEEN if shape[1] == 64) == count
     assert record.facts["data"]["crop"] == "central square of 178 pixels"
     assert record.facts["data"]["side"] == 64
     assert run(config).found
@@ -154,7 +157,7 @@ def test_images_from_elsewhere_are_evaluated(cheap, tree, tmp_path):
         results=tmp_path / "results",
     )
     assert "fairness_discrepancy" in names(found.record)
-    assert {shape[1] for shape in SEEN} == {64}
+    assert {shape[1] for _, shape in SEEN} == {64}
 
 
 def test_a_task_that_no_judge_reads_is_refused_before_anything_is_made(cheap, tree, tmp_path):

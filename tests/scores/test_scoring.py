@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import re
 from fnmatch import fnmatchcase
@@ -181,13 +182,17 @@ def test_the_ranked_score_is_corrected_and_of_the_worse_judge():
     )
 
 
-def test_a_judge_too_poor_to_be_corrected_leaves_the_ranked_score_out():
-    poor = np.array([[260, 240], [240, 260]])
+@pytest.mark.parametrize(
+    "poor", [[[260, 240], [240, 260]], [[200, 300], [260, 240]], [[500, 0], [500, 0]]]
+)
+def test_a_judge_too_poor_to_be_corrected_leaves_the_ranked_score_out(poor):
+    poor = np.array(poor)
     confusions = {**CONFUSIONS, "two": {**CONFUSIONS["two"], "gender": poor}}
     scores, _, facts = scored(sample(*mixed()), confusions=confusions)
     assert "fairness_discrepancy_corrected" not in scores
     assert facts["not_measured"]["fairness_discrepancy_corrected"] == "judge two: ill_conditioned"
     assert "fairness_discrepancy" in scores
+    json.dumps(facts["fairness"]["corrected"], allow_nan=False)  # a record can hold it
 
 
 def test_opposite_prompts_are_not_fair_together():

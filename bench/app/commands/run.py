@@ -44,6 +44,13 @@ def run(
     seeds: Annotated[
         str | None, typer.Option(help="Several: 0,1,2 makes one record each.")
     ] = None,
+    bias: Annotated[
+        str,
+        typer.Option(
+            help="Of what a method trains on: default, none (the whole pool), balanced, a profile "
+            "of the data set, or shares such as gender:female=0.9,male=0.1."
+        ),
+    ] = "default",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     decode_batch: Annotated[
         int | None, typer.Option(help="Images decoded at once; default: the network batch.")
@@ -87,6 +94,7 @@ def run(
             method=method,
             backbone=backbone,
             num_images=num_images,
+            bias=bias,
             dtype=dtype,
             decode_batch=decode_batch,
             parameters=tuple(param or ()),

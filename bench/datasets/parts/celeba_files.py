@@ -280,8 +280,17 @@ def read_tree(root: Path) -> Found:
         stamps(root, watched),
         SIZES,
         (SIZE, (SIDE, SIDE)),
-        (*notes, *_origin(tree, len(stems))),
+        (*notes, *_passed_over(tree), *_origin(tree, len(stems))),
     )
+
+
+def _passed_over(tree: Tree) -> list[str]:
+    """A note on tables that lie beside those that were read."""
+    return [
+        f"read {used}, passed over {', '.join(path.name for path in others[:3])}"
+        for used, *others in (tree.attributes, tree.partitions)
+        if others
+    ]
 
 
 def _table(problems: list[str], paths: Sequence[Path], wanted: Sequence[str]) -> LabelTable | None:

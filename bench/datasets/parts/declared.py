@@ -11,6 +11,7 @@ import io
 import os
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ from PIL import Image
 from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.prompts import Phrase
 from fairbench.datasets.parts.index import Found, stamps
-from fairbench.datasets.parts.pictures import ROW, encoded, image_column
+from fairbench.datasets.parts.pictures import ROW, attempted, image_column
 from fairbench.datasets.parts.problems import DataError
 from fairbench.datasets.parts.tables import NAME_COLUMNS, LabelTable, read_table, stem_of
 from fairbench.inputs.sources import SUFFIXES, natural
@@ -313,6 +314,13 @@ def _check_levels(path: Path, name: str, levels: Sequence[str]) -> None:
             f"{path}: attribute {name} needs two levels or more, each once; seen "
             f"{', '.join(levels) or 'none'}"
         )
+    plain = [level.strip().casefold() for level in levels]
+    alike = [level for level, one in zip(levels, plain, strict=True) if plain.count(one) > 1]
+    if alike:
+        raise InputError(
+            f"{path}: {' and '.join(map(repr, alike[:2]))} of attribute {name} differ by their "
+            f"case alone; write them alike, or say by values in {FILE} what they stand for"
+        )
     strange = [level for level in levels if not LEVEL.fullmatch(level)]
     if strange or not LEVEL.fullmatch(name):
         raise InputError(
@@ -358,6 +366,7 @@ def find_images(declared: Declared) -> Found:
     places = _places(declared, problems, notes)
     if problems:
         raise DataError(problems, _steps(declared.root))
+    size = _size(declared, places, notes)
     order = sorted(range(len(table.names)), key=lambda i: natural(table.names[i]))
     return Found(
         declared.root,
@@ -366,7 +375,7 @@ def find_images(declared: Declared) -> Found:
         [splits[i] for i in order],
         {name: values[order] for name, values in labels.items()},
         stamps(declared.root, [*declared.watched, *_folders(declared, places)]),
-        (_size(declared, places),),
+        (size,),
         notes=(*notes, f"labels from {source.name}"),
     )
 
@@ -427,6 +436,8 @@ def _places(declared: Declared, problems: list[str], notes: list[str]) -> list[s
         return []
     files = sorted(_files(folder))
     exact = {file: file for file in files}
+    # The same letters may be written in two ways, and macOS has its own for names of files.
+    exact |= {unicodedata.normalize("NFC", file): file for file in files}
     by_name = _unique(files, lambda file: PurePosixPath(file).name)
     by_stem = _unique(files, stem_of)
     loose = _unique(files, lambda file: stem_of(PurePosixPath(file).name))
@@ -435,6 +446,7 @@ def _places(declared: Declared, problems: list[str], notes: list[str]) -> list[s
     twice: list[str] = []
     for raw in table.names:
         name = raw.strip().replace("\\", "/").removeprefix("./")
+        name = unicodedata.normalize("NFC", name.removeprefix(f"{folder.as_posix()}/"))
         stem = stem_of(name)
         place = exact.get(name) or next(
             (
@@ -483,11 +495,12 @@ def _unique(files: Sequence[str], key: Any) -> dict[str, str]:
     """Key -> the file of it; an empty text where several have it."""
     found: dict[str, str] = {}
     for file in files:
-        found[key(file)] = "" if key(file) in found else file
+        name = unicodedata.normalize("NFC", key(file))
+        found[name] = "" if name in found else file
     return found
 
 
-def _size(declared: Declared, places: Sequence[str]) -> int:
+def _size(declared: Declared, places: Sequence[str], notes: list[str]) -> int:
     """Pixels a side: as declared, else of the smallest image, at most 256."""
     if "size" in declared.options:
         size = int(declared.options["size"])
@@ -497,17 +510,29 @@ def _size(declared: Declared, places: Sequence[str]) -> int:
                 _steps(declared.root),
             )
         return size
-    smallest = LARGEST
+    smallest, whose, largest = LARGEST, "", 0
     packed = bool(places) and ROW in places[0]
     for start in range(0, len(places), GLANCE):
         some = places[start : start + GLANCE]
-        files: Sequence[Any] = [declared.root / place for place in some]
+        files: list[Any] = [declared.root / place for place in some]
         if packed:
-            files = [io.BytesIO(data) for data in encoded(declared.root, some)]
-        for file in files:
+            files = [
+                io.BytesIO(data if isinstance(data, bytes) else b"")
+                for data in attempted(declared.root, some)
+            ]
+        for place, file in zip(some, files, strict=True):
             try:
                 with Image.open(file) as image:
-                    smallest = min(smallest, *image.size)
+                    side = min(image.size)
             except (OSError, ValueError, Image.DecompressionBombError):
                 continue  # decoding it will say what is wrong
-    return max(8, smallest)
+            largest = max(largest, side)
+            if side < smallest:
+                smallest, whose = side, place
+    size = max(8, smallest)
+    if whose and largest >= 2 * smallest:
+        notes.append(
+            f"images are brought to {size} pixels a side because {whose} is that small, others "
+            f"have up to {largest}; size in {FILE} says otherwise"
+        )
+    return size

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fairbench.core.errors import AssetError, InputError
 from fairbench.core.progress import Reporter
 from fairbench.datasets.parts.pictures import (
+    attempted,
     encoded,
     in_threads,
     picture,
@@ -282,15 +283,17 @@ def make_index(path: Path, found: Found, content: str, report: Reporter) -> Inde
     Held at once: names, labels and hashes, and a few hundred encoded pictures.
 
     Raises:
-        DataError: If pictures can't be decoded or have a size that isn't accepted.
+        DataError: If pictures can't be read or decoded, or have a size that isn't accepted.
     """
     total = len(found.names)
     hashes = {size: np.empty((total, 32), np.uint8) for size in found.sizes}
     bad: list[str] = []
 
-    def read(item: tuple[int, bytes]) -> tuple[int, list[bytes], str]:
+    def read(item: tuple[int, bytes | InputError]) -> tuple[int, list[bytes], str]:
         row, data = item
         where = str(found.root / found.places[row])
+        if isinstance(data, InputError):
+            return row, [], str(data)
         try:
             image = picture(data, where)
         except InputError as error:
@@ -300,10 +303,11 @@ def make_index(path: Path, found: Found, content: str, report: Reporter) -> Inde
             return row, [], f"{where}: expected {wanted} pixels, seen {image.width}x{image.height}"
         return row, [pixels_sha256(to_square(image, size)) for size in found.sizes], ""
 
-    def waiting() -> Iterator[tuple[int, bytes]]:
+    def waiting() -> Iterator[tuple[int, bytes | InputError]]:
         for start in range(0, total, CHUNK):
             part = range(start, min(start + CHUNK, total))
-            yield from zip(part, encoded(found.root, [found.places[i] for i in part]), strict=True)
+            places = [found.places[i] for i in part]
+            yield from zip(part, attempted(found.root, places), strict=True)
 
     for done, (row, digests, problem) in enumerate(in_threads(read, waiting()), 1):
         if problem:

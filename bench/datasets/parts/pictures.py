@@ -23,7 +23,7 @@ from fairbench.inputs.images import decode
 from fairbench.inputs.resizing import to_square
 from fairbench.inputs.sources import Entry
 
-__all__ = ["ROW", "encoded", "image_column", "in_threads", "pixels_sha256", "square"]
+__all__ = ["ROW", "attempted", "encoded", "image_column", "in_threads", "pixels_sha256", "square"]
 
 ROW = "#"
 """What stands between a parquet file and a row in a place."""
@@ -83,15 +83,32 @@ def in_threads(
 
 
 def encoded(root: Path, places: Sequence[str]) -> list[bytes]:
-    """The files' bytes, in the order of their places.
+    """The files' bytes, in the order of their places; see `attempted`.
+
+    Raises:
+        AssetError: If one is gone.
+    """
+    found = []
+    for one in attempted(root, places):
+        if isinstance(one, InputError):
+            raise AssetError(
+                f"{one}; it was there when the data was prepared: put it back, or run fairbench "
+                "data prepare again"
+            ) from one
+        found.append(one)
+    return found
+
+
+def attempted(root: Path, places: Sequence[str]) -> list[bytes | InputError]:
+    """The files' bytes, in the order of their places, or why there are none.
 
     Rows of parquet files are gathered row group by row group, so the order of the places costs
     nothing; ask for as many at once as may be held.
 
     Raises:
-        AssetError: If one is gone.
+        AssetError: If a parquet file is gone.
     """
-    found: list[bytes] = [b""] * len(places)
+    found: list[bytes | InputError] = [b""] * len(places)
     rows: dict[str, list[tuple[int, int]]] = {}
     for i, place in enumerate(places):
         file, mark, row = place.rpartition(ROW)
@@ -105,14 +122,11 @@ def encoded(root: Path, places: Sequence[str]) -> list[bytes]:
     return found
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path) -> bytes | InputError:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise AssetError(
-            f"{path}: {error.strerror}; it was there when the data was prepared: put it back, or "
-            "run fairbench data prepare again"
-        ) from error
+        return InputError(f"{path}: {error.strerror}")
 
 
 def image_column(path: Path) -> str | None:
@@ -141,7 +155,9 @@ def image_column(path: Path) -> str | None:
     return None
 
 
-def _parquet_bytes(path: Path, wanted: Sequence[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+def _parquet_bytes(
+    path: Path, wanted: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, bytes | InputError]]:
     """(place in the result, bytes) of (row, place in the result), sorted by row."""
     from pyarrow import parquet
 
@@ -164,8 +180,8 @@ def _parquet_bytes(path: Path, wanted: Sequence[tuple[int, int]]) -> Iterator[tu
             start += count
 
 
-def _cell_bytes(cell: Any, where: str) -> bytes:
+def _cell_bytes(cell: Any, where: str) -> bytes | InputError:
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     if not data:
-        raise InputError(f"{where}: expected an encoded image, seen an empty cell; get it again")
+        return InputError(f"{where}: expected an encoded image, seen an empty cell; get it again")
     return bytes(data)

@@ -16,6 +16,9 @@ __all__ = ["Profile", "equal_draw", "parse_profile"]
 
 Labels = Mapping[str, NDArray[np.uint8]]
 
+EXACT = 1e-9
+"""By how much the sum of a profile's shares may differ from 1."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -37,10 +40,18 @@ class Profile:
             raise ContractError(
                 f"shares must have one entry a cell, shape {expected}; seen {self.shares.shape}"
             )
-        if np.any(self.shares < 0) or not abs(float(self.shares.sum()) - 1) <= 1e-9:
+        if np.any(self.shares < 0) or not abs(float(self.shares.sum()) - 1) <= EXACT:
             raise ContractError(
                 f"shares must be non-negative and sum to 1; their sum is {self.shares.sum()}"
             )
+
+    @property
+    def text(self) -> str:
+        """As it is typed, and as `parse_profile` reads it; groups of share 0 are left out."""
+        groups = ["/".join(cell) for cell in product(*self.attributes.values())]
+        shares = zip(groups, self.shares.ravel().tolist(), strict=True)
+        told = ",".join(f"{group}={share!r}" for group, share in shares if share)
+        return f"{'/'.join(self.attributes)}:{told}"
 
     @property
     def cells(self) -> int:
@@ -143,7 +154,8 @@ def parse_profile(text: str, attributes: Mapping[str, tuple[str, ...]]) -> Profi
             f"the shares of a bias must be 0 or more and sum to 1; seen {text!r}, whose sum is "
             f"{table.sum():g}"
         )
-    table = table / table.sum()
+    if abs(float(table.sum()) - 1) > EXACT:  # else what is typed is meant to the last digit
+        table = table / table.sum()
     return Profile(text, table.reshape([len(one) for one in levels.values()]), levels)
 
 

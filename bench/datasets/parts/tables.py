@@ -112,9 +112,14 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 def _kept(path: Path, header: Sequence[str], wanted: Collection[str] | None) -> dict[str, int]:
     """Column as the caller calls it -> its place."""
-    places = {name.strip().lower(): i for i, name in enumerate(header)}
+    names = [name.strip() if wanted is None else name.strip().lower() for name in header]
+    places = {name: i for i, name in enumerate(names)}
+    read = places if wanted is None else [name.lower() for name in wanted]
+    twice = [name for name in read if name and names.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}: several columns are called {twice[0]!r}; rename all but one")
     if wanted is None:
-        return {name.strip(): i for i, name in enumerate(header)}
+        return places
     lacking = [name for name in wanted if name.lower() not in places]
     if lacking:
         raise InputError(
