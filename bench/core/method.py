@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "Check",
     "Deposit",
     "ImageSet",
     "Method",
@@ -238,6 +239,14 @@ def _dropped(name: str, values: NDArray[Any]) -> None:
     """No audit is kept."""
 
 
+Check = Callable[[TrainingData], Mapping[str, Any]]
+"""Sets with all their labels -> plain values for the record."""
+
+
+def _unchecked(name: str, check: Check) -> None:
+    """Nothing is checked."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """The surroundings of a method's preparation.
@@ -248,10 +257,14 @@ class Preparation:
         images_per_prompt: Images that will be asked for, by prompt.
         cache: Folder to keep trained parts in, under keys of their own content.
         progress: ``progress(what, done, total)``; called often, cheap.
-        dtype: Number format of the backbone, which what is trained on it depends on.
         audit: ``audit(name, values)`` hands in one number for each image of
-            `TrainingData.training`, (N,). What hidden labels say of them joins the record once the
-            method is prepared; the method itself learns nothing from it.
+            `TrainingData.training`, (N,), or its weights in groups, (N, G). What hidden labels say
+            of them joins the record once the method is prepared; the method itself learns nothing
+            from it.
+        examine: ``examine(name, check)`` hands in what is to be asked of the training and the
+            reference set with all their labels. It is called once the images are made, so that
+            nothing which it learns can change them, and its answer joins the record.
+        dtype: Number format of the backbone, which what is trained on it depends on.
     """
 
     seed: int
@@ -260,6 +273,7 @@ class Preparation:
     cache: Path
     progress: Progress
     audit: Deposit = _dropped
+    examine: Callable[[str, Check], None] = _unchecked
     dtype: str = "float32"
 
 

@@ -316,7 +316,7 @@ class _Training:
             draws = Draws(self.seed, self.step, part, self.rows, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 loss = self.loss_of(draws)
-            (loss / parts).backward()
+            (loss / parts).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach()) / parts
             for name, value in draws.logged.items():
                 logged[name] = logged.get(name, 0.0) + value / self.plan.accumulate

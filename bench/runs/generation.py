@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
 from fairbench.core.method import (
+    Check,
     ImageSet,
     MethodCard,
     Preparation,
@@ -97,7 +98,7 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
         return found
     started = time.monotonic()
     backbone = _backbone(plan, report)
-    sampler, audit = _prepared_by_all(plan, backbone, cache, report)
+    sampler, audit, checks = _prepared_by_all(plan, backbone, cache, report)
     prepared = time.monotonic() - started
     # A trained network is behind a backbone of its own; out of memory, its calls become smaller.
     network: Backbone = getattr(sampler, "backbone", backbone)
@@ -168,7 +169,9 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     prepared = max(prepared, float(sampler.facts.get("training_seconds", 0.0)))
     arrays["prepare_seconds"] = np.array(prepared)
     arrays["extra_parameters"] = np.array(sampler.extra_parameters)
-    facts = {**sampler.facts, **observed, **audit, **_shapes(network, stacked["rows"])}
+    examined = _examined(plan, backbone, checks, report)
+    shapes = _shapes(network, stacked["rows"])
+    facts = {**sampler.facts, **observed, **audit, **examined, **shapes}
     if network.decode_batch != plan.config.decode_batch:  # out of memory, it was halved
         facts["decode_batch"] = network.decode_batch
     arrays["facts"] = np.array(json.dumps(facts))
@@ -255,7 +258,7 @@ def _found_again(key: str, cache: Path) -> Generated:
 
 def _prepared_by_all(
     plan: Plan, backbone: Backbone, cache: Path, report: Reporter
-) -> tuple[Sampler, dict[str, Any]]:
+) -> tuple[Sampler, dict[str, Any], Mapping[str, Check]]:
     """As `_prepared`; of several processes the first trains, unless they were asked to share it.
 
     The others then load what it trained.
@@ -374,13 +377,14 @@ def _backbone(plan: Plan, report: Reporter) -> Backbone:
 
 def _prepared(
     plan: Plan, backbone: Backbone, cache: Path, report: Reporter
-) -> tuple[Sampler, dict[str, Any]]:
-    """The sampler, and facts about what the method handed in for an audit.
+) -> tuple[Sampler, dict[str, Any], Mapping[str, Check]]:
+    """The sampler, facts about what the method handed in for an audit, and what it wants checked.
 
     The method gets a plain place to put values into. Labels that its card doesn't declare are
     read after it is prepared, so that nothing which it holds leads to them.
     """
     handed_in: dict[str, NDArray[Any]] = {}
+    checks: dict[str, Check] = {}
     preparation = Preparation(
         seed=plan.config.seed,
         sampling=plan.sampling,
@@ -388,6 +392,7 @@ def _prepared(
         cache=cache,
         progress=report.progress,
         audit=handed_in.__setitem__,
+        examine=checks.__setitem__,
         dtype=str(plan.dtype).removeprefix("torch."),
     )
     card = plan.method.configured_card()
@@ -408,7 +413,22 @@ def _prepared(
             f"{backbone.device} has too little memory to prepare {card.name} on {backbone.name}; "
             "lower what its --param make large, such as batch, or use another --device"
         ) from None
-    return sampler, _audited(plan, card, handed_in)
+    return sampler, _audited(plan, card, handed_in), checks
+
+
+def _examined(
+    plan: Plan, backbone: Backbone, checks: Mapping[str, Check], report: Reporter
+) -> dict[str, Any]:
+    """Answers to what a method wants checked against all labels; empty without checks."""
+    if not checks:
+        return {}
+    report.note("checking what was learned against hidden labels")
+    card = plan.method.configured_card()
+    labelled = replace(card, supervision=card.supervision | {"labels"})
+    data = training_data(plan.dataset, labelled, backbone.image_size, plan.bias)
+    attributes = {name: plan.dataset.attributes[name] for name in plan.dataset.sensitive}
+    data = replace(data, attributes=attributes)
+    return {"examined": {name: dict(check(data)) for name, check in checks.items()}}
 
 
 def _audited(plan: Plan, card: MethodCard, scores: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

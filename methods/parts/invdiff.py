@@ -108,9 +108,13 @@ def narrow_module(unet: nn.Module, width: float, seed: int) -> nn.Module:
     return _silenced(module)
 
 
-def copied_module(unet: nn.Module) -> nn.Module:
-    """A copy of `unet` with output 0, as the release has it."""
-    return _silenced(copy.deepcopy(unet).float())
+def copied_module(unet: nn.Module, *, silent: bool = False) -> nn.Module:
+    """A copy of `unet` to be trained; `silent`, its output is 0 at first, as the release has it.
+
+    Mixed convexly, a copy that isn't silent starts at the backbone whatever r is.
+    """
+    module = copy.deepcopy(unet).float().requires_grad_(True)
+    return _silenced(module) if silent else module
 
 
 def _silenced(module: Any) -> nn.Module:
@@ -217,10 +221,11 @@ def prepare(
         "data": images_sha256(data.training),
     }
     grouping = group_images(method, task, backbone, images, data, content, preparation)
-    if method.module == "copy":
-        network = copied_module(trainable.network)
-    else:
+    preparation.audit("groups", grouping.weights.numpy())
+    if method.module == "narrow":
         network = narrow_module(trainable.network, method.width, preparation.seed)
+    else:
+        network = copied_module(trainable.network, silent=method.module == "silent_copy")
     network = network.to(backbone.device)
     module = trainable.replaced(network)
     facts = train_or_load(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from fairbench.core.errors import ContractError
 from fairbench.core.method import ImageSet, Preparation, TrainingData
@@ -21,7 +23,7 @@ from fairbench.diffusion.backbone import Backbone
 from fairbench.diffusion.devices import resolve_autocast
 from fairbench.diffusion.sampling import Stream
 from fairbench.diffusion.schedule import Prediction
-from fairbench.methods.parts.finetuning import NoisedBatch, NoisedImages, squared_error
+from fairbench.methods.parts.finetuning import NoisedBatch, NoisedImages
 from fairbench.storage.cache import load_arrays, save_arrays
 
 if TYPE_CHECKING:
@@ -30,11 +32,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Grouping",
     "average_risk",
+    "balanced_groups",
+    "component_groups",
     "denoising_risks",
     "group_images",
     "group_risks",
     "infer_groups",
     "oracle_groups",
+    "rare_component",
 ]
 
 CHECKPOINT_SECONDS = 30.0
@@ -43,8 +48,18 @@ GROUPER_RATE = 0.01
 MASS_FLOOR = 1e-6
 """Mass, as a share of all images, below which a group is drawn to the mean risk."""
 
+MAP_SIDE = 8
+"""Places a side that a map of risks has at most."""
+COMPONENTS, STARTS = (4, 6, 8, 10, 14), 3
+"""How many independent components are looked for, and from how many starting points each."""
+OUTLIERS, ENOUGH_SKEWNESS = 3.0, 1.5
+"""Skewness above which a component is of outliers, for a group of a twelfth without any spread
+within has no more; and that above which more doesn't count."""
+SMALLEST_SHARE = 0.02
+"""A group that holds less of a subject's images than this is too small to be one."""
+
 # What random draws of this method are for; the trainer's own sequences have four words.
-_BANK, _INITIAL_WEIGHTS, _RANDOM_GROUPS = 1, 2, 3
+_BANK, _INITIAL_WEIGHTS, _RANDOM_GROUPS, _COMPONENTS = 1, 2, 3, 4
 
 
 def _sequence(seed: int, purpose: int, *more: int) -> np.random.SeedSequence:
@@ -72,7 +87,8 @@ class _Bank:
 
     def _timestep(self, place: float) -> int:
         low, high = self.method.risk_from, self.method.risk_to
-        return min(int(self.steps * (low + (high - low) * place)), self.steps - 1)
+        # Rounded first: 0.575 and a quarter of 0.4 aren't quite 0.675.
+        return min(int(round(self.steps * (low + (high - low) * place), 6)), self.steps - 1)
 
     def draw(self, draw: int, images: range) -> tuple[Tensor, Tensor]:
         """(B,) timesteps and (B, C, h, w) noise of some images in a draw."""
@@ -89,11 +105,18 @@ class _Bank:
 
 
 def _risk(method: InvDiff, backbone: Backbone, batch: NoisedBatch) -> Tensor:
-    """(B,) float32 risks at one draw."""
+    """(B,) float32 risks at one draw; for components (B, P), at P places of the image."""
     predicted: Prediction = backbone.predict(batch.x_t, batch.t, batch.context)
     if method.risk_target == "clean":
-        return (predicted.noise.float() - batch.clean).square().flatten(1).mean(1)
-    return squared_error(predicted, backbone.schedule.target(batch.clean, batch.noise, batch.t))
+        error = predicted.noise.float() - batch.clean
+    else:
+        target = backbone.schedule.target(batch.clean, batch.noise, batch.t)
+        error = predicted.value.float() - target
+    if method.grouping != "components":
+        return error.square().flatten(1).mean(1)
+    places = error.square().mean(1, keepdim=True)
+    height, width = (min(MAP_SIDE, size) for size in places.shape[-2:])
+    return functional.adaptive_avg_pool2d(places, (height, width)).flatten(1)
 
 
 @torch.no_grad()
@@ -113,7 +136,8 @@ def denoising_risks(
         content: Hashes of backbone and data, for the key.
         preparation: Seed, cache, progress.
     Returns:
-        (D, N) mean squared errors of D draws, and the seconds that they took.
+        (D, N) mean squared errors of D draws, or (D, N, P) at P places for components, and the
+        seconds that they took.
     """
     autocast = resolve_autocast(method.precision, backbone.device)
     bank = _Bank(method, backbone.latent_shape, len(backbone.schedule), preparation.seed)
@@ -121,6 +145,7 @@ def denoising_risks(
         **content,
         "risk": [method.risk_target, method.risk_bank, method.risk_draws],
         "range": [method.risk_from, method.risk_to],
+        "maps": method.grouping == "components",
         "precision": str(autocast),
         "dtype": preparation.dtype,
         "rows": backbone.network_batch,
@@ -129,7 +154,11 @@ def denoising_risks(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = preparation.cache / "risks" / f"invdiff-{digest}.npz"
     total = method.risk_draws * len(images)
-    stored = load_arrays(path) or {"risks": np.zeros(0, np.float32), "seconds": np.array(0.0)}
+    shape: tuple[int, ...] = ()
+    if method.grouping == "components":
+        shape = (int(np.prod([min(MAP_SIDE, size) for size in backbone.latent_shape[1:]])),)
+    nothing = np.zeros((0, *shape), np.float32)
+    stored = load_arrays(path) or {"risks": nothing, "seconds": np.array(0.0)}
     parts, before = [stored["risks"]], float(stored["seconds"])
     done, started = len(stored["risks"]), time.monotonic()
     saved = started
@@ -155,7 +184,7 @@ def denoising_risks(
             keep()
     preparation.progress("measuring denoising risks", total, total)
     seconds = before if len(parts) == 1 else keep()
-    return np.concatenate(parts).reshape(method.risk_draws, len(images)), seconds
+    return np.concatenate(parts).reshape(method.risk_draws, len(images), *shape), seconds
 
 
 def _chunks(done: int, total: int, n: int, width: int) -> Iterator[tuple[int, range]]:
@@ -250,6 +279,124 @@ def infer_groups(
     return weights.detach()
 
 
+def _components(values: NDArray[np.float64], seed: int) -> Iterator[NDArray[np.float64]]:
+    """(N, K) independent components of (N, F) values, for each K and starting point."""
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
+    spread = values.std(0)
+    varied = spread > 1e-9
+    standard = (values - values.mean(0))[:, varied] / spread[varied]
+    rank = int(np.linalg.matrix_rank(standard)) if standard.size else 0
+    for count in sorted({min(count, rank) for count in COMPONENTS} - {0}):
+        for start in range(STARTS):
+            ica = FastICA(
+                count,
+                fun="logcosh",
+                whiten="unit-variance",
+                random_state=(seed + start) % 2**32,
+                max_iter=200,
+                tol=1e-3,
+            )
+            with warnings.catch_warnings():
+                # One that is still turning a little is as good as any; starts differ by more.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                yield ica.fit_transform(standard)
+
+
+def rare_component(
+    maps: NDArray[Any], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """The independent component of risk maps that singles out few images, and who belongs there.
+
+    Few images that the network denoises badly, and badly in the same way, make a component that
+    is skewed to one side and rises with the total risk. Log risks are averaged over the draws and
+    taken apart into 4 to 14 independent components, from several starting points, for such
+    searches end in different places; of all components whose skewness is at most 3, above which a
+    few outliers make it, the one is taken whose skewness, counted up to 1.5, times correlation
+    with the mean log risk is largest. A mixture of two normal distributions on it says who
+    belongs to its upper one. Nothing here knows a label or a share.
+
+    Args:
+        maps: (D, N, P) risks of N images at P places in D shared draws.
+        seed: Of the starting points.
+    Returns:
+        (N,) the component, larger for higher risk; (N,) memberships in [0, 1]; its score.
+        Without any variation, or with an upper group outside 2 to 98 % of the images, every
+        membership is 1/2: no group.
+    """
+    from scipy.stats import skew
+    from sklearn.mixture import GaussianMixture
+
+    n = maps.shape[1]
+    logs = np.log(np.maximum(maps.astype(np.float64), 1e-12)).mean(0)
+    total = logs.mean(1)
+    component, best = np.zeros(n), -np.inf
+    if n > 2 and total.std() > 1e-9:
+        for found in _components(logs, seed):
+            rising = np.array([np.corrcoef(one, total)[0, 1] for one in found.T])
+            leaning = skew(found, axis=0) * np.sign(rising)
+            counted = np.where(leaning > OUTLIERS, 0, np.minimum(leaning, ENOUGH_SKEWNESS))
+            scores = counted * np.abs(rising)
+            if scores.max() > best:
+                at = int(scores.argmax())
+                component, best = found[:, at] * np.sign(rising[at]), float(scores[at])
+    if not component.any():
+        return component, np.full(n, 0.5), 0.0
+    mixture = GaussianMixture(2, n_init=3, random_state=seed % 2**32).fit(component[:, None])
+    upper = int(mixture.means_[:, 0].argmax())
+    member = mixture.predict_proba(component[:, None])[:, upper]
+    # The wider normal wins far out on both sides; below the lower mean nobody belongs to it.
+    member[component < mixture.means_[1 - upper, 0]] = 0
+    if not SMALLEST_SHARE <= member.mean() <= 1 - SMALLEST_SHARE:
+        member = np.full(n, 0.5)
+    return component, member, best
+
+
+def component_groups(
+    maps: NDArray[Any], seed: int, subjects: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[float]]:
+    """:func:`rare_component` within each subject.
+
+    Args:
+        maps: (D, N, P) risks.
+        seed: Of the starting points.
+        subjects: (N,) what each image's prompt names; None: all images together.
+    Returns:
+        (N,) components in units of their own deviation, (N,) memberships, each subject's score.
+    """
+    n = maps.shape[1]
+    subjects = np.zeros(n, dtype=np.int64) if subjects is None else subjects
+    component, member, scores = np.zeros(n), np.zeros(n), []
+    for subject in np.unique(subjects):
+        own = subjects == subject
+        component[own], member[own], score = rare_component(maps[:, own], seed)
+        scores.append(score)
+    return component, member, scores
+
+
+def balanced_groups(
+    member: NDArray[np.float64], subjects: NDArray[np.int64] | None = None
+) -> Tensor:
+    """Memberships and their complements, with equal mass within each subject, (N, 2) float64.
+
+    Otherwise a subject whose upper group is small would keep its majority: the objective averages
+    over the two groups of all images, not over those of a subject. Rows don't sum to 1, which the
+    objective doesn't need: it divides by a group's mass.
+
+    Args:
+        member: (N,) in [0, 1].
+        subjects: (N,) what each image's prompt names; None: all images together.
+    """
+    subjects = np.zeros(len(member), dtype=np.int64) if subjects is None else subjects
+    weights = np.stack([1 - member, member], 1)
+    for subject in np.unique(subjects):
+        own = subjects == subject
+        mass = weights[own].sum(0)
+        weights[own] *= np.where(mass > 0, own.sum() / 2 / np.maximum(mass, 1e-12), 0)
+    return torch.from_numpy(weights)
+
+
 def oracle_groups(
     task: Task, labels: Mapping[str, NDArray[Any]], subjects: NDArray[np.int64] | None
 ) -> Tensor:
@@ -269,7 +416,7 @@ class Grouping:
     """Training images in groups.
 
     Attributes:
-        weights: (N, G) float64, rows sum to 1.
+        weights: (N, G) float64, of each image in each group.
         seconds: What finding them took.
         facts: For the record.
     """
@@ -313,6 +460,11 @@ def group_images(
         return _described(oracle_groups(task, _labels(data.training), subjects), 0.0, {})
     risks, seconds = denoising_risks(method, backbone, images, content, preparation)
     started = time.monotonic()
+    if method.grouping == "components":
+        weights, facts = _by_components(method, risks, subjects, preparation)
+        seconds += time.monotonic() - started
+        facts["risk"] = {"mean": float(risks.mean()), "seconds": seconds}
+        return _described(weights, seconds, facts)
     shared = method.risk_bank == "shared"
     risk = average_risk(risks, per_draw=shared, subjects=subjects if method.standardise else None)
     generator = _generator(preparation.seed, _INITIAL_WEIGHTS)
@@ -329,6 +481,23 @@ def group_images(
     return _described(weights, seconds, facts)
 
 
+def _by_components(
+    method: InvDiff,
+    maps: NDArray[Any],
+    subjects: NDArray[np.int64] | None,
+    preparation: Preparation,
+) -> tuple[Tensor, dict[str, Any]]:
+    """(N, 2) groups by an independent component of the maps of risks, and facts of them."""
+    within = subjects if method.standardise else None
+    seed = int(_sequence(preparation.seed, _COMPONENTS).generate_state(1)[0])
+    component, member, scores = component_groups(maps, seed, within)
+    weights = balanced_groups(member, within)
+    preparation.audit("risk", maps.mean((0, 2), dtype=np.float64))
+    preparation.audit("component", component)
+    preparation.audit("high_risk_group", member)
+    return weights, {"component_scores": scores, "high_risk_share": float(member.mean())}
+
+
 def _labels(images: ImageSet | None) -> Mapping[str, NDArray[Any]]:
     if images is None or images.labels is None:
         raise ContractError("oracle groups expect labelled training images, seen none")
@@ -336,6 +505,6 @@ def _labels(images: ImageSet | None) -> Mapping[str, NDArray[Any]]:
 
 
 def _described(weights: Tensor, seconds: float, facts: Mapping[str, Any]) -> Grouping:
-    shares = weights.mean(0).tolist()
-    hard = float((weights.max(1).values > 0.99).double().mean())
+    shares = (weights.mean(0) / weights.mean(0).sum()).tolist()
+    hard = float((weights.max(1).values > 0.99 * weights.sum(1)).double().mean())
     return Grouping(weights, seconds, {"shares": shares, "hard_share": hard, **facts})

@@ -1,7 +1,8 @@
 """Ratio of the reference set's density to the biased set's, at every noise level.
 
-Two ways to it: a network that tells noised reference images from noised biased ones, and, with
-labels, a noised group classifier from which the ratio follows exactly.
+Two ways to it by a network: one that tells noised reference images from noised biased ones, and,
+with labels, a noised group classifier from which the ratio follows exactly. ``mixture_ratio.py``
+has two without.
 
 Source: Kim et al., Training unbiased diffusion models from biased dataset, arXiv 2403.01189, whose
 time-dependent discriminator the first one is; Sugiyama et al., Density ratio estimation, 2012.
@@ -35,7 +36,9 @@ from fairbench.methods.parts.reweighted import Reweighted
 __all__ = [
     "FittedRatio",
     "Ratio",
+    "RatioBank",
     "RatioSets",
+    "TrainedRatio",
     "balanced_cross_entropy",
     "effective_share",
     "fit_ratio",
@@ -149,14 +152,6 @@ class Ratio(nn.Module, ABC):
     def forward(self, x: Tensor, level: Tensor, caption: Tensor) -> Tensor:
         """(B, C, h, w), log(sigma / alpha) (B,), captions (B,), -1 for the empty one -> (B,)."""
 
-    @abstractmethod
-    def draw(self, sets: RatioSets, draws: Draws) -> NDArray[np.int64]:
-        """Rows of a training step."""
-
-    @abstractmethod
-    def loss(self, sets: RatioSets, index: Tensor, x: Tensor, level: Tensor) -> Tensor:
-        """Training loss of the noised rows `index`, a scalar."""
-
     def bounds(self) -> tuple[float, float] | None:
         """Lowest and highest log ratio that is possible, if the method may know."""
         return None
@@ -166,7 +161,19 @@ class Ratio(nn.Module, ABC):
         return None
 
 
-class NetworkRatio(Ratio):
+class TrainedRatio(Ratio):
+    """A ratio with parameters that are trained on noised rows."""
+
+    @abstractmethod
+    def draw(self, sets: RatioSets, draws: Draws) -> NDArray[np.int64]:
+        """Rows of a training step."""
+
+    @abstractmethod
+    def loss(self, sets: RatioSets, index: Tensor, x: Tensor, level: Tensor) -> Tensor:
+        """Training loss of the noised rows `index`, a scalar."""
+
+
+class NetworkRatio(TrainedRatio):
     """Logit of a network that tells noised reference images from noised biased ones.
 
     One output a caption and one for the empty caption: a text-to-image network learns the
@@ -208,7 +215,7 @@ class NetworkRatio(Ratio):
         return 0.5 * (own + balanced_cross_entropy(logits[:, -1], reference))
 
 
-class GroupRatio(Ratio):
+class GroupRatio(TrainedRatio):
     """The ratio that follows from labels: w_t(x) = sum_z p_bias(z | x_t) p_ref(z) / p_bias(z).
 
     It holds where the two sets differ in the shares of the groups z alone. The network's K outputs
@@ -302,7 +309,7 @@ def log_ratios(ratio: Ratio, x: Tensor, level: Tensor, caption: Tensor) -> Tenso
     return torch.cat([ratio(*chunk) for chunk in chunks])
 
 
-class _Bank:
+class RatioBank:
     """Held-out rows of both sets, equally many, noised once and for all.
 
     Args:
@@ -396,12 +403,14 @@ class FittedRatio:
         facts: For the record.
         seconds: Of its training.
         sha256: Hash of its weights.
+        held: Rows of the biased and of the reference set that it wasn't fitted to.
     """
 
     ratio: Ratio
     facts: Mapping[str, Any]
     seconds: float
     sha256: str
+    held: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
 
 def fit_ratio(
@@ -430,7 +439,7 @@ def fit_ratio(
     required(backbone, Trainable, method.card.name)
     seed, device = preparation.seed, backbone.device
     channels, width = backbone.latent_shape[0], method.ratio_width
-    ratio: Ratio
+    ratio: TrainedRatio
     cell = None
     with seeded_modules(seed):
         if labels:
@@ -442,7 +451,7 @@ def fit_ratio(
     ratio.to(device)
     sizes = [len(part) for part in parts]
     sets = RatioSets.split(images, sizes, method.held_out, seed, cell)
-    bank = _Bank(sets, levels, seed)
+    bank = RatioBank(sets, levels, seed)
 
     def loss_of(draws: Draws) -> Tensor:
         index = torch.from_numpy(ratio.draw(sets, draws)).to(device)
@@ -472,5 +481,6 @@ def fit_ratio(
         validate=lambda: bank.validate(ratio),
     )
     ratio.requires_grad_(False).eval()
-    facts = {**bank.facts(ratio, levels), "training": training}
-    return FittedRatio(ratio, facts, training["seconds"], module_sha256(ratio))
+    kind = "labelled_network" if labels else "network"
+    facts = {"kind": kind, **bank.facts(ratio, levels), "training": training}
+    return FittedRatio(ratio, facts, training["seconds"], module_sha256(ratio), sets.held)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,11 @@ from fairbench.methods.parts.finetuning import (
     images_sha256,
     loss_weights,
     squared_error,
+)
+from fairbench.methods.parts.mixture_ratio import (
+    correction_agreement,
+    differing_attributes,
+    fit_mixture,
 )
 from fairbench.methods.parts.ratio import (
     FittedRatio,
@@ -237,13 +243,34 @@ def prepare(
     data: TrainingData,
     preparation: Preparation,
 ) -> DDIMSampler:
-    """Train the ratio at every noise level, then a copy of the backbone's network with it."""
+    """Fit the ratio at every noise level, then train a copy of the backbone's network with it."""
     loss_weights(method, backbone)  # refused before the ratio is trained
     parts = both_sets(method, data)
     images = NoisedImages(backbone, parts, data.subjects)
     levels = noise_range(backbone.schedule)
-    labels = tuple(task.attributes) if method.ratio == "labels" else ()
-    fitted = fit_ratio(method, backbone, images, parts, preparation, labels=labels, levels=levels)
+    if method.ratio in ("mixture", "labelled_mixture"):
+        labels: tuple[str, ...] = ()
+        if method.ratio == "labelled_mixture":
+            # Where the sets differ in no attribute, the task's are as good as any.
+            labels = differing_attributes(parts, tuple(data.attributes)) or tuple(task.attributes)
+        fitted = fit_mixture(method, backbone, images, parts, preparation, labels=labels)
+    else:
+        labels = tuple(task.attributes) if method.ratio == "labelled_network" else ()
+        fitted = fit_ratio(
+            method, backbone, images, parts, preparation, labels=labels, levels=levels
+        )
+    if fitted.held is not None:
+        preparation.examine(
+            "correction",
+            partial(
+                correction_agreement,
+                fitted.ratio,
+                backbone,
+                images,
+                fitted.held,
+                seed=preparation.seed,
+            ),
+        )
     reweighting = Reweighting(
         fitted.ratio,
         levels,

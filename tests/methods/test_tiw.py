@@ -312,7 +312,7 @@ def test_with_an_even_ratio_training_is_ordinary_training_bit_for_bit(
     backbone = make_backbone() if kind == "unet" else make_unconditional()
     ratio = Formula(lambda x, level, caption: 0 * x.sum((1, 2, 3)))
     fitted = _ratio.FittedRatio(ratio, {}, 0.0, "even")
-    monkeypatch.setattr(_tiw, "fit_ratio", lambda *args, **options: fitted)
+    monkeypatch.setattr(_tiw, "fit_mixture", lambda *args, **options: fitted)
     preparation = make_preparation()
     method = TimeDependentReweighting(**QUICK, reference_share=share)
     tiw = method.prepare(None, backbone, data, preparation)
@@ -338,7 +338,9 @@ def test_with_an_even_ratio_training_is_ordinary_training_bit_for_bit(
 
 @pytest.mark.slow
 def test_two_halves_of_one_set_have_no_ratio(make_unconditional, make_preparation):
-    method = TimeDependentReweighting(ratio_steps=200, ratio_batch=64, ratio_width=8)
+    method = TimeDependentReweighting(
+        ratio="network", ratio_steps=200, ratio_batch=64, ratio_width=8
+    )
     halves = [toy_images(600, seed, 0.5) for seed in (0, 1)]
     backbone = make_unconditional()
     fitted = fit(method, backbone, halves, make_preparation())
@@ -357,7 +359,7 @@ def test_with_two_halves_of_one_set_shares_are_those_of_ordinary_training(
     both = TrainingData((), (Prompt(""),), *halves, {})
     preparation = make_preparation(sampling=SamplingConfig(25, 1.0))
     budget = {"start": "scratch", "steps": 500, "batch": 128, "learning_rate": 4e-3}
-    ratio = {"ratio_steps": 200, "ratio_batch": 64, "ratio_width": 8}
+    ratio = {"ratio": "network", "ratio_steps": 200, "ratio_batch": 64, "ratio_width": 8}
     found = []
     for method in (
         TimeDependentReweighting(**budget, **ratio),
@@ -393,7 +395,7 @@ def test_the_shipped_training_moves_shares_to_the_reference_s(
         )
 
     fitted = _ratio.FittedRatio(Formula(log_ratio), {}, 0.0, "closed form")
-    monkeypatch.setattr(_tiw, "fit_ratio", lambda *args, **options: fitted)
+    monkeypatch.setattr(_tiw, "fit_mixture", lambda *args, **options: fitted)
     parts = [toy_images(4000, 0, 0.1, labelled=False), toy_images(1000, 1, 0.5, labelled=False)]
     sets = TrainingData((), (Prompt(""),), *parts, {})
     budget = {"start": "scratch", "steps": 600, "batch": 128, "learning_rate": 4e-3}
@@ -630,7 +632,7 @@ def test_impossible_loss_weights_are_refused_before_the_ratio_is_trained(
     method, make_task, make_unconditional, data, make_preparation
 ):
     preparation = make_preparation()
-    chosen = method(**QUICK, **QUICK_RATIO, loss_weighting="min_snr", min_snr_gamma=0.0)
+    chosen = method(**QUICK, loss_weighting="min_snr", min_snr_gamma=0.0)
     with pytest.raises(InputError, match="min_snr_gamma"):
         chosen.prepare(make_task(), make_unconditional(), data, preparation)
     assert not list(preparation.cache.rglob("*.*"))
@@ -751,11 +753,12 @@ def fit(method, backbone, parts, preparation, levels="schedule", subjects=1):
         backbone, parts, [Prompt(f"thing{i}", template="a photo of {}") for i in range(subjects)]
     )
     known = noise_range(backbone.schedule) if levels == "schedule" else levels
-    labels = ("tone",) if getattr(method, "ratio", "network") == "labels" else ()
+    labelled = getattr(method, "ratio", "network") == "labelled_network"
+    labels = ("tone",) if labelled else ()
     return fit_ratio(method, backbone, images, parts, preparation, labels=labels, levels=known)
 
 
-@pytest.mark.parametrize("kind", ["network", "labels"])
+@pytest.mark.parametrize("kind", ["network", "labelled_network"])
 def test_a_fitted_ratio_finds_the_shares_of_the_groups(kind, make_unconditional, make_preparation):
     """One image in ten is dark, half of the references: ratios are 5 and 5 / 9."""
     parts = [toy_images(1200, 0, 0.1), toy_images(400, 1, 0.5)]
@@ -782,7 +785,7 @@ def test_a_fitted_ratio_finds_the_shares_of_the_groups(kind, make_unconditional,
         facts["bands"][0]["held_out_cross_entropy"] < facts["bands"][-1]["held_out_cross_entropy"]
     )
     assert facts["saturated_share"] == 0
-    if kind == "labels":
+    if kind == "labelled_network":
         assert facts["bounds"] == pytest.approx([math.log(5 / 9), math.log(5)], abs=0.2)
         low, high = facts["log_ratio_range"]
         assert facts["attainable_cross_entropy"] < facts["held_out_cross_entropy"] + 0.02
@@ -835,7 +838,11 @@ def test_captions_have_outputs_of_their_own(make_backbone, make_preparation):
     """Given the subject whose images are all dark, tone tells nothing; given the other it does."""
     parts = [toy_images(900, 0, 0.1, 2), toy_images(300, 1, 0.5, 2)]
     method = TimeDependentReweighting(
-        ratio_steps=150, ratio_batch=64, ratio_width=8, ratio_learning_rate=3e-3
+        ratio="network",
+        ratio_steps=150,
+        ratio_batch=64,
+        ratio_width=8,
+        ratio_learning_rate=3e-3,
     )
     backbone = make_backbone()
     fitted = fit(method, backbone, parts, make_preparation(), subjects=2)
@@ -929,14 +936,18 @@ def test_parameters_out_of_range_are_errors(wrong):
         TimeDependentReweighting(**wrong)
 
 
-@pytest.mark.parametrize("preset", [None, "weight_only", "correction_only", "oracle_ratio"])
-def test_facts_are_plain_and_seconds_are_those_of_both_networks(
+@pytest.mark.parametrize(
+    "preset", [None, "weight_only", "correction_only", "oracle_ratio", "network"]
+)
+def test_facts_are_plain_and_seconds_are_those_of_ratio_and_network(
     preset, make_unconditional, make_task, data, make_preparation
 ):
     import json
 
     values = TimeDependentReweighting.presets.get(preset, {})
-    method = TimeDependentReweighting(**{**QUICK, **QUICK_RATIO, **values})
+    quick = {"oracle_ratio": {}, "network": {"ratio": "network", **QUICK_RATIO}}
+    inferred = {"ratio_groups": 2, "ratio_fits": 1, "first_steps": 2, "group_steps": 2}
+    method = TimeDependentReweighting(**{**QUICK, **quick.get(preset, inferred), **values})
     backbone, preparation, task = make_unconditional(), make_preparation(), make_task()
     facts = method.prepare(task, backbone, data, preparation).facts
     assert json.loads(json.dumps(facts)) == facts
@@ -945,7 +956,9 @@ def test_facts_are_plain_and_seconds_are_those_of_both_networks(
     logged = facts["training"]["diagnostics"]
     assert 0 < logged["effective_sample_share"] <= 1
     assert ("correction_root_mean_square" in logged) == (preset != "weight_only")
-    assert ("bounds" in facts["ratio"]) == (preset == "oracle_ratio")
+    assert ("bounds" in facts["ratio"]) == (preset != "network")
+    kind = {"oracle_ratio": "labelled_mixture", "network": "network"}.get(preset, "mixture")
+    assert facts["ratio"]["kind"] == kind
     found = method.prepare(task, backbone, data, preparation)  # nothing is trained again
     assert found.facts == facts
     other = dataclasses.replace(method, strength=0.5).prepare(task, backbone, data, preparation)

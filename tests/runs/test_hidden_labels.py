@@ -13,7 +13,12 @@ from fairbench.core.progress import Reporter
 from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.runs.config import RunConfig
 from fairbench.runs.generation import generate
-from fairbench.runs.hidden_labels import area_under_curve, hidden_label_facts, rare_for_subject
+from fairbench.runs.hidden_labels import (
+    area_under_curve,
+    group_facts,
+    hidden_label_facts,
+    rare_for_subject,
+)
 from fairbench.runs.plan import plan_run
 
 
@@ -52,6 +57,33 @@ def test_purity_is_the_share_of_a_group_s_weight(images):
     assert json.loads(json.dumps(facts)) == facts
 
 
+def test_the_optimum_of_groups_is_an_equal_mixture_of_them():
+    """A rare quarter; one group has all of it and as much else, the other the rest."""
+    rare = np.array([1, 0, 0, 0, 1, 0, 0, 0], dtype=bool)
+    group = np.array([1, 1, 0, 0, 1, 1, 0, 0])
+    weights = np.eye(3)[group]  # and a group without anybody, which doesn't count
+    subjects = np.repeat([3, 5], 4)
+    facts = group_facts(weights, rare, subjects)
+    assert facts == {
+        "share": 0.25,
+        "purity": pytest.approx(0.5),
+        "optimum": pytest.approx(0.25),
+        "optimum_by_subject": pytest.approx([0.25, 0.25]),
+    }
+    # Alone in its group, however few its images, it is to be half of what is made.
+    alone = group_facts(np.eye(2)[rare.astype(int)], rare, subjects)
+    assert alone["purity"] == 1
+    assert alone["optimum"] == pytest.approx(0.5)
+    # One group is the training set as it is; groups of subjects alone change nothing within.
+    assert group_facts(np.ones((8, 1)), rare, subjects)["optimum"] == pytest.approx(0.25)
+    by_subject = group_facts(np.eye(2)[(subjects == 5).astype(int)], rare, subjects)
+    assert by_subject["optimum_by_subject"] == pytest.approx([0.25, 0.25])
+    # Nine to one within a subject that has a tenth of the other's weight in the rarer group.
+    uneven = np.stack([1 - rare, rare * np.where(subjects == 3, 1.0, 0.1)], 1)
+    first, second = group_facts(uneven, rare, subjects)["optimum_by_subject"]
+    assert first > 0.5 > second
+
+
 @pytest.mark.parametrize("values", [np.zeros(3), np.array([0, 1, np.nan, 0])])
 def test_one_finite_score_an_image(images, values):
     with pytest.raises(ContractError, match="one an image"):
@@ -75,8 +107,23 @@ class Curious(MethodBase):
             answer=preparation.audit("brightness", brightness),
             audit=preparation.audit,
             keys=set(preparation.audit.__self__),
+            asked=preparation.examine("counted", self.counted),
         )
-        return DDIMSampler(backbone, preparation.sampling)
+        return Watched(backbone, preparation.sampling)
+
+    @staticmethod
+    def counted(data):
+        SEEN["images_before"] = SEEN.get("images", 0)
+        women = int((data.training.labels["gender"] == 0).sum())
+        return {"women": women, "attributes": sorted(data.attributes), "none": data.reference}
+
+
+class Watched(DDIMSampler):
+    """Counts the images that were made."""
+
+    def __call__(self, requests):
+        SEEN["images"] = SEEN.get("images", 0) + len(requests)
+        return super().__call__(requests)
 
 
 def test_a_method_is_audited_by_labels_that_it_never_sees(tmp_path, monkeypatch):
@@ -92,6 +139,12 @@ def test_a_method_is_audited_by_labels_that_it_never_sees(tmp_path, monkeypatch)
     assert SEEN["data"].attributes == {}
     found = facts["audit"]["brightness"]
     assert found.keys() == {"gender", "race"}
+    # What a method wants checked is checked once no image can be changed any more.
+    assert SEEN["asked"] is None
+    assert SEEN["images_before"] == 100
+    counted = facts["examined"]["counted"]
+    assert counted == {"women": counted["women"], "attributes": ["gender", "race"], "none": None}
+    assert 0.2 < counted["women"] / len(SEEN["data"].training) < 0.5
     # Skin is what brightness tells.
     assert found["race"]["white"]["auc"] > 0.7
     assert found["race"]["rare"]["share"] == pytest.approx(0.45, abs=0.01)
