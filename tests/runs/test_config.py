@@ -165,7 +165,7 @@ def test_backbones_are_found_by_name_or_folder(tmp_path):
 
 def test_unknown_data_sets_are_named():
     refused(lambda: get_dataset("cartoonface"), "did you mean cartoonfaces")
-    refused(lambda: get_dataset("zzz"), "known: cartoonfaces")
+    refused(lambda: get_dataset("zzz"), "known: analytic, cartoonfaces")
 
 
 # --- runs -------------------------------------------------------------------------------------
