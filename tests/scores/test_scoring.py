@@ -450,7 +450,7 @@ def test_scores_carry_the_version_of_their_spec():
     scores, _, _ = scored(sample(*mixed()))
     assert all(score.version == spec_of(name).version for name, score in scores.items())
     assert scores["joint_excess"].version == 3
-    assert scores["fairness_discrepancy_corrected"].version == 3
+    assert scores["fairness_discrepancy_corrected"].version == 4
     assert scores["validity"].version == 2
 
 
