@@ -566,7 +566,7 @@ def test_trajectory_is_that_of_the_ddim_pipeline(backbones, folders):
         (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1),
         torch.from_numpy(theirs),
         rtol=0,
-        atol=1e-4,
+        atol=1e-3,  # a quarter of a grey level; CPUs differ by a fifth of that
     )
 
 
