@@ -549,8 +549,9 @@ def test_trajectory_is_that_of_the_stable_diffusion_pipeline(name, guidance, bac
     assert (other.images != images).any()
 
 
-def test_trajectory_is_that_of_the_ddim_pipeline(backbones, folders):
-    made, pipeline = backbones["ddpm"], DiffusionPipeline.from_pretrained(folders["ddpm"])
+def test_trajectory_is_that_of_the_ddim_pipeline(folders):
+    made, pipeline = load(folders["ddpm"]), DiffusionPipeline.from_pretrained(folders["ddpm"])
+    made.network_batch = 3  # as the pipeline's calls: CPUs' sums depend on the number of rows
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     assert scheduler.config.clip_sample
     theirs = quiet(DDIMPipeline(pipeline.unet, scheduler))(
@@ -566,7 +567,7 @@ def test_trajectory_is_that_of_the_ddim_pipeline(backbones, folders):
         (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1),
         torch.from_numpy(theirs),
         rtol=0,
-        atol=1e-3,  # a quarter of a grey level; CPUs differ by a fifth of that
+        atol=1e-4,
     )
 
 
