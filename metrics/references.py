@@ -332,6 +332,11 @@ def _mean(found: list[NeighbourScores]) -> NeighbourScores:
         precision_error=float(np.mean([f.precision_error for f in found])),
         recall_error=float(np.mean([f.recall_error for f in found])),
         coverage_error=float(np.mean([f.coverage_error for f in found])),
+        # An error is worth no more than in the draw that says the least of it.
+        density_degrees=min(f.density_degrees for f in found),
+        precision_degrees=min(f.precision_degrees for f in found),
+        recall_degrees=min(f.recall_degrees for f in found),
+        coverage_degrees=min(f.coverage_degrees for f in found),
         k=found[0].k,
     )
 
