@@ -29,7 +29,7 @@ from fairbench.core.method import ImageSet, Preparation, TrainingData
 from fairbench.diffusion.backbone import Backbone, Bottleneck, Trainable, required
 from fairbench.diffusion.devices import resolve_autocast
 from fairbench.diffusion.sampling import Stream
-from fairbench.methods.parts.finetuning import NoisedImages, images_sha256, module_sha256
+from fairbench.methods.parts.finetuning import NoisedImages, module_sha256
 from fairbench.methods.parts.ratio import (
     FittedRatio,
     Ratio,
@@ -38,6 +38,7 @@ from fairbench.methods.parts.ratio import (
     balanced_cross_entropy,
     noise_range,
     noise_shares,
+    ratio_content,
 )
 from fairbench.storage.cache import load_arrays, save_arrays
 
@@ -522,13 +523,7 @@ def fit_mixture(
     seed, levels = preparation.seed, noise_range(backbone.schedule)
     sets = RatioSets.split(images, [len(part) for part in parts], method.held_out, seed)
     key = {
-        "method": method.card.name,
-        "version": method.version,
-        "backbone": backbone.weights_sha256,
-        "data": images_sha256(*parts),
-        "labels": list(labels),
-        "levels": levels,
-        "held_out": method.held_out,
+        **ratio_content(method, backbone, parts, labels, levels),
         "groups": method.ratio_groups,
         "fits": method.ratio_fits,
         "steps": [method.first_steps, method.group_steps],

@@ -46,6 +46,7 @@ __all__ = [
     "noise_range",
     "noise_shares",
     "noised",
+    "ratio_content",
     "saturated_share",
 ]
 
@@ -413,6 +414,33 @@ class FittedRatio:
     held: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
 
+def ratio_content(
+    method: Reweighted,
+    backbone: Backbone,
+    parts: Sequence[ImageSet],
+    labels: Sequence[str],
+    levels: tuple[float, float] | None,
+) -> dict[str, Any]:
+    """What every fitted ratio depends on, for the key that it is kept under.
+
+    Args:
+        method: Its name, version and held-out share.
+        backbone: Whose latents the ratio is of.
+        parts: The two sets.
+        labels: Attributes that it knows.
+        levels: Range of log noise levels; None for clean images.
+    """
+    return {
+        "method": method.card.name,
+        "version": method.version,
+        "backbone": backbone.weights_sha256,
+        "data": images_sha256(*parts),
+        "labels": list(labels),
+        "levels": levels,
+        "held_out": method.held_out,
+    }
+
+
 def fit_ratio(
     method: Reweighted,
     backbone: Backbone,
@@ -460,13 +488,7 @@ def fit_ratio(
         return ratio.loss(sets, index, x, level)
 
     content = {
-        "method": method.card.name,
-        "version": method.version,
-        "backbone": backbone.weights_sha256,
-        "data": images_sha256(*parts),
-        "labels": list(labels),
-        "levels": levels,
-        "held_out": method.held_out,
+        **ratio_content(method, backbone, parts, labels, levels),
         "width": width,
     }
     training = train_or_load(
