@@ -41,11 +41,21 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "evaluate": (("evaluate", "images", "--quiet"),),
     "leaderboard": (("leaderboard", "--output", "board.csv"),),
     "rescore": (("rescore", "results", "--quiet"),),
+    "check": (
+        (
+            *("check", "--baseline", "baseline.json", "--results", "results", "--update"),
+            *("--junit", "junit.xml", "--markdown", "summary.md", "--quiet"),
+        ),
+    ),
+    "gate": (("check", "--baseline", "plan.json", "--markdown", "summary.md", "--quiet"),),
 }
 """What is killed -> its command lines; the last of each is the one that is compared."""
 
 SAME = ("key", "status", "scores", "groups", "sidecar")
 """Fields of a record that don't depend on when it was made."""
+
+PLANNED = (*RUN, "vanilla", "--dataset", "analytic", "--num-images", "100", "--device", "cpu")
+"""The run that the gate makes again."""
 
 
 def command(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
@@ -107,7 +117,9 @@ def left(folder: Path) -> dict[str, Any]:
     for path in sorted((folder / "results").rglob("*.json")):
         record = json.loads(path.read_text())
         found[path.name] = {name: record[name] for name in SAME}
-    for path in folder.glob("*.csv"):
+    for path in folder.glob("baseline.json"):
+        found[path.name] = json.loads(path.read_text())["runs"]
+    for path in [*folder.glob("*.csv"), *folder.glob("*.md"), *folder.glob("*.xml")]:
         found[path.name] = path.read_text()
     return found
 
@@ -124,7 +136,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def prepare(folder: Path) -> None:
-    """A folder with what the commands read: images, records, and features of the real images."""
+    """A folder with what the commands read: images, records, baselines and a cache."""
     import numpy as np
     from PIL import Image
 
@@ -134,6 +146,10 @@ def prepare(folder: Path) -> None:
     for place, image in enumerate(load_split("evaluation").images[:100]):
         Image.fromarray(np.asarray(image)).save(folder / "images" / f"{place}.png")
     finish((*RUN, "prompt_append", *QUICK), folder)
+    finish((*PLANNED, "--results", "planned", "--quiet"), folder)
+    for name, records in (("baseline", "results"), ("plan", "planned")):
+        words = ("--baseline", f"{name}.json", "--results", records, "--update", "--quiet")
+        finish(("check", *words), folder)
 
 
 def rounds(names: Sequence[str], times: int, seed: int) -> None:

@@ -32,10 +32,11 @@ from fairbench.core.score import Score
 from fairbench.core.task import Prompt, Task
 from fairbench.metrics.diversity import _copies_interval
 from fairbench.metrics.fairness import table_interval
-from fairbench.scores import intersections, neighbours
+from fairbench.scores import intersections, neighbours, parity
 from fairbench.scores.parts import plain
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.diversity import diversity_score
+from fairbench.scores.parts.evidence import GROUP_N
 from fairbench.scores.parts.shares import informations
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -582,6 +583,50 @@ def near(setting: Setting) -> Iterator[Situation]:
         return {one.name.removesuffix("_x"): (*ends(one), one.value) for one in scores}
 
     yield from of_features(setting, of, n=300, d=4 if setting.n == 400 else 12, draws=200)
+
+
+@case
+def worst_quality(setting: Setting) -> Iterator[Situation]:
+    """The worst group's Fréchet distance and recall, at 30 images of each."""
+    d, images = (4, 300) if setting.n == 400 else (12, 150)
+    blank = Score("x", 0.0, None, None, GROUP_N, "lower")
+    for groups in (2, 4, 8):
+        for shift in (0.0, 1.0):
+            shifts = shift * np.arange(groups) / (groups - 1)
+            cells = np.repeat(np.arange(groups), images)
+
+            def truth(shift: float) -> tuple[float, float]:
+                rng, found = np.random.default_rng(3), []
+                for _ in range(600):
+                    x = features(rng, GROUP_N, d, shift, "independent", setting)
+                    y = rng.normal(size=(GROUP_N, d))
+                    near = metrics.precision_recall_density_coverage(x, y, k=5)
+                    found.append((metrics.frechet_distance(x, y), near.recall))
+                distance, recall = np.mean(found, axis=0)
+                return float(distance), float(recall)
+
+            def trial(
+                rng: np.random.Generator,
+                cells: NDArray[np.int64] = cells,
+                shifts: Array = shifts,
+                groups: int = groups,
+            ) -> Mapping[str, Ends]:
+                x = rng.normal(size=(len(cells), d))
+                x[:, 0] += shifts[cells]
+                y = rng.normal(size=(len(cells), d))
+                found = metrics.group_quality(
+                    x, cells, y, cells, groups, common_n=GROUP_N, minimum=GROUP_N, seed=0
+                )
+                names = [str(one) for one in range(groups)]
+                return {
+                    "frechet_worst_group": ends(parity._frechet(blank, found, "", names)),
+                    "recall_worst_group": ends(parity._recall(blank, found, "", names)),
+                }
+
+            distances, recalls = zip(*map(truth, shifts if shift else [0.0]), strict=True)
+            truths = {"frechet_worst_group": max(distances), "recall_worst_group": min(recalls)}
+            how = f"{images} images a group"
+            yield Situation(f"{groups} groups, up to {shift:g} apart, {how}", truths, trial)
 
 
 @case
