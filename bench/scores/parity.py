@@ -48,7 +48,7 @@ SPECS = (
                 margin=0.3,
                 relative=True,
                 needs=NEEDS,
-                version=1 if kind == "kernel" else 2,
+                version=2 if kind == "kernel" else 3,
             ),
         )
         for spec in distance_specs(kind, made)
@@ -62,7 +62,7 @@ SPECS = (
         needs=NEEDS,
         unit="share",
         display="recall_<encoder>_worst_group",
-        version=2,
+        version=3,
     ),
     ScoreSpec(
         "recall_*_group_gap",
@@ -72,7 +72,7 @@ SPECS = (
         summary=True,
         needs=NEEDS,
         display="recall_<encoder>_group_gap",
-        version=2,
+        version=3,
     ),
 )
 
