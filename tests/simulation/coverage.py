@@ -28,12 +28,14 @@ from numpy.typing import NDArray
 
 from fairbench import metrics
 from fairbench.core.errors import ContractError
+from fairbench.core.measurements import Measurements
 from fairbench.core.score import Score
 from fairbench.core.task import Prompt, Task
 from fairbench.metrics.diversity import _copies_interval
 from fairbench.metrics.fairness import table_interval
 from fairbench.scores import intersections, neighbours, parity
 from fairbench.scores.parts import plain
+from fairbench.scores.parts.auditing import audited_confusions
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.diversity import diversity_score
 from fairbench.scores.parts.evidence import GROUP_N
@@ -379,6 +381,60 @@ def corrected(setting: Setting) -> Iterator[Situation]:
             "corrected share": float(shares[0]),
         }
         yield Situation(where, truths, trial, " at" in where)
+
+
+@case
+def audited(setting: Setting) -> Iterator[Situation]:
+    """The ranked number where people labelled 300 of the very images that the judge misreads.
+
+    On real images the judge is right about nearly all; on these it takes the first group for the
+    second as often as not to, so that only the labels can tell.
+    """
+    for where, shares, target, how in places(setting, "independent", "corr"):
+        size = len(shares)
+        if shares.min() < 0.15:
+            continue  # too few labels of a group to be counted
+        confusion = np.full((size, size), (1 - setting.right) / (size - 1))
+        np.fill_diagonal(confusion, setting.right)
+        confusion[0] = np.eye(size)[0] * 0.6 + np.eye(size)[1] * 0.4
+        levels = {"x": tuple(map(str, range(size)))}
+        task = Task("x", levels, (Prompt("x"),), tuple(target.tolist()))
+        elsewhere = {"judge": {"x": np.diag([400] * size)}}
+
+        def trial(
+            rng: np.random.Generator,
+            shares: Array = shares,
+            target: Array = target,
+            how: str = how,
+            confusion: Array = confusion,
+            task: Task = task,
+            elsewhere: Mapping[str, Mapping[str, NDArray[np.int64]]] = elsewhere,
+        ) -> Mapping[str, Ends | None]:
+            size = len(shares)
+            labels, batches = draw(rng, shares, how, setting)
+            seen = read(labels, confusion, rng)
+            n = len(labels)
+            said = np.eye(size, dtype=np.float32)[seen]
+            measured = Measurements({}, {"judge": {"x": said}}, np.ones(n, dtype=bool))
+            sample = Sample(measured, np.zeros(n, np.int64), None, batches)
+            reading = Reading(sample, "judge", task.attributes, task)
+            given = np.full(n, -1, dtype=np.int64)
+            chosen = rng.permutation(n)[:300]
+            given[chosen] = labels[chosen]
+            tables, counted = audited_confusions([reading], {"x": given}, elsewhere)
+            if not counted:
+                return {"corrected, audited": None}
+            found = metrics.corrected_discrepancy(
+                np.bincount(seen, minlength=size),
+                tables["judge"]["x"],
+                target,
+                design_effect=effect_of(seen, batches, size),
+            )
+            low, high = ends(found)  # a judge that the labels find useless corrects nothing
+            return {"corrected, audited": (low, high) if np.isfinite(low) else None}
+
+        truth = {"corrected, audited": metrics.discrepancy_of_shares(shares, target)}
+        yield Situation(where, truth, trial, " at" in where)
 
 
 TABLES = {
