@@ -27,8 +27,7 @@ class FairGen(MethodBase):
     Attributes:
         cfg_branch: Which branch of classifier-free guidance the adapters act in.
         indicator: How groups are drawn.
-        neutral: Neutral prompts of the training: the empty one, so that no prompt of the task is
-            seen before it is judged, or the data set's list.
+        neutral: Neutral prompts of the training: the data set's list, or the empty string.
         strength: Multiplier of the adapters when sampling.
         eta: Weight of the category direction in the training target; 1 is plain distillation.
         rank: Rank of an adapter.
@@ -53,8 +52,8 @@ class FairGen(MethodBase):
         metadata={"help": "groups drawn an image (iid), by shuffled quotas, or once a prompt"},
     )
     neutral: Literal["list", "empty"] = field(
-        default="empty",
-        metadata={"help": "train on the empty prompt or on the data set's neutral prompts"},
+        default="list",
+        metadata={"help": "train on the data set's neutral prompts or on the empty prompt"},
     )
     strength: float = field(default=1.0, metadata={"help": "adapter multiplier when sampling"})
     eta: float = field(default=1.0, metadata={"help": "weight of the category direction"})
@@ -112,10 +111,12 @@ class FairGen(MethodBase):
         role="method",
         trains=True,
         deviations=(
-            "Adapters act in the conditional branch of guidance and an image has an indicator "
-            "draw of its own; the release adapts both branches (preset both_branches) and draws "
-            "once for all images of a prompt (draw_a_prompt). It also tells networks a timestep "
-            "33 to 42 too noisy (shifted_timesteps). Preset as_released does all three.",
+            "Adapters learn from the data set's neutral prompts, the very ones that its tasks "
+            "evaluate, act in the conditional branch of guidance, and an image has an indicator "
+            "draw of its own; the release learns from the empty prompt (preset empty_prompt), "
+            "adapts both branches (both_branches), draws once for all images of a prompt "
+            "(draw_a_prompt), and tells networks a timestep 33 to 42 too noisy "
+            "(shifted_timesteps). Preset as_released does all four.",
             "150 steps of 64 images at learning rate 1e-2 with cosine decay; the release takes "
             "3,000 steps of one image at 1e-4 with warm-up and restarts. AdamW decays no weights; "
             "the release's decays them by its library's default.",
@@ -135,12 +136,10 @@ class FairGen(MethodBase):
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
-            # Learning from the very prompts that cartoonfaces' tasks evaluate.
-            "evaluated_prompts": MappingProxyType({"neutral": "list"}),
-            # The released code at d56b921 differs from the default in three ways, together and
-            # one by one: both branches, one category for all images of a prompt, and networks
-            # told a timestep 33 to 42 too noisy. Its 3,000 single-image steps are not repeated:
-            # the budget is the same as the default's.
+            # The released code at d56b921 differs from the default in four ways, one by one and
+            # together. Its 3,000 single-image steps are not repeated: the budget is the same as
+            # the default's.
+            "empty_prompt": MappingProxyType({"neutral": "empty"}),
             "both_branches": MappingProxyType({"cfg_branch": "both"}),
             "draw_a_prompt": MappingProxyType({"indicator": "per_prompt"}),
             "shifted_timesteps": MappingProxyType({"timestep_shift": 38}),
@@ -161,8 +160,6 @@ class FairGen(MethodBase):
             return dataclasses.replace(self.card, role="control", ranked=False)
         if self.indicator == "per_prompt" or self.timestep_shift:
             return dataclasses.replace(self.card, role="ablation", ranked=False)
-        if self.neutral == "list":
-            return dataclasses.replace(self.card, ranked=False)
         return self.card
 
     def prepare(
