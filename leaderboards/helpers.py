@@ -61,7 +61,7 @@ def mapped(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Nobody looks for cycles meanwhile: records and rows hold none, and there are many of them."""
+    """No search for cycles meanwhile: records and rows are many, and none holds one."""
     was = gc.isenabled()
     gc.disable()
     try:

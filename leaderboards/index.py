@@ -302,8 +302,7 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
 
 @cache
 def _code() -> str:
-    """Hash of the code that records are read and rows are worked out by, and of Python's version,
-    which what is marshalled depends on."""
+    """Hash of the code that reads records and works out rows, and of the Python that marshals."""
     digest = hashlib.sha256(f"{_VERSION} {sys.version}".encode())
     rooms = (__file__, *(str(room.__file__) for room in (core, metrics, scores, storage)))
     for room in rooms:

@@ -125,8 +125,7 @@ class MeanShares:
 
     @cached_property
     def images(self) -> Array:
-        """(R, P, K) draws of the error that finite runs make in the mean, the confusion's part
-        included."""
+        """(R, P, K) draws of the error of finite runs in the mean, with the confusion's part."""
         errors = _resampled(self.measured, self.pooled, self.level, self.seed)[0]
         return errors if self.confusion is None else errors @ self._inverse + self.judge
 

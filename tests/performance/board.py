@@ -9,10 +9,11 @@ The records are the committed ones over and over, each time under other names, s
 is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``parameter`` makes a
 few tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Counts are jittered, so
 that no two rows have the same. 100 images of each record are kept: schema 1 has them in its
-manifest, schema 2 in a sidecar with labels, and two judges' counts of every crossing. Each board is made twice, in processes of their own: without an index, and
-with the one that the first left behind. Printed: seconds; processor seconds of the process and its
-helpers, which a busy machine changes little; the largest resident memory of the process, and of
-one helper, most of which is shared with it. Exit status 1 if a board is above a bar.
+manifest, schema 2 in a sidecar with labels, and two judges' counts of every crossing. Each board
+is made twice, in processes of their own: without an index, and with the one that the first left.
+Printed: seconds; processor seconds of the process and its helpers, which a busy machine changes
+less; the largest resident memory of the process, and of one helper, most of which is shared with
+it. Exit status 1 if a board is above a bar.
 """
 
 from __future__ import annotations
