@@ -239,11 +239,11 @@ def _entry(path: Path) -> tuple[Any, ...]:
         return None, None, None, None, _text(str(error))
     light = {name: json.dumps(getattr(record, name)) for name in _LIGHT}
     scores = [_SCORE(score) for score in record.scores]
-    heavy = marshal.dumps((scores, record.groups, record.facts))
+    heavy: Any = scores, record.groups, record.facts
     hashes, problem = _hashes_of(path, record)
     return (
         json.dumps(light),
-        zlib.compress(heavy, 1),
+        zlib.compress(marshal.dumps(heavy), 1),
         json.dumps(confusions_in(record)),
         hashes,
         problem,
