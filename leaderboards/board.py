@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fairbench.core.record import Record
 from fairbench.leaderboards.aggregate import Row, rows_of
+from fairbench.leaderboards.helpers import uncollected
 from fairbench.leaderboards.index import Index
 
 __all__ = ["Board", "leaderboard", "open_board"]
@@ -58,8 +59,9 @@ def open_board(
 ) -> Board:
     """The rows of a folder of records, with the records behind them; as `leaderboard`."""
     folder = Path(results)
-    index = Index(folder, warn)
-    made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
+    with uncollected():
+        index = Index(folder, warn)
+        made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
     by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}
 
     def records(row: Row) -> list[Record]:
