@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from fairbench.core.progress import Reporter
 from fairbench.storage.cache import cache_folder
@@ -63,6 +63,10 @@ class Sweep:
         """The questions that stand so."""
         return self.standings.of(self.asked, which)
 
+    def counts(self) -> Mapping[str, int]:
+        """How many questions stand how."""
+        return {name: len(self.of_standing(name)) for name in get_args(Standing)}
+
     def why(self, asked: Asked) -> str:
         """Why a failed run failed, in one line."""
         return self.standings.failures[asked.key].line
@@ -81,12 +85,9 @@ class Sweep:
     def document(self, *, retry_failed: bool) -> dict[str, Any]:
         """As JSON."""
         hours, unknown = self.hours(retry_failed=retry_failed)
-        counts: Mapping[str, int] = {
-            name: len(self.of_standing(name)) for name in ("done", "running", "failed", "missing")
-        }
         return {
             "results": self.place.address,
-            **counts,
+            **self.counts(),
             "hours_left": round(hours, 6),
             "steps_of_unknown_hours": unknown,
             "runs": [

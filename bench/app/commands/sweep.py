@@ -54,9 +54,7 @@ def sweep(
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="As --methods.")] = None,
     backbones: Annotated[str | None, typer.Option(help="As --methods.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Such as 0,1,2; in place of the plan's.")
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="0,1,2; in place of the plan's.")] = None,
     num_images: Annotated[
         int | None, typer.Option(help="Images of each run; in place of the plan's.")
     ] = None,
@@ -156,9 +154,7 @@ def _print(whole: Sweep, *, retry_failed: bool, listed: bool) -> None:
     """What stands how; what is to do, a line each, or what failed and why."""
     from fairbench.app.forecast import spoken
 
-    count = {
-        name: len(whole.of_standing(name)) for name in ("done", "running", "failed", "missing")
-    }
+    count = whole.counts()
     print_lines(
         [
             f"plan     {len(whole.asked)} runs: "
