@@ -116,24 +116,24 @@ class Place:
             if not self._complete(name):
                 self._write(name, content)
             return
+        if self.objects.entry(name) is not None and self._whole(name):
+            self.fetch(name)
+            return
         stem = name.removesuffix(RECORD)
         for _ in range(TRIES):
+            if path.with_suffix(PICTURE).is_file():
+                self.objects.write(stem + PICTURE, path.with_suffix(PICTURE).read_bytes())
+            if sidecar_path(path).is_file():
+                self._write(stem + SIDECAR, sidecar_path(path).read_bytes())
+            if self.objects.create(name, content):
+                self._tag(name)
+                return
+            # A failed one, or another worker was faster. Whoever's sidecar lies there now writes
+            # the record, so that the two belong together whatever the order.
             if self._whole(name):
                 self.fetch(name)
                 return
-            for beside, file in (
-                (stem + SIDECAR, sidecar_path(path)),
-                (stem + PICTURE, path.with_suffix(PICTURE)),
-            ):
-                if file.is_file():
-                    self._write(beside, file.read_bytes())
-            if not self.objects.create(name, content):
-                # A failed one, or another worker was faster: what lies there must be whole.
-                if self._whole(name):
-                    self.fetch(name)
-                    return
-                self.objects.write(name, content)
-            self._tag(name)
+            self._write(name, content)
             if self._whole(name):
                 return
         raise InputError(

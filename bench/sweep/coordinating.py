@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,9 @@ ATTEMPTS = 5
 PAUSE, LONGEST_PAUSE = 5.0, 60.0
 """Seconds until a step that another sweep is at is looked at again: first, and at most."""
 
+FRESH = 10.0
+"""Seconds that a list of claims is gone by."""
+
 SEARCHED = 64
 """Steps of a queue that are asked whether they fit, where the first doesn't."""
 
@@ -37,17 +41,26 @@ class Books:
     Args:
         place: Where the records are.
         state: Claims and notes beside them.
+        clock: Seconds.
     """
 
-    def __init__(self, place: Place, state: State) -> None:
-        self._place, self._state = place, state
+    def __init__(
+        self, place: Place, state: State, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._place, self._state, self._clock = place, state, clock
+        self._held: set[str] = set()
+        self._seen = -math.inf
 
     def look(self, step: Step) -> Look:
-        """Whether a step needs to be begun, now that its turn has come."""
-        if self._state.held(step.key):
+        """Whether a step needs to be begun, now that its turn has come.
+
+        Claims are listed now and then, not for each step: a worker asks again anyway.
+        """
+        if self._clock() - self._seen > FRESH:
+            self._held, self._seen = self._state.running(), self._clock()
+        if step.key in self._held:
             return "held"
-        # A record of a failed run is one, too: its worker looks into it.
-        if self._place.mirrored:
+        if self._place.mirrored:  # its worker looks
             return "free"
         from fairbench.storage.records import find_record
 
