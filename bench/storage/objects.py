@@ -302,7 +302,7 @@ class Remote:
         """Turn what drivers raise into one line."""
         try:
             yield
-        except (InputError, FileNotFoundError, KeyboardInterrupt):
+        except (InputError, KeyboardInterrupt):
             raise
         except Exception as error:  # each driver has its own
             raise self._unreachable(error) from error
