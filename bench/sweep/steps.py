@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fairbench.core.errors import ContractError
 from fairbench.core.keys import plain
 from fairbench.runs.config import RunConfig
-from fairbench.sweep.asked import Asked
+
+if TYPE_CHECKING:
+    from fairbench.sweep.asked import Asked
 
 __all__ = ["Ended", "Kind", "Outcome", "Step", "steps_of", "total_hours", "urgency"]
 
@@ -158,15 +160,18 @@ def total_hours(steps: Iterable[Step]) -> tuple[float, int]:
 
 
 def urgency(steps: Sequence[Step]) -> Mapping[str, float]:
-    """Hours from the beginning of each step to the end of the longest chain that waits for it."""
+    """Hours from the beginning of each step to the end of the longest chain that waits for it.
+
+    A step of which nobody knows how long it takes may be the longest, so it begins early.
+    """
     waiting: dict[str, list[str]] = defaultdict(list)
     known = [step.hours for step in steps if step.hours is not None]
-    usual = sum(known) / len(known) if known else 1.0
+    longest = max(known, default=1.0)
     for step in steps:
         for key in step.after:
             waiting[key].append(step.key)
     found: dict[str, float] = {}
     for step in reversed(steps):  # each lies behind those that it needs
         behind = max((found[key] for key in waiting[step.key]), default=0.0)
-        found[step.key] = behind + (usual if step.hours is None else step.hours)
+        found[step.key] = behind + (longest if step.hours is None else step.hours)
     return found
