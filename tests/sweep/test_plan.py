@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +158,16 @@ def test_the_committed_plan_is_that_of_the_committed_records() -> None:
     assert set().union(*answered) == committed
     assert whole.counts() == {"done": len(committed), "running": 0, "failed": 0, "missing": 0}
     assert not whole.steps(retry_failed=True)
+
+
+def test_the_plan_of_the_documentation_can_be_run() -> None:
+    page = (RESULTS.parent / "docs" / "gpu_and_scale.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    plan = plan_of(tomllib.loads(text), "the page")
+    found = ask(plan.runs, place_of("results"), Reporter())
+    assert len(found.asked) == 3 * 2 * (1 + 2 + 1)
+    assert not found.left_out
+    assert plan.engines.keys() == {"slurm", "ray"}
 
 
 def test_the_file_of_the_committed_plan_is_up_to_date() -> None:
