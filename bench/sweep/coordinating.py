@@ -214,9 +214,20 @@ class _Loop:
 
     def _look(self, step: Step) -> Look:
         try:
-            return self._books.look(step)
+            seen = self._books.look(step)
+            if seen == "free" and not step.records and self._idle(step.key):
+                return "done"
+            return seen
         except (FairbenchError, OSError):  # the worker says what is wrong there
             return "free"
+
+    def _idle(self, key: str) -> bool:
+        """Whether all that waits for a shared step is done, by another sweep."""
+        waiting = [self._steps[other] for other in self._behind[key]]
+        return bool(waiting) and all(
+            self._books.look(one) == "done" if one.records else self._idle(one.key)
+            for one in waiting
+        )
 
     def _keep(self, step: Step, line: str) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -169,6 +170,33 @@ def test_an_update_reads_what_changed_alone(
     assert len(read) == 2
 
 
+def test_operations_of_a_record_are_those_that_the_simulator_counts(
+    make_record: Callable[..., Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(ADDRESS)
+    path = write_record(place.folder, make_record(), images())
+    path.with_suffix(".png").write_bytes(b"picture")
+    counted: list[str] = []
+
+    def count(name: str) -> None:
+        plain = getattr(type(place.objects), name)
+
+        def method(self: Any, what: Any, *more: Any) -> Any:
+            counted.extend([name] * (len(what) if name == "read" else 1))
+            return plain(self, what, *more)
+
+        monkeypatch.setattr(type(place.objects), name, method)
+
+    for name in ("read", "entry", "write", "create", "remove"):
+        count(name)
+    place.fetch(path.relative_to(place.folder).as_posix())
+    place.publish(path)
+    simulator = Path(__file__).parents[1] / "simulation" / "sweep.py"
+    told = re.search(r"^RECORD_OPERATIONS = (\d+)$", simulator.read_text(), re.MULTILINE)
+    assert told is not None
+    assert len(counted) == int(told[1])
+
+
 @pytest.fixture
 def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3')}/{tmp_path.name}"
@@ -199,6 +227,26 @@ def test_runs_and_boards_of_a_bucket(
     done = CliRunner().invoke(app, ["leaderboard", *words])
     assert done.exit_code == 0, done.stderr
     assert list(site.rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_bucket_is_done_once(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["sweep", "--methods", "vanilla", "--tasks", "tone,tone_hue", "--dataset", "analytic"]
+    words += ["--num-images", "100", "--device", "cpu", "--results", bucket]
+    done = CliRunner().invoke(app, [*words, "--jobs", "2"])
+    assert done.exit_code == 0, done.stderr
+    assert "swept    2 of 2 runs have a record" in done.stdout
+    assert not (tmp_path / "results").exists()
+    left = place_of(bucket).objects.list()
+    assert len(left) == 6  # two records, what lies beside them, and no claim
+    assert not any(name.startswith(".sweep") for name in left)
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "another machine"))
+    status = CliRunner().invoke(app, [*words[:1], "status", *words[1:], "--json"])
+    assert json.loads(status.stdout)["done"] == 2
+    board = CliRunner().invoke(app, ["leaderboard", "--results", bucket, "--format", "csv"])
+    assert board.stdout.count("vanilla") == 2
 
 
 def test_an_empty_bucket_is_said_to_be_empty(bucket: str) -> None:

@@ -12,7 +12,7 @@ OF_THE_MACHINE = ("seconds", "peak_memory_mib", "environment", "created")
 def left(results: Path) -> dict[str, Any]:
     """Records without times, host and device; bytes of what lies beside them."""
     found: dict[str, Any] = {}
-    for path in sorted(results.glob("*/*/*")):
+    for path in sorted(results.glob("[!.]*/*/*")):
         name = path.relative_to(results).as_posix()
         if path.suffix == ".json":
             record = json.loads(path.read_text())

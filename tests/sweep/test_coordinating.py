@@ -133,6 +133,13 @@ def test_a_record_that_came_meanwhile_is_not_made_again() -> None:
     assert sorted(tally.done) == ["a", "b"]
 
 
+def test_nothing_is_shared_by_runs_that_are_done() -> None:
+    engine = Engine(done)
+    steps = [step("shared"), step("shared too", "shared"), step("a", "shared too")]
+    drive(steps, engine, Notes(lambda one: "done" if one.records else "free"))
+    assert engine.begun == []
+
+
 def test_what_doesnt_fit_waits_and_smaller_steps_go_before_it() -> None:
     engine = Engine(done, places=3)
     steps = [step("big", hours=9, memory=5000.0), step("big2", hours=8, memory=5000.0)]

@@ -100,6 +100,19 @@ def test_a_failed_run_blocks_no_other_and_is_tried_again_when_asked(tmp_path: Pa
     assert not list((tmp_path / "results" / ".sweep" / "failed").iterdir())
 
 
+def test_notes_of_a_sweep_are_no_records(tmp_path: Path, sweep_of: Callable[..., Sweep]) -> None:
+    whole = sweep_of(methods=["vanilla"], tasks=["tone"])
+    (one,) = whole.asked
+    run(replace(one.config, results=tmp_path / "results"))
+    whole.state.fail("key", "no luck")
+    assert whole.state.claim("other", "a worker")
+    board = CliRunner().invoke(app, ["leaderboard", "--format", "csv"])
+    assert board.exit_code == 0
+    assert board.stderr == ""
+    checked = CliRunner().invoke(app, ["leaderboard", "validate", "results", "--json"])
+    assert [Path(told["record"]).stem for told in json.loads(checked.stdout)] == [one.key]
+
+
 def test_slots_are_as_many_as_asked_and_memory_decides_what_begins(
     monkeypatch: pytest.MonkeyPatch, sweep_of: Callable[..., Sweep]
 ) -> None:
