@@ -32,7 +32,7 @@ SEARCHED = 64
 
 SHARED = "what it shares with other runs"
 
-Look = Literal["free", "done", "held"]
+Look = Literal["free", "done", "held", "failed"]
 
 
 class Books:
@@ -49,17 +49,25 @@ class Books:
     ) -> None:
         self._place, self._state, self._clock = place, state, clock
         self._held: set[str] = set()
+        self._before: Mapping[str, str] | None = None
+        self._failed: set[str] = set()
         self._seen = -math.inf
 
     def look(self, step: Step) -> Look:
         """Whether a step needs to be begun, now that its turn has come.
 
-        Claims are listed now and then, not for each step: a worker asks again anyway.
+        Claims and failures are listed now and then, not for each step: a worker asks again
+        anyway. Failures from before the sweep don't count, so that they can be tried again.
         """
         if self._clock() - self._seen > FRESH:
             self._held, self._seen = self._state.running(), self._clock()
+            noted = self._state.noted()
+            self._before = noted if self._before is None else self._before
+            self._failed = {key for key, tag in noted.items() if self._before.get(key) != tag}
         if step.key in self._held:
             return "held"
+        if step.key in self._failed:
+            return "failed"
         if self._place.mirrored:  # its worker looks
             return "free"
         from fairbench.storage.records import find_record
@@ -69,6 +77,11 @@ class Books:
             if path.exists() and find_record(path) is not None:
                 return "done"
         return "free"
+
+    def why(self, step: Step) -> str:
+        """Why a step failed, whoever tried it."""
+        failure = self._state.failure(step.key)
+        return "failed" if failure is None else failure.line
 
     def fail(self, step: Step, line: str) -> None:
         """Keep why a run failed whose worker couldn't."""
@@ -181,6 +194,8 @@ class _Loop:
             match self._look(step):
                 case "done":
                     self._finish(step, Ended(step.key, "done", "found"))
+                case "failed":  # by another sweep, which then told why
+                    self._finish(step, Ended(step.key, "failed", self._why(step)))
                 case "held":
                     self._put_off(step)
                 case _:
@@ -220,6 +235,12 @@ class _Loop:
             return seen
         except (FairbenchError, OSError):  # the worker says what is wrong there
             return "free"
+
+    def _why(self, step: Step) -> str:
+        try:
+            return self._books.why(step)
+        except (FairbenchError, OSError) as error:
+            return f"failed; why can't be read ({error})"
 
     def _idle(self, key: str) -> bool:
         """Whether all that waits for a shared step is done, by another sweep."""

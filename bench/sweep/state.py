@@ -130,6 +130,16 @@ class State:
         names = list(self.objects.list(f"{ROOT}/failed"))
         return {_key(name): _read(text) for name, text in self.objects.read(names).items()}
 
+    def failure(self, key: str) -> Failure | None:
+        """Why a step failed last; None if there is no note."""
+        text = self.objects.read([_failure(key)]).get(_failure(key))
+        return None if text is None else _read(text)
+
+    def noted(self) -> Mapping[str, str]:
+        """Step that failed -> what changes when it fails again."""
+        found = self.objects.list(f"{ROOT}/failed")
+        return {_key(name): entry.tag for name, entry in found.items()}
+
     def running(self) -> set[str]:
         """Steps that living workers have."""
         claims = self.objects.list(f"{ROOT}/claims")

@@ -89,7 +89,9 @@ class Store:
     def list(self, below: str = "") -> dict[str, Entry]:
         self.count()
         return {
-            name: Entry("", self.modified(name)) for name in self.files if name.startswith(below)
+            name: Entry(str(self.modified(name)), self.modified(name))
+            for name in self.files
+            if name.startswith(below)
         }
 
     def entry(self, name: str) -> Entry | None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
 from fairbench.core.errors import InputError
 from fairbench.runs.config import RunConfig
+from fairbench.storage.objects import Folder
+from fairbench.storage.places import place_of
 from fairbench.sweep.coordinating import ATTEMPTS, Books, Look, drive
+from fairbench.sweep.state import State
 from fairbench.sweep.steps import Ended, Step
 
 
@@ -138,6 +142,22 @@ def test_nothing_is_shared_by_runs_that_are_done() -> None:
     steps = [step("shared"), step("shared too", "shared"), step("a", "shared too")]
     drive(steps, engine, Notes(lambda one: "done" if one.records else "free"))
     assert engine.begun == []
+
+
+def test_what_another_sweep_failed_at_meanwhile_is_not_tried_again(tmp_path: Path) -> None:
+    state = State(Folder(tmp_path))
+    state.fail("a", "of an earlier sweep")
+    now = 0.0
+    books = Books(place_of(tmp_path), state, clock=lambda: now)
+    assert books.look(step("a")) == "free"
+    state.fail("b", "no luck")
+    state.fail("a", "again")
+    now = 60.0
+    assert [books.look(step(key)) for key in "abc"] == ["failed", "failed", "free"]
+    engine = Engine(done)
+    tally = drive([step("b"), step("c")], engine, books, clock=lambda: now)
+    assert engine.begun == ["c"]
+    assert tally.failed == {"b": "no luck"}
 
 
 def test_what_doesnt_fit_waits_and_smaller_steps_go_before_it() -> None:
