@@ -93,7 +93,7 @@ class Place:
         for name in reversed(names):  # the record last
             if name in got:
                 self._put(name, got[name], "fetched")
-            elif name in self._tags():
+            elif self._tag_of(name).is_file():
                 self._drop(name)
 
     def publish(self, path: Path) -> None:
@@ -157,7 +157,9 @@ class Place:
 
     def published(self, path: Path) -> bool:
         """Whether the store has had a record of the mirror."""
-        return not self.mirrored or path.relative_to(self.folder).as_posix() in self._tags()
+        if not self.mirrored:
+            return True
+        return self._tag_of(path.relative_to(self.folder).as_posix()).is_file()
 
     def _complete(self, name: str) -> bool:
         text = self.objects.read([name]).get(name)
