@@ -158,7 +158,7 @@ def test_a_ray_cluster_of_three_nodes_loses_one_and_leaves_the_same(
 
     def kill() -> None:
         claims = tmp_path / "results" / ".sweep" / "claims"
-        until = time.monotonic() + 200
+        until = time.monotonic() + 600
         while time.monotonic() < until:
             if len(list(claims.glob("*.json"))) >= 3:  # all three nodes are at work
                 cluster.remove_node(nodes[0], allow_graceful=False)
@@ -168,14 +168,14 @@ def test_a_ray_cluster_of_three_nodes_loses_one_and_leaves_the_same(
 
     killer = threading.Thread(target=kill)
     try:
-        whole = sweep_of(seeds=[0, 1])
+        whole = sweep_of()
         killer.start()
         whole.run(load_engine("ray"), settings={"address": cluster.address}, report=Reporter())
         killer.join()
     finally:
         cluster.shutdown()
     assert killed
-    assert whole.counts()["done"] == len(whole.asked) == 8
+    assert whole.counts()["done"] == len(whole.asked) == 4
     compare_with_one_machine(whole, tmp_path, monkeypatch)
 
 
