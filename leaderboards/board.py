@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fairbench.core.record import Record
 from fairbench.leaderboards.aggregate import Row, rows_of
+from fairbench.leaderboards.helpers import uncollected
 from fairbench.leaderboards.index import Index
 from fairbench.storage.places import place_of
 
@@ -61,8 +62,9 @@ def open_board(
     place = place_of(results)
     place.update()
     folder = place.folder
-    index = Index(folder, warn)
-    made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
+    with uncollected():
+        index = Index(folder, warn)
+        made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
     by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}
 
     def records(row: Row) -> list[Record]:

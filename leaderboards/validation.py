@@ -142,6 +142,8 @@ def _of_groups(record: Record) -> Iterator[Finding]:
             yield Finding(
                 "error", "groups", f"{name}: a group has more images than the {n} in all"
             )
+        elif sum(counts) != n:
+            yield Finding("error", "groups", f"{name}: {sum(counts)} images in groups, {n} in all")
         targets = [row.get("target") for row in rows]
         wanted = [float(target) for target in targets if target is not None]
         if len(wanted) == len(rows) and abs(sum(wanted) - 1) > 1e-6:
