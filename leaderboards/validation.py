@@ -51,7 +51,12 @@ def records_in(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(path.rglob("*.json"))
+            # What a sweep keeps beside the records lies in a hidden folder, and is none.
+            inside = [
+                one
+                for one in sorted(path.rglob("*.json"))
+                if not any(part.startswith(".") for part in one.relative_to(path).parts)
+            ]
             if not inside:
                 raise InputError(f"{path}: expected records, seen no .json file in this folder")
             found += inside
