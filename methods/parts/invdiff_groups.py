@@ -517,7 +517,7 @@ def _by_components(
     subjects: NDArray[np.int64] | None,
     preparation: Preparation,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """(N, 2) groups by an independent component of the maps of risks, and facts of them."""
+    """(N, 2) groups by a skewed direction of the maps of risks, and facts of them."""
     within = subjects if method.standardise else None
     seed = int(_sequence(preparation.seed, _COMPONENTS).generate_state(1)[0])
     component, member, scores = component_groups(maps, seed, within)
