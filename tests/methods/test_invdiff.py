@@ -543,6 +543,16 @@ def test_outliers_are_no_group():
     assert member.mean() == pytest.approx(0.15, abs=0.04)
 
 
+def test_places_that_only_outliers_differ_at_are_left_out():
+    values = normal(1000, 3).double().numpy()
+    background = np.zeros((1000, 2))
+    background[:5, 0], background[5:9, 1] = 4, -4
+    for skewed in (background, 0.1 * background):  # however little they differ
+        white = _invdiff_groups._whitened(np.hstack([values, skewed]))
+        assert white == pytest.approx(_invdiff_groups._whitened(values))
+    assert _invdiff_groups._whitened(background).shape == (1000, 0)
+
+
 def test_directions_climb_to_where_the_skewness_is_largest():
     """Along a line between two clusters, wherever it is: Loperfido's theorem."""
     rng = np.random.default_rng(3)
