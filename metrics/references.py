@@ -39,7 +39,9 @@ __all__ = [
 ]
 
 _SUM_TOLERANCE = 1e-6
-_DRAWS = 5
+_DRAWS = 20
+_FEWEST_DRAWS = 4
+_OVERLAPPING_DRAWS = 5
 _MINIMUM = 30
 
 
@@ -83,6 +85,9 @@ class CellQuality:
         kernel: Kernel distance of all its images, unbiased at any n; lower is better.
         frechet: Fréchet distance at the common n, the mean over draws; lower is better.
         neighbours: Precision, recall, density and coverage there, likewise; higher is better.
+        draws: How many draws without a common image these are means of; 0 if draws overlap.
+        frechet_error, recall_error: Standard errors of the means, from how far draws lie apart;
+            None where they overlap.
         reason: Why the numbers that are None aren't measurable; "" if none is.
     """
 
@@ -93,6 +98,9 @@ class CellQuality:
     frechet: float | None
     neighbours: NeighbourScores | None
     reason: str
+    draws: int = 0
+    frechet_error: float | None = None
+    recall_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -234,8 +242,10 @@ def group_quality(
     """Compare generated with real images cell by cell: shares can be fair and quality not.
 
     Kernel distances use all images of a cell. The other numbers depend on n, so every cell and
-    both sides get the same: subsets of `common_n` drawn without replacement, averaged over five
-    draws.
+    both sides get the same: subsets of `common_n`, averaged over draws. Where both sides have
+    images for 4 draws or more that have none in common, there are as many, 20 at most; they are
+    independent, so their spread gives the mean's error. Else there are five that overlap, whose
+    spread says nothing.
 
     Args:
         generated: Features of generated images, (N, D) floats.
@@ -304,14 +314,36 @@ def _measure(
             cell, len(x), len(y), kernel, None, None, _too_few(cell, len(x), len(y), n)
         )
     rng = np.random.default_rng([seed, cell])  # so that no cell hangs on another's images
+    draws = min(_DRAWS, len(x) // n, len(y) // n)
+    if apart := draws >= _FEWEST_DRAWS:
+        chosen = [rng.permutation(len(side))[: draws * n].reshape(draws, n) for side in sides]
+    else:
+        draws = _OVERLAPPING_DRAWS if max(len(x), len(y)) > n else 1
+        chosen = [
+            np.stack([rng.choice(len(side), n, replace=False) for _ in range(draws)])
+            for side in sides
+        ]
     frechet, neighbours = [], []
-    for _ in range(_DRAWS if max(len(x), len(y)) > n else 1):
-        drawn = [side[rng.choice(len(side), n, replace=False)] for side in sides]
-        frechet.append(frechet_distance(*drawn))
-        neighbours.append(precision_recall_density_coverage(*drawn, k=k))
+    for mine, theirs in zip(*chosen, strict=True):
+        frechet.append(frechet_distance(x[mine], y[theirs]))
+        neighbours.append(precision_recall_density_coverage(x[mine], y[theirs], k=k))
     return CellQuality(
-        cell, len(x), len(y), kernel, float(np.mean(frechet)), _mean(neighbours), ""
+        cell,
+        len(x),
+        len(y),
+        kernel,
+        float(np.mean(frechet)),
+        _mean(neighbours),
+        "",
+        draws=draws if apart else 0,
+        frechet_error=_error(frechet) if apart else None,
+        recall_error=_error([one.recall for one in neighbours]) if apart else None,
     )
+
+
+def _error(draws: list[float]) -> float:
+    """Standard error of the mean of independent draws."""
+    return float(np.std(draws, ddof=1) / np.sqrt(len(draws)))
 
 
 def _too_few(cell: int, generated: int, reference: int, needed: int) -> str:

@@ -26,4 +26,7 @@ $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy --strict -p fairbench
 $bin/fairbench check --baseline tests/baselines/analytic.json
-$bin/pytest "$@"
+
+# As many processes as there are cores, eight at most; each computes with one thread.
+cores=$($bin/python -c "import os; print(min(8, os.cpu_count() or 1))")
+OMP_NUM_THREADS=1 $bin/pytest -n "$cores" --dist loadfile "$@"

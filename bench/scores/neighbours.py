@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from fairbench.core.score import Score, ScoreSpec
-from fairbench.metrics import NeighbourScores, precision_recall_density_coverage, wilson_interval
+from fairbench.metrics import NeighbourScores, precision_recall_density_coverage
 from fairbench.metrics.jackknife import student
 from fairbench.scores.parts.columns import BALANCED
 from fairbench.scores.parts.diversity import GIVEN_REFERENCE, equally_many
 from fairbench.scores.parts.evidence import NEIGHBOURS, Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
-from fairbench.scores.parts.plain import NORMAL
+from fairbench.scores.parts.plain import share_of_worth
 
 __all__ = ["FAMILY"]
 
@@ -93,7 +93,10 @@ def scores_of(
         half = student(0.95, getattr(found, f"{name}_degrees")) * error
         if name == "precision" and not coupled:
             half = 0.0  # images are independent, given the reference: Wilson's own
-        scores.append(_share(f"{name}_{encoder}", value, half, n, source))
+        how = f"wilson, error by jackknife of blocks, {GIVEN_REFERENCE}"
+        if not half:
+            how = f"wilson, {GIVEN_REFERENCE}"
+        scores.append(share_of_worth(f"{name}_{encoder}", value, half, n, source, how))
     half = student(0.95, found.density_degrees) * found.density_error
     density = Score(
         name=f"density_{encoder}",
@@ -106,42 +109,6 @@ def scores_of(
         source=source,
     )
     return [*scores, density]
-
-
-def _share(name: str, value: float, half: float, n: int, source: str) -> Score:
-    """A share of images whose errors may not be independent.
-
-    One far-off image can reach many real ones, or none. So Wilson's interval is of as many images
-    as have the jackknife's error, with Student's quantile of the degrees that it rests on: where
-    a few rows carry the share, its blocks understate it.
-
-    Simulated coverage at 95 %, 200 trials a cell, D = 4, 8 and 16, N = M = 300 and 640, equal and
-    up to 2.5 deviations from the reference: 94.5…98 % for recall and 95…98 % for coverage, of
-    independent images and of 12 to 20 coupled batches. Student's quantile of as many degrees as
-    there are blocks, less one, covers down to 87 %, Wilson's plain interval of recall 45 %.
-
-    Args:
-        name: Of the score.
-        value: The share.
-        half: Half the width of its normal interval; 0 for independent images.
-        n: Images.
-        source: What was compared.
-    """
-    plain = value * (1 - value) / n
-    effect = max(1.0, (half / NORMAL) ** 2 / plain) if plain > 0 else 1.0
-    low, high = map(float, wilson_interval(value * n / effect, n / effect))
-    how = f"wilson, error by jackknife of blocks, {GIVEN_REFERENCE}"
-    return Score(
-        name=name,
-        value=value,
-        low=low,
-        high=high,
-        n=n,
-        better="higher",
-        interval=how if half else f"wilson, {GIVEN_REFERENCE}",
-        unit="share",
-        source=source,
-    )
 
 
 FAMILY = ScoreFamily("neighbours", 31, SPECS, compute, needs_valid=False, each_encoder=True)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fairbench.core.score import Score, ScoreSpec
 from fairbench.metrics import GroupQuality, Parity
+from fairbench.metrics.jackknife import student
 from fairbench.scores.parts.columns import distance_specs
 from fairbench.scores.parts.evidence import GROUP_N, Evidence
 from fairbench.scores.parts.family import Found, ScoreFamily
-from fairbench.scores.parts.plain import kernel_score, leaving_out_batches, worst_score
+from fairbench.scores.parts.plain import (
+    kernel_score,
+    leaving_out_batches,
+    share_of_worth,
+    worst_score,
+)
 
 __all__ = ["FAMILY"]
 
 NEEDS = "enough valid and real images of each group"
 WORST = "of each joint cell against real images of it: the worst. Lower is better."
 GAP = "of each joint cell against real images of it: largest less smallest. Lower is better."
-NO_INTERVAL = "no interval: the spread of such a mean isn't seen in one run"
+NO_INTERVAL = "no interval: a group has too few images for draws that have none in common"
+APART = "error by draws that have no image in common"
 NO_GAP = "no interval: groups that are equal have a gap, too"
 SPECS = (
     *(
@@ -30,10 +39,16 @@ SPECS = (
                 summary=True,
                 main=5 if kind == "kernel" else None,
                 needs=NEEDS,
-                version=3 if kind == "kernel" else 2,
+                version=3,
             ),
             ScoreSpec(
-                "group_gap", f"{what} {GAP}", "lower", margin=0.3, relative=True, needs=NEEDS
+                "group_gap",
+                f"{what} {GAP}",
+                "lower",
+                margin=0.3,
+                relative=True,
+                needs=NEEDS,
+                version=2 if kind == "kernel" else 3,
             ),
         )
         for spec in distance_specs(kind, made)
@@ -45,7 +60,9 @@ SPECS = (
         margin=0.1,
         summary=True,
         needs=NEEDS,
+        unit="share",
         display="recall_<encoder>_worst_group",
+        version=3,
     ),
     ScoreSpec(
         "recall_*_group_gap",
@@ -55,6 +72,7 @@ SPECS = (
         summary=True,
         needs=NEEDS,
         display="recall_<encoder>_group_gap",
+        version=3,
     ),
 )
 
@@ -82,12 +100,7 @@ def compute(evidence: Evidence) -> Found:
 def _worst(
     name: str, parity: Parity, quality: GroupQuality, source: str, evidence: Evidence
 ) -> list[Score]:
-    """The worst group and the gap; only kernel distances have an interval within one run.
-
-    The others are means of draws of `GROUP_N` images of each group, most of which are used in
-    several draws: how far such a mean scatters one run doesn't show, and what a worst of them
-    would be if groups were equal follows from that.
-    """
+    """The worst group and the gap."""
     if parity.worst is None or parity.gap is None:
         return []
     groups, at = evidence.groups, parity.by_cell.index(parity.worst)
@@ -107,8 +120,12 @@ def _worst(
             high=None,
             n=GROUP_N,
             better=parity.better,
+            unit="share" if parity is quality.recall else "",
             source=f"{source}: {groups[at]}; {NO_INTERVAL}",
         )
+        if all(cell.draws for cell in quality.cells):
+            made = _recall if parity is quality.recall else _frechet
+            worst = leaving_out_batches(made(worst, quality, source, groups), evidence.first)
     return [
         worst,
         Score(
@@ -121,6 +138,44 @@ def _worst(
             source=f"{source}: largest less smallest; {NO_GAP}",
         ),
     ]
+
+
+def _frechet(worst: Score, quality: GroupQuality, source: str, groups: list[str]) -> Score:
+    """With the interval that the spread of each group's draws gives."""
+    by_group, degrees = [], []
+    for cell, group in zip(quality.cells, groups, strict=True):
+        assert cell.frechet is not None
+        assert cell.frechet_error is not None
+        degrees.append(cell.draws - 1.0)
+        half = student(0.95, degrees[-1]) * cell.frechet_error
+        by_group.append(
+            replace(
+                worst,
+                value=cell.frechet,
+                low=cell.frechet - half,
+                high=cell.frechet + half,
+                n=cell.draws * GROUP_N,
+                interval=f"t, {APART}",
+                source=f"{source}: {group}",
+            )
+        )
+    found = worst_score(by_group, degrees)
+    return replace(found, low=max(0.0, found.low or 0.0))
+
+
+def _recall(worst: Score, quality: GroupQuality, source: str, groups: list[str]) -> Score:
+    """The same for a share, whose spread says nothing where it is 0 or 1 in every draw."""
+    by_group = []
+    for cell, group in zip(quality.cells, groups, strict=True):
+        assert cell.neighbours is not None
+        assert cell.recall_error is not None
+        half = student(0.95, cell.draws - 1) * cell.recall_error
+        n = cell.draws * GROUP_N
+        one = share_of_worth(
+            worst.name, cell.neighbours.recall, half, n, f"{source}: {group}", f"wilson, {APART}"
+        )
+        by_group.append(one)
+    return worst_score(by_group)
 
 
 def _named(reason: str, groups: list[str]) -> str:

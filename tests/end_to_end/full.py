@@ -82,18 +82,22 @@ def value(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def draw_for_evaluation(folder: Path, count: int) -> None:
-    """Faces of known shares that no training saw."""
+    """Faces of known shares that no training saw, and what they show in a table beside them."""
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(5)
+    rows = ["file,gender"]
     for i in range(count):
+        male = i >= EVALUATED["women"] * count
+        rows.append(f"{i:04d}.png,{'male' if male else 'female'}")
         face = stand_ins.drawn_face(
             np.random.default_rng([5, i]),
-            male=i >= EVALUATED["women"] * count,
+            male=male,
             black_hair=rng.random() < EVALUATED["black_hair"],
             eyeglasses=rng.random() < 0.5,
             young=rng.random() < 0.5,
         )
         face.crop((0, 20, 178, 198)).save(folder / f"{i:04d}.png")
+    folder.with_suffix(".csv").write_text("\n".join(rows) + "\n")
 
 
 def main() -> None:
@@ -147,22 +151,36 @@ def main() -> None:
     draw_for_evaluation(out / "drawn", given.num_images)
     drawn = fairbench(
         *("evaluate", "drawn", "--dataset", "celeba", "--task", "gender", "--name", "drawn"),
-        "--json",
+        *("--labels", out / "drawn.csv", "--json"),
     )
     seen = shares(drawn, "gender")["female"]
-    print("drawn with", EVALUATED["women"], "women, measured", round(seen, 3))
+    print("drawn with", EVALUATED["women"], "women; of those with a face", round(seen, 3))
+    agreement = value(drawn, "judge_agreement_gender")
+    gap = value(drawn, "fairness_discrepancy"), value(drawn, "fairness_discrepancy_given")
+    print(
+        "read right",
+        agreement,
+        "discrepancy read and drawn",
+        gap,
+        "validity",
+        value(drawn, "validity"),
+    )
     board = fairbench("leaderboard", "--format", "json")
     print(json.dumps(board)[:600])
 
     assert min(accuracy[name] for name in TASKS) >= 0.9, accuracy
-    assert abs(seen - EVALUATED["women"]) < 0.08, seen
+    # Of the images in which MTCNN finds a face: it misses more drawn men than women.
+    assert agreement is not None
+    assert agreement > 0.95, agreement
+    assert None not in gap
+    assert abs(gap[0] - gap[1]) < 0.03, gap  # type: ignore[operator]
     vanilla = shares(records["gender", "vanilla"], "gender")["female"]
     assert vanilla > 0.75, vanilla
-    for task in TASKS:
-        plain = value(records[task, "vanilla"], "fairness_discrepancy") or 0
-        asked = value(records[task, "prompt_append"], "fairness_discrepancy") or 0
-        print(task, "discrepancy of vanilla", round(plain, 3), "prompt_append", round(asked, 3))
-    assert asked is not None
+    plain, *steered = (
+        value(records["gender", method], "fairness_discrepancy_corrected") for method in METHODS
+    )
+    assert plain is not None
+    assert all(one is not None and one < plain - 0.1 for one in steered), (plain, steered)
 
 
 if __name__ == "__main__":

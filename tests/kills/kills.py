@@ -12,6 +12,7 @@ compares with what the undisturbed one left.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -25,6 +26,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import stand_ins
 
 QUICK = ("--num-images", "100", "--steps", "2", "--device", "cpu", "--quiet")
 RUN = ("run", "--method")
@@ -41,11 +45,27 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "evaluate": (("evaluate", "images", "--quiet"),),
     "leaderboard": (("leaderboard", "--output", "board.csv"),),
     "rescore": (("rescore", "results", "--quiet"),),
+    "check": (
+        (
+            *("check", "--baseline", "baseline.json", "--results", "results", "--update"),
+            *("--junit", "junit.xml", "--markdown", "summary.md", "--quiet"),
+        ),
+    ),
+    "judge": (
+        (
+            *("train-judge", "--dataset", "celeba", "--side", "32", "--device", "cpu", "--quiet"),
+            *("--steps", "12", "--batch", "8"),
+        ),
+    ),
+    "gate": (("check", "--baseline", "plan.json", "--markdown", "summary.md", "--quiet"),),
 }
 """What is killed -> its command lines; the last of each is the one that is compared."""
 
 SAME = ("key", "status", "scores", "groups", "sidecar")
 """Fields of a record that don't depend on when it was made."""
+
+PLANNED = (*RUN, "vanilla", "--dataset", "analytic", "--num-images", "100", "--device", "cpu")
+"""The run that the gate makes again."""
 
 
 def command(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
@@ -53,7 +73,11 @@ def command(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "fairbench", *words],
         cwd=folder,
-        env=os.environ | {"FAIRBENCH_CACHE": str(folder / "cache")},
+        env=os.environ
+        | {
+            "FAIRBENCH_CACHE": str(folder / "cache"),
+            "FAIRBENCH_DATA": str(folder / "photographs"),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -102,12 +126,16 @@ def check_whole(folder: Path) -> None:
 
 
 def left(folder: Path) -> dict[str, Any]:
-    """What a command leaves: records without what depends on the time, and tables."""
+    """What a command leaves: records without what depends on the time, networks, and tables."""
     found: dict[str, Any] = {}
     for path in sorted((folder / "results").rglob("*.json")):
         record = json.loads(path.read_text())
         found[path.name] = {name: record[name] for name in SAME}
-    for path in folder.glob("*.csv"):
+    for path in folder.glob("baseline.json"):
+        found[path.name] = json.loads(path.read_text())["runs"]
+    for path in (folder / "cache" / "judges").rglob("*.safetensors"):
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in [*folder.glob("*.csv"), *folder.glob("*.md"), *folder.glob("*.xml")]:
         found[path.name] = path.read_text()
     return found
 
@@ -124,7 +152,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def prepare(folder: Path) -> None:
-    """A folder with what the commands read: images, records, and features of the real images."""
+    """A folder with what the commands read: images, photographs, records, baselines, a cache."""
     import numpy as np
     from PIL import Image
 
@@ -133,7 +161,13 @@ def prepare(folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     for place, image in enumerate(load_split("evaluation").images[:100]):
         Image.fromarray(np.asarray(image)).save(folder / "images" / f"{place}.png")
+    stand_ins.make(folder / "photographs", "torchvision", 240)
+    finish(("data", "prepare", "celeba", "--json"), folder)
     finish((*RUN, "prompt_append", *QUICK), folder)
+    finish((*PLANNED, "--results", "planned", "--quiet"), folder)
+    for name, records in (("baseline", "results"), ("plan", "planned")):
+        words = ("--baseline", f"{name}.json", "--results", records, "--update", "--quiet")
+        finish(("check", *words), folder)
 
 
 def rounds(names: Sequence[str], times: int, seed: int) -> None:

@@ -162,6 +162,28 @@ class TestGroupQuality:
                 assert 1 <= expected.pop(name) < np.inf
             assert measured == pytest.approx(expected)
 
+    def test_draws_that_have_no_image_in_common_tell_the_error(self):
+        sizes = (150, 119, 700)
+        x = normal(sum(sizes), 4, 0)
+        mine = np.repeat(np.arange(3), sizes)
+        y, theirs = normal(2100, 4, 1), np.repeat(np.arange(3), 700)
+        found = group_quality(x, mine, y, theirs, 3, common_n=30, seed=0)
+        assert [cell.draws for cell in found.cells] == [5, 0, 20]
+        assert found.cells[1].frechet_error is None
+        assert found.cells[1].recall_error is None
+        many = [
+            group_quality(normal(700, 4, s), np.zeros(700, int), normal(700, 4, 900 + s),
+                          np.zeros(700, int), 1, common_n=30, seed=0).cells[0]
+            for s in range(40)
+        ]  # fmt: skip
+        for name, read in (
+            ("frechet", lambda c: c.frechet),
+            ("recall", lambda c: c.neighbours.recall),
+        ):
+            errors = [getattr(cell, f"{name}_error") for cell in many]
+            seen = np.std([read(cell) for cell in many], ddof=1)
+            assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(seen, rel=0.35)
+
     def test_distances_at_unequal_n_would_punish_the_small_cell(self):
         """Equal quality in both cells: the common n finds it, each cell's own n doesn't."""
         d, sizes = 32, (40, 2000)

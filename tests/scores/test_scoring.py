@@ -245,6 +245,32 @@ def test_the_three_references_tell_composition_from_quality():
     assert scores["frechet_enc_reweighted"].value < scores["frechet_enc_balanced"].value / 2
 
 
+def test_the_worst_group_by_draws_that_have_no_image_in_common():
+    cell = np.repeat(np.arange(4), 150)
+    a_sample = sample(cell // 2, cell % 2)
+    shifted = a_sample.measured.features["enc"].copy()
+    shifted[cell == 2, :2] += 3
+    measured = dataclasses.replace(a_sample.measured, features={"enc": shifted})
+    worse = dataclasses.replace(a_sample, measured=measured)
+    scores, _, _ = scored(worse, None, reference(each=150))
+    for name, expected_is_better in (
+        ("frechet_enc_worst_group", 1),
+        ("recall_enc_worst_group", -1),
+    ):
+        worst = scores[name]
+        assert ": m/a; " in worst.source
+        assert "no image in common, of the worst of 4 groups" in worst.interval
+        assert worst.low <= worst.value <= worst.high
+        expected = re.search(r"; (\S+) expected of the worst if all were equal", worst.source)
+        assert expected_is_better * (worst.value - float(expected[1])) > 0
+        assert scores[name.replace("worst_group", "group_gap")].low is None
+    # 119 images of a group are too few for four draws.
+    few, _, _ = scored(a_sample, None, reference(each=119))
+    for kind in ("frechet", "recall"):
+        assert few[f"{kind}_enc_worst_group"].low is None
+        assert "too few images for draws" in few[f"{kind}_enc_worst_group"].source
+
+
 def test_blurring_one_group_shows_in_its_quality_alone():
     cell = np.repeat(np.arange(4), 100)
     a_sample = sample(cell // 2, cell % 2)

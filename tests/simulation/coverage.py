@@ -28,14 +28,17 @@ from numpy.typing import NDArray
 
 from fairbench import metrics
 from fairbench.core.errors import ContractError
+from fairbench.core.measurements import Measurements
 from fairbench.core.score import Score
 from fairbench.core.task import Prompt, Task
 from fairbench.metrics.diversity import _copies_interval
 from fairbench.metrics.fairness import table_interval
-from fairbench.scores import intersections, neighbours
+from fairbench.scores import intersections, neighbours, parity
 from fairbench.scores.parts import plain
+from fairbench.scores.parts.auditing import audited_confusions
 from fairbench.scores.parts.crossings import Reading, Sample
 from fairbench.scores.parts.diversity import diversity_score
+from fairbench.scores.parts.evidence import GROUP_N
 from fairbench.scores.parts.shares import informations
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -380,6 +383,60 @@ def corrected(setting: Setting) -> Iterator[Situation]:
         yield Situation(where, truths, trial, " at" in where)
 
 
+@case
+def audited(setting: Setting) -> Iterator[Situation]:
+    """The ranked number where people labelled 300 of the very images that the judge misreads.
+
+    On real images the judge is right about nearly all; on these it takes the first group for the
+    second as often as not to, so that only the labels can tell.
+    """
+    for where, shares, target, how in places(setting, "independent", "corr"):
+        size = len(shares)
+        if shares.min() < 0.15:
+            continue  # too few labels of a group to be counted
+        confusion = np.full((size, size), (1 - setting.right) / (size - 1))
+        np.fill_diagonal(confusion, setting.right)
+        confusion[0] = np.eye(size)[0] * 0.6 + np.eye(size)[1] * 0.4
+        levels = {"x": tuple(map(str, range(size)))}
+        task = Task("x", levels, (Prompt("x"),), tuple(target.tolist()))
+        elsewhere = {"judge": {"x": np.diag([400] * size)}}
+
+        def trial(
+            rng: np.random.Generator,
+            shares: Array = shares,
+            target: Array = target,
+            how: str = how,
+            confusion: Array = confusion,
+            task: Task = task,
+            elsewhere: Mapping[str, Mapping[str, NDArray[np.int64]]] = elsewhere,
+        ) -> Mapping[str, Ends | None]:
+            size = len(shares)
+            labels, batches = draw(rng, shares, how, setting)
+            seen = read(labels, confusion, rng)
+            n = len(labels)
+            said = np.eye(size, dtype=np.float32)[seen]
+            measured = Measurements({}, {"judge": {"x": said}}, np.ones(n, dtype=bool))
+            sample = Sample(measured, np.zeros(n, np.int64), None, batches)
+            reading = Reading(sample, "judge", task.attributes, task)
+            given = np.full(n, -1, dtype=np.int64)
+            chosen = rng.permutation(n)[:300]
+            given[chosen] = labels[chosen]
+            tables, counted = audited_confusions([reading], {"x": given}, elsewhere)
+            if not counted:
+                return {"corrected, audited": None}
+            found = metrics.corrected_discrepancy(
+                np.bincount(seen, minlength=size),
+                tables["judge"]["x"],
+                target,
+                design_effect=effect_of(seen, batches, size),
+            )
+            low, high = ends(found)  # a judge that the labels find useless corrects nothing
+            return {"corrected, audited": (low, high) if np.isfinite(low) else None}
+
+        truth = {"corrected, audited": metrics.discrepancy_of_shares(shares, target)}
+        yield Situation(where, truth, trial, " at" in where)
+
+
 TABLES = {
     "even": np.full((2, 4), 1 / 8),
     "slightly off": np.full((2, 4), 1 / 8) + 0.01 * np.array([[1], [-1]]),
@@ -582,6 +639,50 @@ def near(setting: Setting) -> Iterator[Situation]:
         return {one.name.removesuffix("_x"): (*ends(one), one.value) for one in scores}
 
     yield from of_features(setting, of, n=300, d=4 if setting.n == 400 else 12, draws=200)
+
+
+@case
+def worst_quality(setting: Setting) -> Iterator[Situation]:
+    """The worst group's Fréchet distance and recall, at 30 images of each."""
+    d, images = (4, 300) if setting.n == 400 else (12, 150)
+    blank = Score("x", 0.0, None, None, GROUP_N, "lower")
+    for groups in (2, 4, 8):
+        for shift in (0.0, 1.0):
+            shifts = shift * np.arange(groups) / (groups - 1)
+            cells = np.repeat(np.arange(groups), images)
+
+            def truth(shift: float) -> tuple[float, float]:
+                rng, found = np.random.default_rng(3), []
+                for _ in range(600):
+                    x = features(rng, GROUP_N, d, shift, "independent", setting)
+                    y = rng.normal(size=(GROUP_N, d))
+                    near = metrics.precision_recall_density_coverage(x, y, k=5)
+                    found.append((metrics.frechet_distance(x, y), near.recall))
+                distance, recall = np.mean(found, axis=0)
+                return float(distance), float(recall)
+
+            def trial(
+                rng: np.random.Generator,
+                cells: NDArray[np.int64] = cells,
+                shifts: Array = shifts,
+                groups: int = groups,
+            ) -> Mapping[str, Ends]:
+                x = rng.normal(size=(len(cells), d))
+                x[:, 0] += shifts[cells]
+                y = rng.normal(size=(len(cells), d))
+                found = metrics.group_quality(
+                    x, cells, y, cells, groups, common_n=GROUP_N, minimum=GROUP_N, seed=0
+                )
+                names = [str(one) for one in range(groups)]
+                return {
+                    "frechet_worst_group": ends(parity._frechet(blank, found, "", names)),
+                    "recall_worst_group": ends(parity._recall(blank, found, "", names)),
+                }
+
+            distances, recalls = zip(*map(truth, shifts if shift else [0.0]), strict=True)
+            truths = {"frechet_worst_group": max(distances), "recall_worst_group": min(recalls)}
+            how = f"{images} images a group"
+            yield Situation(f"{groups} groups, up to {shift:g} apart, {how}", truths, trial)
 
 
 @case

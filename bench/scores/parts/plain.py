@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ __all__ = [
     "leaving_out_batches",
     "mean_score",
     "share_of_valid",
+    "share_of_worth",
     "share_score",
     "worst_score",
 ]
@@ -72,6 +72,46 @@ def share_score(
         n=total if n is None else n,
         better=better,
         interval=f"wilson{f', {WORTH_BATCHES}' if effects else ''}" if interval else "",
+        unit="share",
+        source=source,
+    )
+
+
+def share_of_worth(
+    name: str, value: float, half: float, n: int, source: str, interval: str
+) -> Score:
+    """A share of images whose errors may not be independent; higher is better.
+
+    One far-off image can reach many real ones, or none. So Wilson's interval is of as many images
+    as have the error that was found, with Student's quantile of the degrees that it rests on:
+    where a few rows carry the share, blocks understate it.
+
+    Simulated coverage at 95 %, 200 trials a cell, D = 4, 8 and 16, N = M = 300 and 640, equal and
+    up to 2.5 deviations from the reference: 94.5…98 % for recall and 95…98 % for coverage, of
+    independent images and of 12 to 20 coupled batches, by jackknife. Student's quantile of as
+    many degrees as there are blocks, less one, covers down to 87 %, Wilson's plain interval of
+    recall 45 %.
+
+    Args:
+        name: Of the score.
+        value: The share.
+        half: Half the width of its interval by the error that was found; 0 for independent
+            images.
+        n: Images.
+        source: What was compared.
+        interval: What the interval is called.
+    """
+    plain = value * (1 - value) / n
+    effect = max(1.0, (half / NORMAL) ** 2 / plain) if plain > 0 else 1.0
+    low, high = map(float, wilson_interval(value * n / effect, n / effect))
+    return Score(
+        name=name,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        better="higher",
+        interval=interval,
         unit="share",
         source=source,
     )
@@ -116,7 +156,7 @@ def copies_score(name: str, found: Memorisation, n: int, source: str) -> Score:
     )
 
 
-def worst_score(groups: Sequence[Score]) -> Score:
+def worst_score(groups: Sequence[Score], degrees: Sequence[float] | None = None) -> Score:
     """The worst of several groups, with an interval that knows that it was picked for that.
 
     The end towards better values is that of no single group but the best one that every group
@@ -128,6 +168,7 @@ def worst_score(groups: Sequence[Score]) -> Score:
 
     Args:
         groups: One score a group, none without an interval, all of one direction.
+        degrees: Degrees of freedom of each group's error, where its ends are Student's.
 
     Returns:
         The worst one, its interval and source saying what all groups say: also what the worst
@@ -140,11 +181,13 @@ def worst_score(groups: Sequence[Score]) -> Score:
     ends = np.array(
         [sorted((sign * (one.low or 0.0), sign * (one.high or 0.0))) for one in groups]
     )
-    tail = NormalDist().inv_cdf(1 - 0.025 / len(groups)) / NORMAL
-    good = float((values - tail * (values - ends[:, 0])).max())
+    each = degrees or [np.inf] * len(groups)
+    own = np.array([student(0.95, one) for one in each])
+    tails = np.array([student(1 - 0.05 / len(groups), one) for one in each]) / own
+    good = float((values - tails * (values - ends[:, 0])).max())
     bad = float(ends[:, 1].max())
     low, high = sorted((sign * good, sign * bad))
-    errors = (ends[:, 1] - ends[:, 0]) / (2 * NORMAL)
+    errors = (ends[:, 1] - ends[:, 0]) / (2 * own)
     noise = np.random.default_rng(_EQUAL_SEED).standard_normal((_EQUAL_DRAWS, len(groups)))
     weights = 1 / np.maximum(errors, 1e-12) ** 2
     equal = float((weights * values).sum() / weights.sum())
