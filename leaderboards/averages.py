@@ -350,4 +350,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def exact_mean(values: Iterable[float]) -> float:
     """Correctly rounded, unlike fmean: the mean of equal values is exactly that value."""
-    return float(statistics.mean(map(float, values)))
+    held = [float(value) for value in values]
+    if held.count(held[0]) == len(held) and math.isfinite(held[0]):  # most are, and it takes long
+        return held[0] + 0.0  # never a negative zero
+    return float(statistics.mean(held))

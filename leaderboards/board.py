@@ -8,7 +8,9 @@ from pathlib import Path
 
 from fairbench.core.record import Record
 from fairbench.leaderboards.aggregate import Row, rows_of
+from fairbench.leaderboards.helpers import uncollected
 from fairbench.leaderboards.index import Index
+from fairbench.storage.places import place_of
 
 __all__ = ["Board", "leaderboard", "open_board"]
 
@@ -38,7 +40,7 @@ def leaderboard(
     """The rows of all complete records in a folder, block by block, ranked ones first.
 
     Args:
-        results: Folder of records.
+        results: Folder of records, or an address that fsspec reaches.
         dataset: Keep this data set alone.
         task: Keep this task alone.
         warn: Told in one line about each record or score that is left out.
@@ -57,9 +59,12 @@ def open_board(
     warn: Callable[[str], None] = lambda line: None,
 ) -> Board:
     """The rows of a folder of records, with the records behind them; as `leaderboard`."""
-    folder = Path(results)
-    index = Index(folder, warn)
-    made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
+    place = place_of(results)
+    place.update()
+    folder = place.folder
+    with uncollected():
+        index = Index(folder, warn)
+        made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
     by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}
 
     def records(row: Row) -> list[Record]:

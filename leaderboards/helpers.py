@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["mapped"]
+__all__ = ["mapped", "uncollected"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +49,7 @@ def mapped(
         with warnings.catch_warnings():
             # Python can't know that no thread of ours holds a lock here.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool = multiprocessing.get_context("fork").Pool(count)
+            pool = multiprocessing.get_context("fork").Pool(count, initializer=gc.disable)
     finally:
         _work = None
     with pool:
@@ -55,6 +57,18 @@ def mapped(
             # In portions: results that nobody has asked for yet would pile up.
             portion = items[start : start + 64 * _AT_ONCE * count]
             yield from pool.imap(_called, portion, _AT_ONCE)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for cycles meanwhile: records and rows are many, and none holds one."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _called(item: Any) -> Any:

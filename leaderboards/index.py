@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import os
 import sqlite3
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,6 +37,7 @@ from fairbench.leaderboards.shelf import Group, Shelf
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.records import (
     RecordError,
+    read_hashes,
     read_per_image,
     read_record,
     record_paths,
@@ -42,9 +46,10 @@ from fairbench.storage.records import (
 
 __all__ = ["Index"]
 
-_VERSION = 2
-_SCORE = [one.name for one in fields(Score)]
+_VERSION = 3
+_SCORE = attrgetter(*(one.name for one in fields(Score)))
 _HEAVY = ("scores", "groups", "facts", "manifest")
+_LIGHT = [one.name for one in fields(Record) if one.name not in _HEAVY]
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
     path TEXT PRIMARY KEY, stamp TEXT, light TEXT, heavy BLOB, confusions TEXT, hashes BLOB,
@@ -85,13 +90,9 @@ class Index:
     def whole(self, record: Record) -> Record:
         """A record with everything but its manifest."""
         (packed,) = self._one("heavy", record)
-        heavy = json.loads(zlib.decompress(packed))
-        return replace(
-            record,
-            scores=tuple(Score(*values) for values in heavy["scores"]),
-            groups=heavy["groups"],
-            facts=heavy["facts"],
-        )
+        scores, groups, facts = marshal.loads(zlib.decompress(packed))
+        made = tuple(Score(*values) for values in scores)
+        return replace(record, scores=made, groups=groups, facts=facts)
 
     def _refresh(self) -> None:
         """Read the files that are new or changed, forget those that are gone."""
@@ -183,19 +184,19 @@ class Index:
             return zlib.compress(json.dumps([found, lines]).encode(), 1)
 
         self._base.commit()  # so that helpers see everything
-        for place, packed in zip(
-            missing, mapped(worked_out, missing, alone=not self._file), strict=True
-        ):
-            entry = keys[place], _code(), packed
-            self._base.execute("REPLACE INTO rows VALUES (?, ?, ?)", entry)
-        self._base.commit()
+        fresh = iter(mapped(worked_out, missing, alone=not self._file))
         for key in keys:
-            query = "SELECT found FROM rows WHERE key = ?"
-            (packed,) = self._base.execute(query, (key,)).fetchone()
+            if key in had:
+                query = "SELECT found FROM rows WHERE key = ?"
+                (packed,) = self._base.execute(query, (key,)).fetchone()
+            else:
+                packed = next(fresh)
+                self._base.execute("REPLACE INTO rows VALUES (?, ?, ?)", (key, _code(), packed))
             found, lines = json.loads(zlib.decompress(packed))
             for line in lines:
                 self._tell(line)
             yield found
+        self._base.commit()
 
     def _key(self, start: str, group: Group) -> str:
         names = [[self._places[_place(run)] for run in runs] for runs in group.rows]
@@ -236,17 +237,13 @@ def _entry(path: Path) -> tuple[Any, ...]:
         record = read_record(path)
     except RecordError as error:
         return None, None, None, None, _text(str(error))
-    values = {name: getattr(record, name) for name in record.__dataclass_fields__}
-    light = {name: json.dumps(value) for name, value in values.items() if name not in _HEAVY}
-    heavy = {
-        "scores": [[getattr(score, name) for name in _SCORE] for score in record.scores],
-        "groups": record.groups,
-        "facts": record.facts,
-    }
+    light = {name: json.dumps(getattr(record, name)) for name in _LIGHT}
+    scores = [_SCORE(score) for score in record.scores]
+    heavy: Any = scores, record.groups, record.facts
     hashes, problem = _hashes_of(path, record)
     return (
         json.dumps(light),
-        zlib.compress(json.dumps(heavy).encode(), 1),
+        zlib.compress(marshal.dumps(heavy), 1),
         json.dumps(confusions_in(record)),
         hashes,
         problem,
@@ -254,13 +251,10 @@ def _entry(path: Path) -> tuple[Any, ...]:
 
 
 def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:
-    hexes: Sequence[str] = [row[2] for row in record.manifest]
-    if not hexes and record.sidecar is not None:
-        try:
-            beside = read_per_image(path, record)
-        except RecordError as error:
-            return None, _text(str(error))
-        hexes = () if beside is None else beside.sha256
+    try:
+        hexes = read_hashes(path, record)
+    except RecordError as error:
+        return None, _text(str(error))
     if not hexes:
         return None, None
     try:
@@ -308,8 +302,8 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
 
 @cache
 def _code() -> str:
-    """Hash of the code that records are read and rows are worked out by."""
-    digest = hashlib.sha256(str(_VERSION).encode())
+    """Hash of the code that reads records and works out rows, and of the Python that marshals."""
+    digest = hashlib.sha256(f"{_VERSION} {sys.version}".encode())
     rooms = (__file__, *(str(room.__file__) for room in (core, metrics, scores, storage)))
     for room in rooms:
         for file in sorted(Path(room).parent.glob("*.py")):

@@ -51,7 +51,12 @@ def records_in(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(path.rglob("*.json"))
+            # What a sweep keeps beside the records lies in a hidden folder, and is none.
+            inside = [
+                one
+                for one in sorted(path.rglob("*.json"))
+                if not any(part.startswith(".") for part in one.relative_to(path).parts)
+            ]
             if not inside:
                 raise InputError(f"{path}: expected records, seen no .json file in this folder")
             found += inside
@@ -137,6 +142,8 @@ def _of_groups(record: Record) -> Iterator[Finding]:
             yield Finding(
                 "error", "groups", f"{name}: a group has more images than the {n} in all"
             )
+        elif sum(counts) != n:
+            yield Finding("error", "groups", f"{name}: {sum(counts)} images in groups, {n} in all")
         targets = [row.get("target") for row in rows]
         wanted = [float(target) for target in targets if target is not None]
         if len(wanted) == len(rows) and abs(sum(wanted) - 1) > 1e-6:

@@ -93,7 +93,8 @@ class DistributionGuidance(BottleneckGuided):
         deviations=(
             "Heads learn from trajectories of the sampler in use, labelled by a classifier "
             "trained on the reference set, and are calibrated on held-out ones; the paper "
-            "inverts labelled images (features=inversion).",
+            "inverts labelled images (features=inversion). Heads see at most 256 main components "
+            "of h, and their L2 penalty is cross-validated; the paper's see h itself.",
             "A step is ten Newton steps long, at most 0.8 times as long as h, and its direction "
             "is softened by 8 while the shares have temperature 1; the paper softens both by 8 "
             "and tunes a scale by hand (preset as_released). Lengths were chosen with the "

@@ -111,11 +111,15 @@ class FairGen(MethodBase):
         role="method",
         trains=True,
         deviations=(
-            "By default trained on a list of neutral prompts, with adapters in the conditional "
-            "branch of guidance and one indicator draw an image; the release uses the empty "
-            "prompt, both branches and one draw a prompt (preset as_released).",
+            "Adapters learn from the data set's neutral prompts, the very ones that its tasks "
+            "evaluate, act in the conditional branch of guidance, and an image has an indicator "
+            "draw of its own; the release learns from the empty prompt (preset empty_prompt), "
+            "adapts both branches (both_branches), draws once for all images of a prompt "
+            "(draw_a_prompt), and tells networks a timestep 33 to 42 too noisy "
+            "(shifted_timesteps). Preset as_released does all four.",
             "150 steps of 64 images at learning rate 1e-2 with cosine decay; the release takes "
-            "3,000 steps of one image at 1e-4 with warm-up and restarts.",
+            "3,000 steps of one image at 1e-4 with warm-up and restarts. AdamW decays no weights; "
+            "the release's decays them by its library's default.",
             "Trajectories have the sampler's own steps, are kept for 25 optimiser steps, and all "
             "timesteps on them are used; the release rolls out 30 steps anew for every step.",
             "Several attributes are summed, or by --param joint=true one adapter a group is "
@@ -132,9 +136,13 @@ class FairGen(MethodBase):
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
-            # The released code at d56b921: empty group prompt, both branches, one category for
-            # all images of a prompt, and networks told a timestep 33 to 42 too noisy. Its 3,000
-            # single-image steps are not repeated: the budget is the same as the default's.
+            # The released code at d56b921 differs from the default in four ways, one by one and
+            # together. Its 3,000 single-image steps are not repeated: the budget is the same as
+            # the default's.
+            "empty_prompt": MappingProxyType({"neutral": "empty"}),
+            "both_branches": MappingProxyType({"cfg_branch": "both"}),
+            "draw_a_prompt": MappingProxyType({"indicator": "per_prompt"}),
+            "shifted_timesteps": MappingProxyType({"timestep_shift": 38}),
             "as_released": MappingProxyType(
                 {
                     "neutral": "empty",

@@ -105,3 +105,24 @@ def own_cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("FAIRBENCH_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """Address of a bucket that a server of this process serves."""
+    pytest.importorskip("s3fs", reason="pip install s3fs")
+    server_of = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
+    server = server_of.ThreadedMotoServer(port=0)
+    with pytest.MonkeyPatch.context() as patch:
+        server.start()
+        host, port = server.get_host_and_port()
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import s3fs
+
+        files = s3fs.S3FileSystem(endpoint_url=f"http://{host}:{port}")
+        files.mkdir("bucket")
+        yield "s3://bucket"
+        server.stop()

@@ -28,7 +28,7 @@ STEPS = (
     ("methods",),
     ("scores",),
     ("runs",),
-    ("leaderboards", "gate"),
+    ("leaderboards", "gate", "sweep"),
     ("app",),
 )
 HEIGHT = {room: step for step, rooms in enumerate(STEPS) for room in rooms}

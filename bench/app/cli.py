@@ -30,6 +30,7 @@ from fairbench.app.commands.leaderboard import leaderboard, leaderboard_validate
 from fairbench.app.commands.list import list_
 from fairbench.app.commands.rescore import rescore
 from fairbench.app.commands.run import run
+from fairbench.app.commands.sweep import sweep
 from fairbench.app.commands.train_backbone import train_backbone
 from fairbench.app.terminal import INTERRUPTED, PIPE_CLOSED, leave, nothing_to_print_to
 from fairbench.core.text import shown
@@ -70,6 +71,7 @@ def whole(
 
 app.command()(run)
 app.command()(evaluate)
+app.command()(sweep)
 board = typer.Typer(rich_markup_mode=None)
 board.callback(invoke_without_command=True)(leaderboard)
 board.command("validate")(leaderboard_validate)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fairbench.core.errors import FairbenchError
 from fairbench.core.progress import Reporter
-from fairbench.core.record import Record
 from fairbench.core.text import shown
 from fairbench.runs.baselines import shipped_records
 from fairbench.runs.config import RunConfig
+from fairbench.runs.durations import alike, duration
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "forecast", "spoken"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Forecast:
         if self.hours is None or self.memory_mib is None:
             yield "time", self.rests_on
         else:
-            yield "time", f"about {_duration(self.hours)}, by {self.rests_on}"
+            yield "time", f"about {spoken(self.hours)}, by {self.rests_on}"
             yield "memory", f"about {self.memory_mib:,.0f} MiB"
         for reason in self.missing:
             yield "missing", reason
@@ -107,17 +106,13 @@ def forecast(config: RunConfig, report: Reporter) -> Forecast:
 
     plan, keys, path = plan_keys_of(config, report)
     own = list(read_records(config.results, report.warn)) if config.results.is_dir() else []
-    alike = _alike(config, plan.backbone.name, plan.sampling.steps, own)
-    whose = "own"
-    if not alike:
-        alike = _alike(config, plan.backbone.name, plan.sampling.steps, shipped_records())
-        whose = "shipped"
-    hours = memory = None
+    kind = (config.method, plan.backbone.name, plan.sampling.steps)
+    took, whose = duration(alike(*kind, own)), "own"
+    if took is None:
+        took, whose = duration(alike(*kind, shipped_records())), "shipped"
     rests_on = f"unknown: no record of {config.method} on {plan.backbone.name} in {config.results}"
-    if alike:
-        hours = _hours(alike, config.num_images)
-        memory = max(record.peak_memory_mib for record in alike)
-        count = f"{len(alike)} record{'s' if len(alike) > 1 else ''}"
+    if took is not None:
+        count = f"{took.records} record{'s' if took.records > 1 else ''}"
         machine = " of this folder" if whose == "own" else ", made on another machine,"
         rests_on = f"{count}{machine} of this method, backbone and steps"
     try:
@@ -137,41 +132,15 @@ def forecast(config: RunConfig, report: Reporter) -> Forecast:
         keys.run,
         str(path),
         found,
-        hours,
-        memory,
+        None if took is None else took.hours(config.num_images),
+        None if took is None else took.memory_mib,
         rests_on,
         missing,
     )
 
 
-def _alike(
-    config: RunConfig, backbone: str, steps: int, records: Iterable[Record]
-) -> list[Record]:
-    """Complete records of the same method, backbone and steps."""
-    return [
-        record
-        for record in records
-        if record.status == "complete"
-        and record.method == config.method
-        and record.config.get("backbone") == backbone
-        and record.config.get("sampling", {}).get("steps") == steps
-        and "generate" in record.seconds
-        and record.config.get("num_images")
-    ]
-
-
-def _hours(alike: list[Record], images: int) -> float:
-    """Median of what they took to prepare, and of what they took for each image."""
-    prepare = float(statistics.median(record.seconds.get("prepare", 0.0) for record in alike))
-    each: float = statistics.median(
-        (record.seconds["generate"] + record.seconds.get("measure", 0.0))
-        / record.config["num_images"]
-        for record in alike
-    )
-    return (prepare + each * images) / 3600
-
-
-def _duration(hours: float) -> str:
+def spoken(hours: float) -> str:
+    """Hours as a reader says them."""
     if hours < 1 / 60:
         return f"{max(1, round(hours * 3600))} seconds"
     if hours < 1:

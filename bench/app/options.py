@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ __all__ = [
     "Json",
     "Judges",
     "Measuring",
+    "Place",
     "Quiet",
     "Results",
     "Root",
     "Speech",
     "path",
+    "place",
     "spread",
 ]
 
@@ -35,7 +38,19 @@ def path(text: str | Path) -> Path:
     """A path as the user typed it; nothing isn't one, though Python reads it as this folder."""
     if not str(text).strip():
         raise typer.BadParameter("expected a path, seen nothing")
+    if ADDRESS.match(str(text)):
+        raise typer.BadParameter(
+            f"expected a path, seen an address {text}; run, evaluate, sweep and leaderboard take "
+            "one for --results"
+        )
     return Path(text)
+
+
+def place(text: str) -> str:
+    """A path or an address as the user typed it."""
+    if not text.strip():
+        raise typer.BadParameter("expected a folder or an address, seen nothing")
+    return text
 
 
 def _datasets() -> list[str]:
@@ -44,12 +59,23 @@ def _datasets() -> list[str]:
     return sorted({*DATASETS.files(), *DATASETS.foreign()} - {"base"})
 
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+]+://")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show neither progress nor notes nor tables.")
 ]
 Results = Annotated[Path, typer.Option("--results", parser=path, help="Folder of records.")]
+Place = Annotated[
+    str,
+    typer.Option(
+        "--results",
+        parser=place,
+        metavar="PATH",
+        help="Folder of records, or an address such as s3://bucket/results.",
+    ),
+]
 Judges = Annotated[
     list[str] | None,
     typer.Option(
@@ -122,13 +148,16 @@ class Measuring:
         int | None, typer.Option(help="Rows that a network sees at once.")
     ] = None
     batch_size: Annotated[str | None, typer.Option("--batch-size", hidden=True)] = None
-    results: Results = Path("results")
+    results: Place = "results"
     force: Annotated[bool, typer.Option("--force", help="Compute although a record exists.")] = (
         False
     )
 
-    def arguments(self) -> Mapping[str, Any]:
+    def arguments(self, results: Path) -> Mapping[str, Any]:
         """The options as `RunConfig` and `fairbench.runs.external.evaluate` call them.
+
+        Args:
+            results: The folder that records are read from and written to.
 
         Raises:
             InputError: If one of them has another name today.
@@ -150,7 +179,7 @@ class Measuring:
             "allow_download": self.allow_download,
             "device": self.device,
             "network_batch": self.network_batch,
-            "results": self.results,
+            "results": results,
             "force": self.force,
         }
 

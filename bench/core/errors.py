@@ -8,7 +8,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["AssetError", "ContractError", "FairbenchError", "InputError", "unknown_name"]
+__all__ = [
+    "AssetError",
+    "ContractError",
+    "FairbenchError",
+    "InputError",
+    "UnfitError",
+    "unknown_name",
+]
 
 
 class FairbenchError(Exception):
@@ -17,6 +24,10 @@ class FairbenchError(Exception):
 
 class InputError(FairbenchError):
     """A name, number, file or folder that the user gave can't be used."""
+
+
+class UnfitError(InputError):
+    """Method, backbone, task or data set are each right, and can't be combined."""
 
 
 class AssetError(FairbenchError):

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fairbench.core.errors import ContractError, InputError, unknown_name
+from fairbench.core.errors import ContractError, InputError, UnfitError, unknown_name
 from fairbench.core.progress import Reporter
 from fairbench.core.registry import Registry
 from fairbench.core.specs import BackboneSpec, DatasetCard, InstrumentNames, TaskSpec
@@ -300,7 +300,7 @@ class Dataset(ABC):
         """
         spec = self.task_spec(name)
         if spec.per_prompt and not conditional:
-            raise InputError(
+            raise UnfitError(
                 f"task {spec.name!r} asks prompts and the backbone takes none; choose one of "
                 f"{', '.join(self.pooled_tasks())}"
             )

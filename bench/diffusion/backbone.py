@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fairbench.core.errors import ContractError, InputError
+from fairbench.core.errors import ContractError, InputError, UnfitError
 from fairbench.core.method import MethodCard, Need, SamplingConfig
 from fairbench.diffusion.schedule import Prediction, Schedule, columns
 
@@ -274,7 +274,7 @@ def lacking(
     }
     able = [set(families.get(need, ())) for need in sorted(card.needs)]
     fitting = ", ".join(sorted(set.intersection(*able))) if able else ""
-    return InputError(
+    return UnfitError(
         f"{card.name} needs {' and '.join(words[need] for need in needs)}, which {name} hasn't; "
         "choose another --backbone" + (f", of one of the families {fitting}" if fitting else "")
     )

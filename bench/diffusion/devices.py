@@ -6,12 +6,14 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairbench.core.errors import InputError
+from fairbench.storage.files import alone
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "begin_run",
     "is_main_process",
+    "made_once",
     "meet",
     "peak_memory_mib",
     "process_count",
@@ -68,6 +71,14 @@ def training_alone() -> Iterator[None]:
 def training_processes() -> int:
     """Processes that a step of a training is split over, each drawing rows of its own."""
     return 1 if _ALONE.get() else process_count()
+
+
+def made_once(path: Path) -> AbstractContextManager[None]:
+    """A block in which no other run of the same disk makes the same file; see `alone`.
+
+    Nothing for processes that share a training: none of them may wait for another there.
+    """
+    return alone(path) if training_processes() == 1 else nullcontext()
 
 
 def resolve_device(name: str) -> torch.device:

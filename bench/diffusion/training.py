@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.progress import Progress
 from fairbench.diffusion.devices import (
+    made_once,
     meet,
     process_index,
     resolve_autocast,
@@ -434,11 +435,21 @@ def train_or_load(
     }
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
     finished = preparation.cache / "networks" / f"{name}-{digest}.safetensors"
-    found = _load_finished(module, finished)
-    if found is not None:
-        return found
+    with made_once(finished):
+        found = _load_finished(module, finished)
+        if found is not None:
+            return found
+        return _trained_anew(
+            _Training(module, plan, loss_of, validate, preparation.seed, what, device),
+            finished,
+            preparation.progress,
+        )
+
+
+def _trained_anew(training: _Training, finished: Path, progress: Progress) -> dict[str, Any]:
+    """Train, from where an interrupted training stopped; facts for the record."""
+    module, plan, what = training.module, training.plan, training.what
     unfinished = finished.with_suffix(".partial.pt")
-    training = _Training(module, plan, loss_of, validate, preparation.seed, what, device)
     training.load(unfinished)
     _train_mode(module)
     before, started = training.seconds, time.monotonic()
@@ -453,9 +464,9 @@ def train_or_load(
             training.save(unfinished)
 
     while training.step < plan.steps:
-        preparation.progress(what, training.step, plan.steps)
+        progress(what, training.step, plan.steps)
         training.take_step(checkpoint)
-    preparation.progress(what, plan.steps, plan.steps)
+    progress(what, plan.steps, plan.steps)
     training.seconds = before + time.monotonic() - started
     training.finish()
     if not all(bool(torch.isfinite(value).all()) for value in _trained(module).values()):
@@ -467,7 +478,7 @@ def train_or_load(
         save_tensors(finished, _trained(module), facts)
         unfinished.unlink(missing_ok=True)
     if training.processes > 1:
-        meet(device)
+        meet(training.device)
     return facts
 
 

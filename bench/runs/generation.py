@@ -50,6 +50,7 @@ __all__ = [
     "check_disk",
     "find_generated",
     "generate",
+    "train",
     "training_data",
 ]
 
@@ -178,6 +179,17 @@ def generate(plan: Plan, key: str, cache: Path, report: Reporter) -> Generated:
     save_arrays(folder / WHOLE, arrays)
     meet(plan.device)
     return _unpacked(arrays, folder)
+
+
+def train(plan: Plan, cache: Path, report: Reporter) -> None:
+    """Train what a run's method trains, or find it; the cache keeps it.
+
+    Args:
+        plan: The run.
+        cache: Cache folder.
+        report: Told about progress.
+    """
+    _prepared_by_all(plan, _backbone(plan, report), cache, report)
 
 
 class _Steps:

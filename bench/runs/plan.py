@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fairbench.core.errors import AssetError, InputError
+from fairbench.core.errors import AssetError, InputError, UnfitError
 from fairbench.core.keys import run_key
 from fairbench.core.method import Method, MethodCard, Request, SamplingConfig
 from fairbench.core.progress import Reporter
@@ -218,14 +218,22 @@ def _check_prompts(card: MethodCard, backbone: BackboneSpec, dataset: Dataset) -
         return
     fitting = [spec.name for spec in dataset.backbones if spec.conditional == needed]
     kind = "a text-to-image backbone" if needed else "a backbone without prompts"
-    raise InputError(
+    raise UnfitError(
         f"{card.name} needs {kind}; {backbone.name} is none; choose --backbone "
         f"{' or '.join(fitting)}"
     )
 
 
-def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
-    """Everything that the images depend on, and nothing else."""
+def generation_config(
+    plan: Plan, backbone_sha256: str, autocast: torch.dtype | None = None
+) -> dict[str, Any]:
+    """Everything that the images depend on, and nothing else.
+
+    Args:
+        plan: The run.
+        backbone_sha256: Hash of its backbone's weights.
+        autocast: What ``precision=auto`` means; None: what it means on the plan's device.
+    """
     card = plan.method.configured_card()
     config: dict[str, Any] = {
         "method": card.name,
@@ -242,7 +250,7 @@ def generation_config(plan: Plan, backbone_sha256: str) -> dict[str, Any]:
     if asked == "auto":  # what it means depends on the machine
         from fairbench.diffusion.devices import resolve_autocast
 
-        autocast = resolve_autocast(asked, plan.device)
+        autocast = autocast or resolve_autocast(asked, plan.device)
         config["autocast"] = str(autocast).removeprefix("torch.")
     processes = process_count() if plan.config.data_parallel else 1
     if card.trains and processes > 1:  # each draws rows of its own
@@ -307,24 +315,32 @@ class Keys:
     config: Mapping[str, Any]
 
 
-def plan_keys(plan: Plan, instruments: Instruments) -> Keys:
+def plan_keys(
+    plan: Plan,
+    instruments: Instruments,
+    *,
+    backbone_sha256: str | None = None,
+    autocast: torch.dtype | None = None,
+) -> Keys:
     """The keys of a planned run.
 
     Args:
         plan: The run.
         instruments: What its images will be measured with.
+        backbone_sha256: Hash of its backbone's weights where the caller knows it already.
+        autocast: As for `generation_config`.
     Raises:
         AssetError: If the backbone's weights aren't those that it was shipped with.
     """
     from fairbench.backbones.base import weights_sha256
 
-    sha256 = weights_sha256(plan.backbone.folder)
+    sha256 = backbone_sha256 or weights_sha256(plan.backbone.folder)
     if plan.backbone.expected_sha256() not in (None, sha256):
         raise AssetError(
             f"{plan.backbone.folder}: weights have sha256 {sha256[:8]}…, expected "
             f"{str(plan.backbone.expected_sha256())[:8]}…; reinstall fairbench-diffusion"
         )
-    images_config = generation_config(plan, sha256)
+    images_config = generation_config(plan, sha256, autocast)
     config = images_config | measuring_config(plan.question, instruments)
     if plan.config.controls:
         config["control"] = sorted(set(plan.config.controls))

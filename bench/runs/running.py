@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from fairbench.datasets.base import ImageSource
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import share_readings
-from fairbench.runs.generation import check_disk, generate
+from fairbench.runs.generation import check_disk, generate, train
 from fairbench.runs.judging import Judging, choose_judges
 from fairbench.runs.pictures import sample_grid
 from fairbench.runs.plan import (
@@ -40,6 +40,7 @@ from fairbench.storage.files import sweep
 from fairbench.storage.pruning import clean
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
+    RecordError,
     find_record,
     read_manifest,
     read_record,
@@ -48,7 +49,16 @@ from fairbench.storage.records import (
     write_record,
 )
 
-__all__ = ["Outcome", "baseline_of", "plan_keys_of", "run", "same_instruments", "take_part"]
+__all__ = [
+    "Outcome",
+    "baseline_of",
+    "instruments_of",
+    "plan_keys_of",
+    "prepare",
+    "run",
+    "same_instruments",
+    "take_part",
+]
 
 GRID_COLUMNS = 16
 
@@ -83,10 +93,18 @@ def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
     return outcome
 
 
-def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | None:
+def take_part(
+    config: RunConfig, reporter: Reporter | None = None, *, tidy: bool = True
+) -> Outcome | None:
     """As :func:`run`, on one of several processes that share a run.
 
     All of them make images and look at them; the first scores them and writes the record.
+
+    Args:
+        config: What to do.
+        reporter: Told what happens; silent by default.
+        tidy: Whether what killed programs left in the cache and among the records is looked for
+            first, which takes as long as both are large.
 
     Returns:
         The outcome; None on any process but the first.
@@ -107,7 +125,7 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
         report.note(note)
     from fairbench.diffusion.devices import begin_run, is_main_process
 
-    if is_main_process():
+    if tidy and is_main_process():
         clean(cache_folder())
         sweep(config.results)
     begin_run(plan.device)
@@ -134,6 +152,32 @@ def take_part(config: RunConfig, reporter: Reporter | None = None) -> Outcome | 
     return Outcome(read_record(path), path, False)
 
 
+def prepare(
+    config: RunConfig, until: Literal["train", "images"], report: Reporter | None = None
+) -> None:
+    """Do the first part of a run, which is then found in the cache by all runs that share it.
+
+    Args:
+        config: The run.
+        until: ``"train"``: what its method trains; ``"images"``: its images too.
+        report: Told what happens; silent by default.
+
+    Raises:
+        FairbenchError: As :func:`run`.
+    """
+    told = report or Reporter()
+    plan = plan_run(config, told)
+    from fairbench.diffusion.devices import begin_run
+
+    begin_run(plan.device)
+    if until == "train":
+        train(plan, cache_folder(), told)
+        return
+    key = plan_keys(plan, instruments_of(plan, told)).generation
+    check_disk(plan, key, cache_folder())
+    generate(plan, key, cache_folder(), told)
+
+
 def plan_keys_of(config: RunConfig, report: Reporter) -> tuple[Plan, Keys, Path]:
     """What a run would be found by, without doing it: its plan, keys and the record's place.
 
@@ -152,6 +196,15 @@ def plan_keys_of(config: RunConfig, report: Reporter) -> tuple[Plan, Keys, Path]
 def _place(plan: Plan, keys: Keys) -> Path:
     name = plan.method.configured_card().name
     return record_path(plan.config.results, plan.dataset.name, name, keys.run)
+
+
+def instruments_of(plan: Plan, report: Reporter) -> Instruments:
+    """What the images of a planned run are measured with, loaded.
+
+    Raises:
+        FairbenchError: If no judge can answer its task, or weights are missing.
+    """
+    return _instruments(plan, report)[1]
 
 
 def _instruments(plan: Plan, report: Reporter) -> tuple[Judging, Instruments]:
@@ -297,7 +350,7 @@ def _compare_manifests(
     results: Path, blank: Record, manifest: tuple[tuple[int, int, str], ...], report: Reporter
 ) -> None:
     """Say so if an earlier record has other images for the same generation key."""
-    for earlier in _records(results, report.warn):
+    for earlier in _of_same_images(results, blank, report.warn):
         if earlier.generation_key != blank.generation_key or earlier.status != "complete":
             continue
         try:
@@ -314,6 +367,19 @@ def _compare_manifests(
                 "other package versions round differently"
             )
             return
+
+
+def _of_same_images(results: Path, blank: Record, warn: Callable[[str], None]) -> Iterator[Record]:
+    """Records that may be of the same images; only files that name their key are parsed."""
+    named = str(blank.generation_key).encode()
+    for path in sorted(results.glob(f"*/{blank.method}/*.json")):
+        try:
+            if path.is_file() and named in path.read_bytes():
+                yield read_record(path)
+        except RecordError as error:
+            warn(str(error))
+        except OSError:  # gone meanwhile, or no file
+            continue
 
 
 def _records(results: Path, warn: Callable[[str], None]) -> list[Record]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fairbench.core.errors import InputError, unknown_name
+from fairbench.core.errors import InputError, UnfitError, unknown_name
 from fairbench.core.method import MethodCard
 from fairbench.datasets.base import Composition, Dataset, ImageSource
 from fairbench.datasets.parts.profiles import Profile, parse_profile
@@ -55,7 +55,7 @@ def training_source(dataset: Dataset, card: MethodCard, bias: str = DEFAULT) -> 
     composition: Composition = "balanced" if card.training_set == "balanced" else "biased"
     source = dataset.training_set(composition)
     if source is None:
-        raise InputError(
+        raise UnfitError(
             f"{card.name} trains on {composition} images, and data set {dataset.name} has no "
             "training set; choose a method that learns from less, or another --dataset"
         )
@@ -72,7 +72,7 @@ def reference_source(dataset: Dataset, card: MethodCard) -> ImageSource:
     """
     split = dataset.split("method_reference")
     if split is None:
-        raise InputError(
+        raise UnfitError(
             f"{card.name} learns from a reference set, and data set {dataset.name} has none; "
             "choose a method that learns from less, or another --dataset"
         )

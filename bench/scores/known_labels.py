@@ -106,12 +106,19 @@ def _filled(
 ) -> Iterator[Measurements]:
     """What is known, with the rest filled in, in two different ways."""
     n = len(known.valid)
-    for other, doubt in enumerate((0.1, 0.3)):
+    drawn = np.random.default_rng(0)
+    sizes = {len(levels) for levels in attributes.values()}
+    # All the first level, then any: in no level would the two agree, not even at none.
+    fillings = (
+        {size: np.zeros(n, np.int64) for size in sizes},
+        {size: drawn.integers(0, size, n) for size in sorted(sizes)},
+    )
+    for filling, doubt in zip(fillings, (0.1, 0.3), strict=True):
         probabilities = {}
         for judge in judges:
             read = known.labels.get(judge, {})
             probabilities[judge] = {
-                name: _soft(read.get(name, np.full(n, other)), len(levels), doubt)
+                name: _soft(read.get(name, filling[len(levels)]), len(levels), doubt)
                 for name, levels in attributes.items()
             }
         yield Measurements({}, probabilities, known.valid, validity_checked=known.validity_checked)

@@ -20,7 +20,7 @@ from fairbench.core.errors import InputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["atomic_write", "check_file", "check_writable", "sweep", "working_folder"]
+__all__ = ["alone", "atomic_write", "check_file", "check_writable", "sweep", "working_folder"]
 
 PART = ".part"
 WORK = ".work-"
@@ -36,6 +36,9 @@ FRESH = 60.0
 """Seconds in which a working folder may not be marked as held yet."""
 
 TRIES = 5
+
+WAIT = 0.5
+"""Seconds between looks whether another process left."""
 
 
 @contextmanager
@@ -118,6 +121,48 @@ def _remove_if_left(path: Path) -> bool:
     with contextlib.suppress(OSError):
         return path.is_file() and _removed(path)
     return False
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let no other process of the same disk enter its block for the same file meanwhile.
+
+    What takes long is then made once: the others wait, and find it. Where locks don't work all
+    make it, which does no harm. A killed process holds no lock.
+
+    Args:
+        path: What is made; it needn't be there.
+    """
+    # Called as a part of it, so that housekeeping removes one that a killed process left.
+    lock = path.with_name(f".{path.name}.{'0' * 8}{PART}")
+    file = _entered(lock)
+    try:
+        yield
+    finally:
+        if file is not None:
+            lock.unlink(missing_ok=True)
+            file.close()
+
+
+def _entered(lock: Path) -> IO[bytes] | None:
+    """The file, locked as soon as that is possible; None where nothing can be locked."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = lock.open("ab")
+        except FileNotFoundError:  # the folder was empty, and was removed
+            continue
+        held = _locked(file)
+        if held is None:
+            file.close()
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            # Whoever left before removed the file that was waited for: it locks nobody out.
+            if held and os.fstat(file.fileno()).st_ino == lock.stat().st_ino:
+                return file
+        file.close()
+        if not held:
+            time.sleep(WAIT)
 
 
 @contextmanager

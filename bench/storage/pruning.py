@@ -22,6 +22,7 @@ MADE_BY = {
     "judges": "train-judge and calibrate",
     "data": "data prepare",
     "boards": "leaderboard, which reads all records again",
+    "mirrors": "whatever reads records of an address, such as s3://",
 }
 """Kind, which is a folder of the cache -> what makes it again."""
 

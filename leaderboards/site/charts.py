@@ -52,6 +52,8 @@ def figure(
     height: float,
     header: Sequence[str],
     table: Sequence[Sequence[str]],
+    *,
+    opened: bool = False,
 ) -> Markup:
     """A drawing with its title, description and numbers.
 
@@ -62,6 +64,7 @@ def figure(
         height: Of the box.
         header: Of the table of numbers.
         table: Its rows.
+        opened: Whether the table is shown at once: where only it says what is what.
     """
     unique = hashlib.sha256(f"{title}{drawing}".encode()).hexdigest()[:10]
     svg = tag(
@@ -87,6 +90,7 @@ def figure(
             role="region",
             aria_label=f"Numbers: {shown(title)}",
         ),
+        open="" if opened else None,
     )
     caption = tag("figcaption", tag("strong", shown(title)), " ", shown(description))
     drawn = tag(
@@ -258,6 +262,7 @@ def plane(found: Plane, title: str, scale: float) -> Markup:
             "probability",
         ),
         _numbers(found, shown, scale),
+        opened=True,
     )
 
 

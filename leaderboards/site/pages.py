@@ -125,7 +125,13 @@ class _Site:
             "backbone": ("Backbone", sorted({str(one["backbone"]) for one in self._tables})),
         }
         return _page(
-            "index.html", "Leaderboard", "", tables=self._tables, filters=filters, csv=CSV
+            "index.html",
+            "Leaderboard",
+            "",
+            tables=self._tables,
+            filters=filters,
+            csv=CSV,
+            older=any(map(_has_older, self._board.rows)),
         )
 
     def columns(self) -> bytes:
@@ -211,6 +217,7 @@ class _Site:
             flags=[shown(flag) for flag in row.flags],
             supervision=[shown(one) for one in row.supervision] or ["nothing"],
             scores=_scores_of(row),
+            older=_has_older(row),
             bars=[charts.bars(*one) for one in _share_tables(records, row)],
             heat=[charts.heat_map(*one) for one in _share_tables(records, row) if "/" in one[0]],
             strips=[charts.strips(*one) for one in _strips(records)],
@@ -374,6 +381,11 @@ def _sortable(cell: Cell | None) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else repr(value)
+
+
+def _has_older(row: Row) -> bool:
+    """Whether a score is marked as one of an older definition."""
+    return any(cell.older for cell in row.scores.values())
 
 
 def _scores_of(row: Row) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ from fairbench.core.method import Preparation, Request, SamplingConfig, Training
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone, Bottleneck, Edit, Trainable, required
 from fairbench.diffusion.denoisers import conditioned, edited
+from fairbench.diffusion.devices import made_once
 from fairbench.diffusion.sampling import DDIMSampler, ddim
 from fairbench.methods.parts.classifier import AttributeClassifier
 from fairbench.methods.parts.finetuning import images_sha256, module_sha256
@@ -584,28 +585,31 @@ def learn_heads(
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     stem = preparation.cache / "heads" / f"bottleneck-{digest}"
     finished = stem.with_suffix(".npz")
-    stored = load_arrays(finished)
-    if stored is None:
-        collection = _Collection(method, task, backbone, classifier, data, preparation, branches)
-        seen, seconds, files = collection.run(stem)
-        at = time.monotonic()
-        stored, facts = {}, {}
-        for grouping in groupings:
-            y = crossed(seen.labels, task.attributes, grouping)
-            groups = math.prod(len(task.attributes[name]) for name in grouping.split("/"))
-            for branch in branches:
-                arrays, found = _learned(
-                    seen, branch, y, groups, method.weight_decay, times, preparation
-                )
-                name = f"{grouping} {branch}"
-                stored |= {f"{name} {key}": value for key, value in arrays.items()}
-                facts[name] = found
-        seconds += time.monotonic() - at
-        whole = {"seconds": seconds, "timesteps": times, "heads": facts}
-        stored["facts"] = np.array(json.dumps(whole))
-        save_arrays(finished, stored)
-        for path in files:
-            path.unlink(missing_ok=True)
+    with made_once(finished):
+        stored = load_arrays(finished)
+        if stored is None:
+            collection = _Collection(
+                method, task, backbone, classifier, data, preparation, branches
+            )
+            seen, seconds, files = collection.run(stem)
+            at = time.monotonic()
+            stored, facts = {}, {}
+            for grouping in groupings:
+                y = crossed(seen.labels, task.attributes, grouping)
+                groups = math.prod(len(task.attributes[name]) for name in grouping.split("/"))
+                for branch in branches:
+                    arrays, found = _learned(
+                        seen, branch, y, groups, method.weight_decay, times, preparation
+                    )
+                    name = f"{grouping} {branch}"
+                    stored |= {f"{name} {key}": value for key, value in arrays.items()}
+                    facts[name] = found
+            seconds += time.monotonic() - at
+            whole = {"seconds": seconds, "timesteps": times, "heads": facts}
+            stored["facts"] = np.array(json.dumps(whole))
+            save_arrays(finished, stored)
+            for path in files:
+                path.unlink(missing_ok=True)
     heads = {
         (grouping, branch): _unpacked(stored, f"{grouping} {branch}", times).to(backbone.device)
         for grouping in groupings

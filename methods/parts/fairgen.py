@@ -23,6 +23,7 @@ from fairbench.core.prompts import Phrase, spoken
 from fairbench.core.task import Prompt, Task, phrases_of
 from fairbench.diffusion.backbone import Backbone, CrossAttention, Trainable, required
 from fairbench.diffusion.denoisers import Denoiser, conditioned, guided, within
+from fairbench.diffusion.devices import made_once
 from fairbench.diffusion.sampling import Stream, ddim
 from fairbench.diffusion.training import CHECKPOINT_SECONDS
 from fairbench.methods.parts.adapters import AdapterBank
@@ -308,9 +309,12 @@ class AdapterTraining:
     def run(self, folder: Path, preparation: Preparation) -> None:
         """Train to the end, or load the end; a checkpoint at fresh trajectories and by time."""
         finished = folder / f"fairgen-{self.key}.safetensors"
+        with made_once(finished):
+            if not self._load(finished):
+                self._train(finished, preparation)
+
+    def _train(self, finished: Path, preparation: Preparation) -> None:
         unfinished = finished.with_suffix(".partial.pt")
-        if self._load(finished):
-            return
         self._resume(unfinished)
         what = f"training {self.attribute} adapters"
         started = saved = time.monotonic()

@@ -27,7 +27,7 @@ from torch.nn import functional
 from fairbench.core.errors import ContractError
 from fairbench.core.method import ImageSet, Preparation, TrainingData
 from fairbench.diffusion.backbone import Backbone, Bottleneck, Trainable, required
-from fairbench.diffusion.devices import resolve_autocast
+from fairbench.diffusion.devices import made_once, resolve_autocast
 from fairbench.diffusion.sampling import Stream
 from fairbench.methods.parts.finetuning import NoisedImages, module_sha256
 from fairbench.methods.parts.ratio import (
@@ -534,21 +534,22 @@ def fit_mixture(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = preparation.cache / "ratios" / f"{method.card.name}-{digest}.npz"
-    stored = load_arrays(path)
-    if stored is None:
-        started = time.monotonic()
-        if labels:
-            index = np.concatenate(sets.fit)
-            fits = [_labelled_groups(images, parts, labels, index, seed)]
-        else:
-            fits = _inferred(method, backbone, images, sets, preparation, levels)
-        stored = {
-            f"{name}_{i}": value.numpy()
-            for i, fit in enumerate(fits)
-            for name, value in vars(fit).items()
-        }
-        stored["seconds"] = np.array(time.monotonic() - started)
-        save_arrays(path, stored)
+    with made_once(path):
+        stored = load_arrays(path)
+        if stored is None:
+            started = time.monotonic()
+            if labels:
+                index = np.concatenate(sets.fit)
+                fits = [_labelled_groups(images, parts, labels, index, seed)]
+            else:
+                fits = _inferred(method, backbone, images, sets, preparation, levels)
+            stored = {
+                f"{name}_{i}": value.numpy()
+                for i, fit in enumerate(fits)
+                for name, value in vars(fit).items()
+            }
+            stored["seconds"] = np.array(time.monotonic() - started)
+            save_arrays(path, stored)
     names = GaussianGroups.__dataclass_fields__
     count = sum(name.startswith("basis_") for name in stored)
     ratio = MixtureRatio(

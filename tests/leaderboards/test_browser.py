@@ -178,8 +178,16 @@ def test_links_and_charts(opened):
     page = opened()
     page.get_by_role("link", name="Charts of this table").first.click()
     assert page.get_by_role("img").first.is_visible()
+    # The numbers of the points mean nothing without it.
+    assert page.locator("details[open] td").first.inner_text() == "1"
     page.get_by_text("Numbers of this chart").first.click()
-    assert page.locator("details[open] table").first.is_visible()
+    assert not page.locator("details table").first.is_visible()
+
+
+def test_names_stay_in_sight_where_a_table_is_wider_than_a_phone(opened):
+    page = opened(viewport={"width": 360, "height": 740})
+    page.locator("div.scroll").first.evaluate("one => { one.scrollLeft = one.scrollWidth }")
+    assert page.get_by_role("link", name="fairgen").first.bounding_box()["x"] >= 0
 
 
 @pytest.mark.parametrize(
@@ -191,6 +199,8 @@ def test_pages_fit_a_phone_and_paper_and_axe_finds_no_serious_fault(opened, site
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.emulate_media(media="print")
     assert not page.locator("header nav").is_visible()
+    page.set_viewport_size({"width": 1040, "height": 740})  # A4, landscape
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1040
     if not AXE.is_file():
         pytest.skip("axe-core isn't installed: npm install axe-core, and AXE names axe.min.js")
     for scheme in ("light", "dark"):

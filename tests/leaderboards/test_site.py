@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -170,6 +171,17 @@ def test_the_table_stands_in_the_page_without_a_script(site):
     assert {"kind", "role", "supervision", "dataset", "task", "backbone"} == {
         one["name"] for one in found.of("select")
     }
+
+
+def test_the_mark_of_older_numbers_is_explained_where_one_is_marked(make_record, tmp_path):
+    for version, marked in ((99, False), (1, True)):
+        told = tuple(dataclasses.replace(one, version=version) for one in scores(0.6, 0.05))
+        made = [make_record("vanilla", scores=told, groups=groups())]
+        write_site(board(made, tmp_path), tmp_path / str(version))
+        (row,) = (tmp_path / str(version) / "rows").iterdir()
+        for page in (tmp_path / str(version) / "index.html", row):
+            text = page.read_text()
+            assert ("†" in text) == ("†: by an older version" in text) == marked
 
 
 def test_each_chart_has_a_title_a_description_and_its_numbers(site):

@@ -84,6 +84,14 @@ def test_what_is_wrong_is_said(good, images, tmp_path, change, found):
     assert found in checks(write_record(tmp_path, replace(good, **change), images))
 
 
+def test_groups_that_lack_images_are_found(good, images, tmp_path):
+    (one, *rest) = good.groups["gender"]
+    path = write_record(
+        tmp_path, replace(good, groups={"gender": [{**one, "count": 0}, *rest]}), images
+    )
+    assert ("error", "groups") in checks(path)
+
+
 def test_an_evaluator_that_guided_the_images_is_found(good, images, tmp_path):
     config = {**good.config, "parameters": {"classifier": good.config["hashes"]["judge"]}}
     path = write_record(tmp_path, replace(good, config=config), images)

@@ -934,8 +934,13 @@ def test_as_released_differs_where_the_card_says():
     assert released.indicator == "per_prompt"
     assert 33 <= released.timestep_shift <= 42
     assert FairGen().timestep_shift == 0
+    # Each of its differences has a preset, and together they are it.
+    apart = ("empty_prompt", "both_branches", "draw_a_prompt", "shifted_timesteps")
+    together = {name: value for one in apart for name, value in FairGen.presets[one].items()}
+    assert FairGen(**together) == released
     for method, expected in (
         (FairGen(), ("method", True)),
+        (FairGen(neutral="empty"), ("method", True)),
         (released, ("ablation", False)),
         (FairGen(indicator="per_prompt"), ("ablation", False)),
         (FairGen(timestep_shift=33), ("ablation", False)),

@@ -1,7 +1,7 @@
 """How often `fairbench check` alarms where nothing changed, and what it finds where something did.
 
     python tests/simulation/gate.py --pairs 400
-    python tests/simulation/gate.py --planted --markdown
+    python tests/simulation/gate.py --planted
 
 Images are drawn from the analytic data set's mixture, read by its instruments and scored as those
 of a run are; nothing is sampled by a diffusion, so that hundreds of pairs take minutes. The first

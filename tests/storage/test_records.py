@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from fairbench.storage import records
 from fairbench.storage.records import (
     RecordError,
     find_record,
+    read_hashes,
     read_manifest,
     read_per_image,
     read_record,
@@ -125,6 +128,37 @@ def test_what_is_known_of_each_image_lies_in_a_sidecar(tmp_path, make_record):
         assert labels.keys() == {"gender", "eye colour"}
         np.testing.assert_array_equal(labels["eye colour"], [0, 1, 2])
         assert read_manifest(path, record)[2] == (0, 2, images.sha256[2])
+
+
+def test_a_sidecar_is_read_as_numpy_reads_it(tmp_path, make_record):
+    images = per_image()
+    path = write_record(tmp_path, make_record(), images)
+    packed = path.with_suffix(".images.npz").read_bytes()
+    with np.load(io.BytesIO(packed)) as stored:
+        told = {name: stored[name] for name in stored.files}
+    found = records._arrays(packed)
+    assert list(found) == list(told)
+    for name, array in found.items():
+        assert array.dtype == told[name].dtype
+        assert (array == told[name]).all()
+        assert records._HEADER.match(zipfile.ZipFile(io.BytesIO(packed)).read(f"{name}.npy"))
+    assert read_hashes(path, read_record(path)) == images.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "may"),
+    [
+        ('{"value": 1e308}', True),
+        ('{"value": -1.5E+400}', True),
+        ('{"value": 1' + "0" * 320 + "}", True),
+        ('{"value": 1' + "0" * 200 + "e200}", True),
+        ('{"value": 1e-308}', False),
+        ('{"value": 1.5e30}', False),
+        ('{"hash": "ab3e123", "other": "12e456"}', False),
+    ],
+)
+def test_numbers_that_may_be_infinite_are_looked_at(text, may):
+    assert records._may_overflow(text.encode()) == may
 
 
 def test_the_same_facts_make_the_same_sidecar(tmp_path, make_record):

@@ -43,26 +43,35 @@ def evaluate(
 ) -> None:
     """Measure images made elsewhere."""
     with guarded(speech.debug):
-        shared = measuring.arguments()
+        from fairbench.storage.places import place_of
+
+        where = place_of(measuring.results)
+        shared = measuring.arguments(where.folder)
         from fairbench.runs.requisites import find_requisites
 
         # Before torch is even imported.
         find_requisites(measuring.dataset, measuring.data_root, generating=False)
+        where.update()
         from fairbench.app.outcome import print_outcome
         from fairbench.core.keys import plain
         from fairbench.runs.external import evaluate as evaluate_folder
 
         with reporting(quiet=speech.quiet) as reporter:
-            outcome = evaluate_folder(
-                image_dir,
-                name=_name_of(image_dir.resolve()) if name is None else name,
-                num_images=num_images,
-                labels=labels,
-                baseline=baseline,
-                seed=seed,
-                reporter=reporter,
-                **shared,
-            )
+            try:
+                outcome = evaluate_folder(
+                    image_dir,
+                    name=_name_of(image_dir.resolve()) if name is None else name,
+                    num_images=num_images,
+                    labels=labels,
+                    baseline=baseline,
+                    seed=seed,
+                    reporter=reporter,
+                    **shared,
+                )
+            finally:
+                where.publish_new()
+            if measuring.force:
+                where.replace(outcome.path)
         if speech.json_:
             print_json(plain(outcome.record))
         else:

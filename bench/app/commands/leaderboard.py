@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fairbench.app.options import Debug, Json, Results, path
+from fairbench.app.options import Debug, Json, Place, path
 from fairbench.app.terminal import guarded, print_json, print_lines, show, warn
 from fairbench.core.errors import InputError, unknown_name
 
@@ -28,7 +28,7 @@ def _formats() -> list[str]:
 
 def leaderboard(
     context: typer.Context,
-    results: Results = Path("results"),
+    results: Place = "results",
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     format_: Annotated[
@@ -67,9 +67,12 @@ def leaderboard(
         from fairbench import leaderboards
         from fairbench.leaderboards.board import open_board
         from fairbench.leaderboards.names import check_names
+        from fairbench.storage.places import place_of
 
-        check_names(results, dataset, task)
-        board = open_board(results, dataset=dataset, task=task, warn=warn)
+        where = place_of(results)
+        where.update(pictures=layout.build is not None)
+        check_names(where.folder, dataset, task)
+        board = open_board(where.folder, dataset=dataset, task=task, warn=warn)
         rows = list(board.rows)
         if not rows:
             asked = " and ".join(

@@ -16,6 +16,7 @@ from fairbench.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from fairbench.core.record import Record
+    from fairbench.storage.places import Place
 
 __all__ = ["run"]
 
@@ -90,6 +91,9 @@ def run(
 ) -> None:
     """Apply a method to a backbone, generate images, measure them, write a record."""
     with guarded(speech.debug):
+        from fairbench.storage.places import place_of
+
+        where = place_of(measuring.results)
         first = RunConfig(
             method=method,
             backbone=backbone,
@@ -104,7 +108,7 @@ def run(
             scheduler=scheduler,
             data_parallel=data_parallel,
             compile=compile_,
-            **measuring.arguments(),
+            **measuring.arguments(where.folder),
         )
         configs = _all_of(first, _seeds(seed, seeds), grid or ())
         from fairbench.methods import make_method
@@ -115,26 +119,34 @@ def run(
             from fairbench.app.tracking import check_tracker
 
             check_tracker(tracker)
+        where.update()
         if dry_run:
             _foretell(configs, speech)
             return
         _requisites(first)
-        records = [record for config in configs for record in _done(config, speech, tracker)]
+        records = [
+            record for config in configs for record in _done(config, speech, tracker, where)
+        ]
         if speech.json_ and records:
             documents = [_as_json(record) for record in records]
             print_json(documents[0] if seeds is None and not grid else documents)
 
 
-def _done(config: RunConfig, speech: Speech, tracker: str | None) -> list[Record]:
+def _done(config: RunConfig, speech: Speech, tracker: str | None, where: Place) -> list[Record]:
     """The record of one run, tracked and printed; none on a process that only helped to train."""
     from fairbench.app.outcome import print_outcome
     from fairbench.runs.baselines import find_baseline
     from fairbench.runs.running import take_part
 
     with reporting(quiet=speech.quiet) as reporter:
-        outcome = take_part(config, reporter)
+        try:
+            outcome = take_part(config, reporter)
+        finally:
+            where.publish_new()  # that of a failed run, too
         if outcome is None:
             return []
+        if config.force:
+            where.replace(outcome.path)
         baseline = find_baseline(outcome.record, config.results, reporter.warn)
         if tracker is not None:
             from fairbench.app.tracking import track

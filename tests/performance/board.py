@@ -2,17 +2,18 @@
 
 Run by hand, from anywhere, with nothing else on the machine:
 
-    python tests/performance/leaderboard.py        # some minutes, mostly to write them
-    python tests/performance/leaderboard.py --records 500 --schemas 2
+    python tests/performance/board.py        # some minutes, mostly to write them
+    python tests/performance/board.py --records 500 --schemas 2
 
 The records are the committed ones over and over, each time under other names, so that every row
 is worked out anew: ``--vary backbone`` makes new tables of the usual size, ``parameter`` makes a
 few tables of thousands of rows, ``seed`` makes rows of hundreds of seeds. Counts are jittered, so
-that no two rows have the same. Schema 1 keeps 100 rows of each manifest; schema 2 moves them to a
-sidecar, with labels. Each board is made twice, in processes of their own: without an index, and
-with the one that the first left behind. Printed: seconds; processor seconds of the process and its
-helpers, which a busy machine changes little; the largest resident memory of the process, and of
-one helper, most of which is shared with it. Exit status 1 if a board is above a bar.
+that no two rows have the same. 100 images of each record are kept: schema 1 has them in its
+manifest, schema 2 in a sidecar with labels, and two judges' counts of every crossing. Each board
+is made twice, in processes of their own: without an index, and with the one that the first left.
+Printed: seconds; processor seconds of the process and its helpers, which a busy machine changes
+less; the largest resident memory of the process, and of one helper, most of which is shared with
+it. Exit status 1 if a board is above a bar.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fairbench.core.record import PerImage
-from fairbench.storage.records import _packed
+from fairbench.core.record import PerImage, Record
+from fairbench.leaderboards.counts import Column, Counts, confusions_in
+from fairbench.storage.records import _READERS, _packed
 
 SECONDS, MEBIBYTES = 20.0, 500.0
 COMMITTED = Path(__file__).resolve().parent.parent.parent / "results"
@@ -64,26 +67,69 @@ def varied(data: dict[str, Any], how: str, number: int, draw: random.Random) -> 
     generation = hashlib.sha256(f"{data['generation_key']} {number}".encode()).hexdigest()[:16]
     groups = {}
     for name, rows in data["groups"].items():
-        counts = [int(row["count"]) for row in rows]
-        moved = draw.randint(0, min(3, counts[0]))
-        counts = (
-            [counts[0] - moved, *counts[1:-1], counts[-1] + moved] if len(counts) > 1 else counts
-        )
+        counts = jittered([int(row["count"]) for row in rows], draw)
         groups[name] = [{**row, "count": count} for row, count in zip(rows, counts, strict=True)]
-    return {**data, "config": config, "key": key, "generation_key": generation, "groups": groups}
+    facts = data["facts"]
+    if estimate := facts.get("estimate"):
+        judges = {
+            judge: {
+                crossing: {**one, "counts": [jittered(row, draw) for row in one["counts"]]}
+                for crossing, one in tables.items()
+            }
+            for judge, tables in estimate["judges"].items()
+        }
+        facts = {**facts, "estimate": {**estimate, "judges": judges}}
+    told = {"config": config, "key": key, "generation_key": generation}
+    return {**data, **told, "groups": groups, "facts": facts}
 
 
-def sidecar(data: dict[str, Any], draw: random.Random) -> bytes:
+def jittered(counts: list[int], draw: random.Random) -> list[int]:
+    """As many images, a few of them in another group."""
+    moved = draw.randint(0, min(3, counts[0]))
+    return [counts[0] - moved, *counts[1:-1], counts[-1] + moved] if len(counts) > 1 else counts
+
+
+def with_estimate(data: dict[str, Any], counts: Counts) -> dict[str, Any]:
+    """A record of schema 1 with what newer ones hold of their counts, two judges' of it."""
+    record = _read(data)
+    by_prompt = "by_prompt" in data["facts"].get("fairness", {})
+    tables = {}
+    for name in data["groups"]:
+        if "|" in name:
+            continue
+        for one in counts.of(record, Column(name, by_prompt, corrected=True)).values():
+            confusion = None if one.confusion is None else one.confusion.tolist()
+            told = {"counts": one.counts.tolist(), "target": one.target.tolist()}
+            tables[name] = {**told, "confusion": confusion, "effect": one.effect}
+    wanted = sorted(data["config"]["target"])
+    ranked = next(
+        (name for name in tables if sorted(r["group"] for r in data["groups"][name]) == wanted), ""
+    )
+    if not ranked:
+        return data
+    prompts = len(tables[ranked]["counts"])
+    estimate = {
+        "ranked": ranked,
+        "per_prompt": by_prompt,
+        "images": [data["config"]["num_images"] // prompts] * prompts,
+        "judges": {"primary": tables, "second": tables},
+    }
+    return {**data, "facts": {**data["facts"], "estimate": estimate}}
+
+
+def sidecar(
+    data: dict[str, Any], manifest: Sequence[tuple[int, int, str]], draw: random.Random
+) -> bytes:
     """What is known of each image, as of a run that draws groups at random."""
-    n = len(data["manifest"])
+    n = len(manifest)
     generator = np.random.default_rng(draw.getrandbits(32))
     names = [name for name in data["groups"] if "|" not in name and "/" not in name]
     labels = {name: generator.integers(0, len(data["groups"][name]), n) for name in names}
     return _packed(
         PerImage(
-            tuple(hashlib.sha256(f"{data['key']} {i}".encode()).hexdigest() for i in range(n)),
-            np.array([row[0] for row in data["manifest"]]),
-            np.array([row[1] for row in data["manifest"]]),
+            tuple(digest for _, _, digest in manifest),
+            np.array([prompt for prompt, _, _ in manifest]),
+            np.array([image for _, image, _ in manifest]),
             None,
             np.arange(n),
             np.ones(n, dtype=bool),
@@ -92,28 +138,40 @@ def sidecar(data: dict[str, Any], draw: random.Random) -> bytes:
     )
 
 
+def _read(data: dict[str, Any]) -> Record:
+    return _READERS[data["schema"]](data)
+
+
 def fill(folder: Path, records: int, schema: int, how: str) -> None:
     """Write so many records."""
     originals = [json.loads(path.read_bytes()) for path in sorted(COMMITTED.glob("*/*/*.json"))]
+    if schema == 2:
+        counts = Counts(one for data in originals for one in confusions_in(_read(data)))
+        originals = [
+            data if "estimate" in data["facts"] else with_estimate(data, counts)
+            for data in originals
+        ]
     draw = random.Random(0)
     for index in range(records):
         number, place = divmod(index, len(originals))
         data = varied(originals[place], how, number, draw)
-        data["manifest"] = [
-            [p, i, hashlib.sha256(f"{data['key']} {i}".encode()).hexdigest()]
-            for p, i, _ in data["manifest"][:ROWS]
+        manifest = [
+            (0, i, hashlib.sha256(f"{data['key']} {i}".encode()).hexdigest()) for i in range(ROWS)
         ]
         path = folder / data["dataset"] / data["method"] / f"{data['key']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         if schema == 2:
-            packed = sidecar(data, draw)
+            packed = sidecar(data, manifest, draw)
             path.with_suffix(".images.npz").write_bytes(packed)
             data["facts"] = {
                 **data["facts"],
                 "copies": {"images": ROWS, "distinct": ROWS, "evaluation": 0},
             }
             data |= {"schema": 2, "sidecar": hashlib.sha256(packed).hexdigest()}
-            del data["manifest"]
+            data.pop("manifest", None)
+        else:
+            data |= {"schema": 1, "manifest": manifest}
+            data.pop("sidecar", None)
         path.write_text(json.dumps(data, indent=2))
 
 

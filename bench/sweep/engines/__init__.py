@@ -1,0 +1,1 @@
+"""The engines that do the steps of a sweep: one file each."""
