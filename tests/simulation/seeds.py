@@ -25,7 +25,7 @@ import numpy as np
 from fairbench.metrics import (
     corrected_discrepancy,
     discrepancy_interval,
-    worse_of_judges,
+    worse_interval,
 )
 from fairbench.metrics.clusters import group_design_effects
 from fairbench.metrics.seeds import mean_shares, united_judges
@@ -180,7 +180,9 @@ def _interval(
         else:
             made = mean_shares(counts, target, confusion=confusion, effects=effects, seed=trial)
             found.append(made.estimate())
-    united = worse_of_judges(found) if cell.seeds == 1 else united_judges(found)
+    if cell.seeds == 1:
+        return worse_interval(found)
+    united = united_judges(found)
     return united.low, united.high
 
 
