@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from fairbench.core.keys import run_key
 from fairbench.core.record import SCHEMA, Record
 from fairbench.core.score import Score
+
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and then piped output is folded
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -240,7 +240,8 @@ def test_an_empty_path_is_none(
     code, out, err = of_main(arguments, monkeypatch, capsys)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
-    assert "expected a path, seen nothing" in line
+    kind = "folder or an address" if "--results" in arguments else "path"
+    assert f"expected a {kind}, seen nothing" in line
 
 
 def shelved(folder: Path) -> Path:
