@@ -31,6 +31,8 @@ def main() -> None:
             continue
         if "manifest" in record:
             record["manifest"] = []
+        if "sidecar" in record:
+            record["sidecar"] = None
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         (SHIPPED / path.name).write_text(text)
 

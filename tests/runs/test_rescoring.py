@@ -35,9 +35,10 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def copied(tmp_path: Path, method: str, task: str) -> Path:
-    """A committed record in a folder of its own; the first that fits."""
+    """A committed record of schema 1 in a folder of its own; the first that fits."""
     for path in sorted(COMMITTED.glob(f"cartoonfaces/{method}/*.json")):
-        if read_record(path).task == task:
+        found = read_record(path)
+        if found.task == task and found.sidecar is None:
             there = tmp_path / "results" / "cartoonfaces" / method / path.name
             there.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, there)
