@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -38,7 +37,9 @@ def path(text: str | Path) -> Path:
     """A path as the user typed it; nothing isn't one, though Python reads it as this folder."""
     if not str(text).strip():
         raise typer.BadParameter("expected a path, seen nothing")
-    if ADDRESS.match(str(text)):
+    from fairbench.storage.objects import is_address
+
+    if is_address(str(text)):
         raise typer.BadParameter(
             f"expected a path, seen an address {text}; run, evaluate, sweep and leaderboard take "
             "one for --results"
@@ -58,8 +59,6 @@ def _datasets() -> list[str]:
 
     return sorted({*DATASETS.files(), *DATASETS.foreign()} - {"base"})
 
-
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+]+://")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

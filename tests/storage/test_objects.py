@@ -70,9 +70,9 @@ def test_a_folder_lists_no_parts(tmp_path: Path) -> None:
 
 
 def test_addresses_are_told_from_paths() -> None:
-    for text in ("s3://bucket/results", "gs://b", "memory://x", "file:///tmp/x"):
+    for text in ("s3://bucket/results", "gs://b", "memory://x", "file:///data/x"):
         assert is_address(text)
-    for text in ("results", "/tmp/results", r"C:\results", "./s3:/x", "C://results"):
+    for text in ("results", "/data/results", r"C:\results", "./s3:/x", "C://results"):
         assert not is_address(text)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +37,25 @@ def sweep_of() -> Callable[..., Sweep]:
         )
 
     return make
+
+
+OF_THE_MACHINE = ("seconds", "peak_memory_mib", "environment", "created")
+
+
+def _left(results: Path) -> dict[str, Any]:
+    """Records without times, host and device; bytes of what lies beside them."""
+    found: dict[str, Any] = {}
+    for path in sorted(results.glob("[!.]*/*/*")):
+        name = path.relative_to(results).as_posix()
+        if path.suffix == ".json":
+            record = json.loads(path.read_text())
+            found[name] = {k: v for k, v in record.items() if k not in OF_THE_MACHINE}
+        elif not path.name.startswith("."):
+            found[name] = path.read_bytes()
+    return found
+
+
+@pytest.fixture
+def left() -> Callable[[Path], dict[str, Any]]:
+    """What of a results folder doesn't depend on who made it, when, where and how often."""
+    return _left

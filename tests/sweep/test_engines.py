@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import shutil
 import subprocess
@@ -24,23 +23,14 @@ from fairbench.runs.running import run
 from fairbench.sweep.engine import ENGINES, Crew, load_engine
 from fairbench.sweep.sweeping import Sweep
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"sweep_{name}", Path(__file__).parent / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-left = _module("compared.py").left
-
 WORDS = ("sweep", "--methods", "vanilla", "--dataset", "analytic", "--num-images", "100")
 
 
 def compare_with_one_machine(
-    whole: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Sweep,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
 ) -> None:
     monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "another"))
     for one in whole.asked:
@@ -130,7 +120,10 @@ def test_time_limits_follow_the_records(sweep_of: Callable[..., Sweep]) -> None:
 
 @pytest.mark.slow
 def test_jobs_of_submitit_leave_what_one_machine_leaves(
-    sweep_of: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep_of: Callable[..., Sweep],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
 ) -> None:
     pytest.importorskip("submitit", reason="pip install submitit")
     whole = sweep_of()
@@ -139,13 +132,16 @@ def test_jobs_of_submitit_leave_what_one_machine_leaves(
     )
     assert tally.lost == 0
     assert whole.counts()["done"] == len(whole.asked) == 4
-    compare_with_one_machine(whole, tmp_path, monkeypatch)
+    compare_with_one_machine(whole, tmp_path, monkeypatch, left)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_ray_cluster_of_three_nodes_loses_one_and_leaves_the_same(
-    sweep_of: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep_of: Callable[..., Sweep],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
 ) -> None:
     pytest.importorskip("ray", reason="pip install ray")
     from ray.cluster_utils import Cluster
@@ -176,13 +172,16 @@ def test_a_ray_cluster_of_three_nodes_loses_one_and_leaves_the_same(
         cluster.shutdown()
     assert killed
     assert whole.counts()["done"] == len(whole.asked) == 4
-    compare_with_one_machine(whole, tmp_path, monkeypatch)
+    compare_with_one_machine(whole, tmp_path, monkeypatch, left)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="no SLURM here: sbatch isn't found")
 def test_an_array_of_a_real_cluster_loses_a_job_and_leaves_the_same(
-    sweep_of: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep_of: Callable[..., Sweep],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
 ) -> None:
     pytest.importorskip("submitit", reason="pip install submitit")
     whole = sweep_of(seeds=[0, 1])
@@ -206,4 +205,4 @@ def test_an_array_of_a_real_cluster_loses_a_job_and_leaves_the_same(
     thread.join()
     assert requeued
     assert whole.counts()["done"] == len(whole.asked) == 8
-    compare_with_one_machine(whole, tmp_path, monkeypatch)
+    compare_with_one_machine(whole, tmp_path, monkeypatch, left)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -27,18 +26,6 @@ from fairbench.sweep.engines.local import Local
 from fairbench.sweep.steps import Ended
 from fairbench.sweep.sweeping import Sweep
 
-
-def _module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"sweep_{name}", Path(__file__).parent / name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-left = _module("compared.py").left
-
 WORDS = ("--dataset", "analytic", "--num-images", "100", "--device", "cpu")
 PLAN = ("--methods", "vanilla,prompt_append", "--tasks", "tone,tone_hue", *WORDS)
 
@@ -61,7 +48,10 @@ def by_hand(whole: Sweep, results: Path) -> None:
 
 
 def test_a_sweep_leaves_what_runs_one_by_one_leave(
-    tmp_path: Path, sweep_of: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    sweep_of: Callable[..., Sweep],
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
 ) -> None:
     whole = sweep_of(methods=["vanilla"])
     notes: list[str] = []
@@ -157,7 +147,10 @@ class _Sleeping:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_workers_that_are_killed_at_random_change_nothing(
-    tmp_path: Path, sweep_of: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    sweep_of: Callable[..., Sweep],
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
 ) -> None:
     class Killed(Local):
         """Kills a worker now and then."""
@@ -165,7 +158,7 @@ def test_workers_that_are_killed_at_random_change_nothing(
         rng, kills = random.Random(0), 0
 
         def wait(self, seconds: float) -> Sequence[Ended]:
-            ended = super().wait(min(seconds, self.rng.uniform(2, 12)))
+            ended = super().wait(min(seconds, self.rng.uniform(0.5, 5)))
             running = [one for one in self._workers if one.process.poll() is None]
             if not ended and running and self.kills < 6:
                 os.killpg(self.rng.choice(running).process.pid, signal.SIGKILL)
@@ -185,7 +178,10 @@ def test_workers_that_are_killed_at_random_change_nothing(
 
 @pytest.mark.slow
 def test_two_sweeps_of_one_plan_at_once_share_the_work(
-    tmp_path: Path, sweep_of: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    sweep_of: Callable[..., Sweep],
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
 ) -> None:
     both = [started((*PLAN, "--seeds", "0,1", "--jobs", "1"), tmp_path) for _ in range(2)]
     errors = [one.communicate(timeout=900)[1] for one in both]
