@@ -32,7 +32,7 @@ from fairbench.metrics.seeds import (
     mean_shares,
     united_judges,
 )
-from fairbench.scores.catalogue import spec_of
+from fairbench.scores.catalogue import is_older
 
 __all__ = ["Averages", "Cell", "exact_mean", "means_of", "shifts"]
 
@@ -133,8 +133,8 @@ class Averages:
         """
         first = scores[0]
         n = min(score.n for score in scores)
-        spec = spec_of(first.name)
-        older = spec is not None and min(score.version for score in scores) < spec.version
+        versions = {score.version if is_older(score) else None for score in scores}
+        older = versions != {None}
         if len(scores) == 1:
             interval, floor = f"this run: {first.interval}" if first.interval else "", first.floor
             value, low, high = first.value, first.low, first.high
@@ -143,7 +143,7 @@ class Averages:
             value, low, high = one.value, one.low, one.high
             older = False  # counts are what they were
             interval = f"mean shares of {len(scores)} seeds, {_WIDER[one.wider]}{rule}"
-        elif len({score.version for score in scores}) > 1:
+        elif len(versions) > 1:
             return None
         else:
             target = self._runs[0].config.get("target") or {}

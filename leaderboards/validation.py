@@ -16,7 +16,7 @@ from fairbench.core.text import shown
 from fairbench.methods import get_method
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.copies import MOST_COPIES
-from fairbench.scores.catalogue import spec_of
+from fairbench.scores.catalogue import is_older, spec_of
 from fairbench.storage.records import RecordError, read_per_image, read_record
 
 __all__ = ["Finding", "records_in", "validate"]
@@ -112,7 +112,7 @@ def _of_record(path: Path, record: Record) -> Iterator[Finding]:
         spec = spec_of(score.name)
         if spec is None:
             yield Finding("warning", "scores", f"{score.name} is no score of this version")
-        elif score.version < spec.version:
+        elif is_older(score):
             old.append(score.name)
         if score.low is not None and score.high is not None and score.low > score.high:
             yield Finding("error", "scores", f"{score.name}: its interval ends before it begins")

@@ -70,6 +70,8 @@ class ScoreSpec:
         of_labels: Whether hard labels and validity decide it, so that two images with the same
             labels add nothing to a difference.
         version: Raised whenever the same arrays give another value or other ends.
+        batches_since: Version since which only numbers whose interval counts whole batches have
+            changed; None: all have.
     """
 
     pattern: str
@@ -86,6 +88,7 @@ class ScoreSpec:
     relative: bool = False
     of_labels: bool = False
     version: int = 2
+    batches_since: int | None = None
 
     @property
     def specificity(self) -> tuple[bool, int]:

@@ -38,7 +38,7 @@ from fairbench.runs.question import command_of, question_of
 from fairbench.runs.reference import confusions_of
 from fairbench.runs.scoring import score_generated
 from fairbench.runs.times import now
-from fairbench.scores.catalogue import spec_of
+from fairbench.scores.catalogue import is_older
 from fairbench.scores.known_labels import KnownLabels, expanded, scores_of_labels
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import sweep
@@ -90,11 +90,7 @@ class _Found:
 
 def old_scores(record: Record) -> tuple[str, ...]:
     """Names of the scores that today's code would compute in another way."""
-    return tuple(
-        score.name
-        for score in record.scores
-        if (spec := spec_of(score.name)) is not None and score.version < spec.version
-    )
+    return tuple(score.name for score in record.scores if is_older(score))
 
 
 def rescore(

@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from fairbench.core.registry import Registry
-from fairbench.core.score import ScoreSpec
+from fairbench.core.score import Score, ScoreSpec
 
 if TYPE_CHECKING:
     from fairbench.scores.parts.family import ScoreFamily
 
-__all__ = ["broken_families", "families", "metrics", "spec_of", "specs"]
+__all__ = ["broken_families", "families", "is_older", "metrics", "spec_of", "specs"]
 
 
 @functools.cache
@@ -48,6 +48,18 @@ def spec_of(name: str) -> ScoreSpec | None:
     """
     matching = [spec for spec in specs() if fnmatchcase(name, spec.pattern)]
     return max(matching, key=lambda spec: spec.specificity, default=None)
+
+
+def is_older(score: Score) -> bool:
+    """Whether today's code would compute it in another way from the same arrays."""
+    spec = spec_of(score.name)
+    if spec is None or score.version >= spec.version:
+        return False
+    if spec.batches_since is None or score.version < spec.batches_since:
+        return True
+    from fairbench.scores.parts.crossings import WHOLE_BATCHES  # needs scipy, as above
+
+    return WHOLE_BATCHES in score.interval
 
 
 def metrics() -> dict[str, str]:

@@ -21,7 +21,8 @@ SPECS = (
         summary=True,
         main=7,
         display="judge_confidence_<attribute>",
-        version=3,
+        version=4,
+        batches_since=3,
     ),
     ScoreSpec(
         "judge_disagreement_*",

@@ -33,7 +33,8 @@ SPECS = (
         summary=True,
         needs="--encoder clip-…, known prompts",
         display="clip_score_<encoder>",
-        version=3,
+        version=4,
+        batches_since=3,
     ),
 )
 

@@ -186,6 +186,27 @@ def test_a_number_of_an_older_definition_is_marked(make_record):
     assert not told
 
 
+@pytest.mark.parametrize(
+    ("interval", "older"), [("normal", False), ("t, of whole batches", True), ("", False)]
+)
+def test_what_changed_for_batches_alone_leaves_other_numbers_current(make_record, interval, older):
+    spec = spec_of("judge_confidence_gender")
+    told = []
+    for version in range(spec.batches_since, spec.version):
+        score = Score(
+            "judge_confidence_gender",
+            *(0.9, 0.8, 1.0, 2000, "neither", interval),
+            version=version,
+        )
+        runs = [make_record(seed=0, scores=(score,))]
+        # One seed of each: where both are current they are averaged, else they are not mixed.
+        runs.append(make_record(seed=1, scores=(replace(score, version=spec.version),)))
+        (row,) = rows(runs[:1], warn=told.append)
+        assert row.scores["judge_confidence_gender"].older is older
+        (both,) = rows(runs, warn=told.append)
+        assert ("judge_confidence_gender" in both.scores) is not older
+
+
 def test_versions_are_never_averaged(make_record):
     today = spec_of("kernel_cartoonfaces_balanced").version
     runs = [make_record(seed=s, scores=kernel(0.1, today - s)) for s in (0, 1)]

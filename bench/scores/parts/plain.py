@@ -17,7 +17,7 @@ from fairbench.metrics import (
     clustered_share_intervals,
     wilson_interval,
 )
-from fairbench.metrics.jackknife import degrees_of_freedom, student
+from fairbench.metrics.jackknife import degrees_of_freedom, skewed_ends, student
 from fairbench.scores.parts.crossings import (
     GIVEN_BATCHES,
     WHOLE_BATCHES,
@@ -216,34 +216,38 @@ def mean_score(
     """The mean of one number an image, (N,), with the normal interval, cut to what is possible.
 
     With the reading whose images these are, all of them or those `within`, coupled batches count
-    as one observation each, and what differs between prompts isn't a batch's doing.
+    as one observation each, and what differs between prompts isn't a batch's doing; the interval
+    reaches further to the side that few batches pull to.
     """
     numbers = values.astype(np.float64)
     n, mean = len(numbers), float(numbers.mean())
     half = float(NORMAL * numbers.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    below = above = half
     how = "normal"
     if reading is not None and reading.coupled:
         chosen = np.ones(n, dtype=bool) if within is None else within
         batches, prompts = reading.sample.batch_id[chosen], reading.sample.prompt_index[chosen]
-        squares, degrees = [np.empty(0)], 0
+        parts: list[NDArray[np.float64]] = []
+        degrees = 0
         for prompt in np.unique(prompts):
             mine = prompts == prompt
             _, places = np.unique(batches[mine], return_inverse=True)
             sums = np.bincount(places, weights=numbers[mine] - numbers[mine].mean())
             if len(sums) > 1:
-                squares.append(sums**2 * len(sums) / (len(sums) - 1))
+                # About the prompt's own mean, which costs one degree.
+                parts.append(sums * np.sqrt(len(sums) / (len(sums) - 1)))
                 degrees += len(sums) - 1
         how = f"normal, {GIVEN_BATCHES}"
         if degrees:
-            each = np.concatenate(squares)
-            quantile = student(0.95, degrees_of_freedom(each, degrees))
-            half = quantile * float(np.sqrt(each.sum())) / n
-            how = f"t, {WHOLE_BATCHES}"
+            each = np.concatenate(parts)
+            quantile = student(0.95, degrees_of_freedom(each**2, degrees))
+            below, above = (end / n for end in skewed_ends(each, quantile))
+            how = f"t, skewness allowed for, {WHOLE_BATCHES}"
     return Score(
         name=name,
         value=mean,
-        low=max(lowest, mean - half),
-        high=min(highest, mean + half),
+        low=max(lowest, mean - below),
+        high=min(highest, mean + above),
         n=n,
         better=better,
         interval=how,
