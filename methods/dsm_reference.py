@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.task import Task
-from fairbench.methods.parts.training_parameters import FINE_TUNED, FROM_SCRATCH, FineTuned
+from fairbench.methods.parts.training_parameters import FINE_TUNED, FROM_SCRATCH, ReferenceTrained
 
 if TYPE_CHECKING:
     from fairbench.diffusion.backbone import Backbone
 
 
 @dataclass(frozen=True)
-class ReferenceOnly(FineTuned):
+class ReferenceOnly(ReferenceTrained):
     """Ordinary denoising on the small reference set: DSM(ref) of arXiv 2403.01189."""
 
     card: ClassVar[MethodCard] = MethodCard(

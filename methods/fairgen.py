@@ -7,6 +7,7 @@ of the same name of Choi et al. (arXiv 1910.12008) or Kang et al. (arXiv 2503.01
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from fairbench.core.task import Task
 
 if TYPE_CHECKING:
     from fairbench.diffusion.backbone import Backbone
+    from fairbench.diffusion.training import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class FairGen(MethodBase):
         rank: Rank of an adapter.
         iterations: Optimiser steps an attribute; all its categories learn side by side.
         batch: Images a step, spread evenly over the categories.
+        accumulate: Parts that a batch is split into, for little memory.
         learning_rate: Of AdamW, decayed to zero by a cosine.
         rollout_every: Steps between fresh on-policy trajectories.
         rollout_guidance: Guidance scale of those trajectories.
@@ -62,6 +65,10 @@ class FairGen(MethodBase):
         default=150, metadata={"help": "training steps an attribute", "minimum": 1}
     )
     batch: int = field(default=64, metadata={"help": "images a training step", "minimum": 1})
+    accumulate: int = field(
+        default=1,
+        metadata={"help": "parts a batch is split into", "minimum": 1, "omit_default": True},
+    )
     learning_rate: float = field(
         default=1e-2, metadata={"help": "of AdamW, cosine decay", "minimum": 0}
     )
@@ -97,6 +104,28 @@ class FairGen(MethodBase):
                 "fairgen: orthogonality acts between the adapters of several attributes, and "
                 "joint has one adapter a group; leave one of them out"
             )
+        if self.batch % self.accumulate:
+            raise InputError(
+                f"--param batch must be a multiple of accumulate; seen {self.batch} and "
+                f"{self.accumulate}"
+            )
+
+    def plan(self) -> TrainingPlan:
+        """The trainer's view of these parameters: in float32, without averages or clipping."""
+        from fairbench.diffusion.training import TrainingPlan
+
+        return TrainingPlan(
+            steps=self.iterations,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            warmup=0,
+            weight_decay=0.0,
+            ema_decay=0.0,
+            max_norm=math.inf,
+            accumulate=self.accumulate,
+            precision="float32",
+            final_rate=0.0,
+        )
 
     card: ClassVar[MethodCard] = MethodCard(
         name="fairgen",

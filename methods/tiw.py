@@ -142,21 +142,22 @@ class TimeDependentReweighting(Reweighted):
 
     def configured_card(self) -> MethodCard:
         """An ablation without weight or correction, an oracle with labels."""
+        card = super().configured_card()
         if self.ratio in ("labelled_mixture", "labelled_network"):
             return dataclasses.replace(
-                self.card,
+                card,
                 role="oracle",
                 ranked=False,
                 # A classifier's groups are those of the task: other tasks need other images.
                 uses_target=self.ratio == "labelled_network",
-                supervision=self.card.supervision | {"labels"},
+                supervision=card.supervision | {"labels"},
             )
         if self.reference_share == 1:
             # Every ratio is 1 in the reference set: nothing is reweighted.
-            return dataclasses.replace(self.card, role="control", ranked=False)
+            return dataclasses.replace(card, role="control", ranked=False)
         if not (self.weight and self.correction and self.strength):
-            return dataclasses.replace(self.card, role="ablation", ranked=False)
-        return self.card
+            return dataclasses.replace(card, role="ablation", ranked=False)
+        return card
 
     def prepare(
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -34,7 +34,15 @@ from fairbench.diffusion.devices import (
 from fairbench.diffusion.sampling import Stream
 from fairbench.storage.networks import load_state, load_tensors, save_state, save_tensors
 
-__all__ = ["Draws", "Loss", "Surroundings", "TrainingPlan", "seeded_modules", "train_or_load"]
+__all__ = [
+    "Carried",
+    "Draws",
+    "Loss",
+    "Surroundings",
+    "TrainingPlan",
+    "seeded_modules",
+    "train_or_load",
+]
 
 CHECKPOINT_SECONDS = 30.0
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -58,7 +66,7 @@ class TrainingPlan:
     Attributes:
         steps: Optimiser steps.
         batch: Rows a step, over all devices and accumulated parts together.
-        learning_rate: Peak of AdamW's; warmed up linearly, then decayed by a cosine to 1 %.
+        learning_rate: Peak of AdamW's, after a linear warm-up.
         warmup: Steps of the warm-up.
         weight_decay: Of AdamW.
         ema_decay: Of the averaged weights, which are what training returns; reached gradually.
@@ -68,6 +76,10 @@ class TrainingPlan:
         precision: Of autocast; ``auto`` is bfloat16 where the device computes it natively.
         validate_every: Steps between validations, if the training has one; the weights of the
             best one are what training returns.
+        rate_schedule: What follows the warm-up: a cosine down to `final_rate` at the last step, or
+            the peak throughout. With the latter a training is the beginning of every longer one,
+            which goes on from where the longest shorter one in the cache ended.
+        final_rate: Where the cosine ends, a share of the peak.
     """
 
     steps: int
@@ -80,6 +92,10 @@ class TrainingPlan:
     accumulate: int = 1
     precision: Precision = "auto"
     validate_every: int = 50
+    rate_schedule: Literal["cosine", "constant"] = field(
+        default="cosine", metadata={"omit_default": True}
+    )
+    final_rate: float = field(default=0.01, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.accumulate < 1 or self.validate_every < 1:
@@ -91,17 +107,26 @@ class TrainingPlan:
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
         warm = min(1.0, (step + 1) / (self.warmup + 1))
-        return (
-            self.learning_rate
-            * warm
-            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
-        )
+        if self.rate_schedule == "constant":
+            return self.learning_rate * warm
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.learning_rate * warm * (self.final_rate + (1 - self.final_rate) * cosine)
+
+    def content(self) -> dict[str, Any]:
+        """What it says to a key; newer fields only where they differ from their defaults."""
+        return {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if not one.metadata.get("omit_default") or getattr(self, one.name) != one.default
+        }
 
 
 class Draws:
     """The randomness of one part of one step, and what the loss wants to have on record.
 
     Attributes:
+        step: Steps before this one.
+        part: Which of the parts that all devices split the step into.
         rng: For indices and timesteps.
         rows: Rows that this part of the batch has.
         logged: Name -> value, as given to :meth:`log`.
@@ -109,6 +134,7 @@ class Draws:
 
     def __init__(self, seed: int, step: int, part: int, rows: int, device: torch.device) -> None:
         sequence = np.random.SeedSequence([seed, Stream.TRAINING, step, part])
+        self.step, self.part = step, part
         self.rng = np.random.default_rng(sequence)
         self.rows, self.device = rows, device
         state = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -156,6 +182,24 @@ Loss = Callable[[Draws], Tensor]
 """The mean loss over ``draws.rows`` rows, a scalar with gradients."""
 
 
+class Carried(Protocol):
+    """What a loss makes of the weights at some step and goes on using in later ones."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values from which it is made again."""
+        ...
+
+    def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """Make it again as it was before a step.
+
+        Args:
+            state: Of :meth:`state`.
+            step: Steps that were taken. The module's weights may be changed: the trainer sets
+                them afterwards.
+        """
+        ...
+
+
 def recomputes_activations(device: torch.device) -> bool:
     """Whether the backward pass makes activations again instead of keeping them: on GPUs.
 
@@ -176,6 +220,7 @@ class _Training:
         seed: int,
         what: str,
         device: torch.device,
+        carried: Carried | None,
     ) -> None:
         from diffusers.training_utils import EMAModel
 
@@ -185,6 +230,7 @@ class _Training:
             meet(device)  # from here on they are one group
         self.module, self.plan, self.loss_of = module, plan, loss_of
         self.validate, self.seed, self.what, self.device = validate, seed, what, device
+        self.carried = carried
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.statistics = _statistics(module)
         self.counted = _copies(self.statistics)
@@ -217,7 +263,7 @@ class _Training:
         self.step, self.seconds = 0, 0.0
         self.wider = 0
         self.saved_step: int | None = None
-        self.sums: dict[str, float] = {}
+        self.logged: dict[str, list[float]] = {}
         self.losses: list[float] = []
         self.best: tuple[float, int, list[Tensor]] | None = None
 
@@ -226,6 +272,8 @@ class _Training:
         saved = load_state(path, self.device)
         if saved is None:
             return
+        if self.carried is not None:
+            self.carried.restore(saved["carried"], saved["step"])
         with torch.no_grad():
             for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
                 parameter.copy_(value)
@@ -237,7 +285,7 @@ class _Training:
         self.step, self.seconds = saved["step"], saved["seconds"]
         self.wider = saved.get("wider", 0)
         self.saved_step = self.step
-        self.sums, self.losses = saved["sums"], saved["losses"]
+        self.logged, self.losses = saved["logged"], saved["losses"]
         if saved["best"] is not None:
             self.best = (saved["best"][0], saved["best"][1], list(saved["best"][2]))
 
@@ -252,9 +300,10 @@ class _Training:
             "step": self.step,
             "seconds": self.seconds,
             "wider": self.wider,
-            "sums": self.sums,
+            "logged": self.logged,
             "losses": self.losses,
             "best": self.best,
+            "carried": None if self.carried is None else self.carried.state(),
         }
         save_state(path, state)
         self.saved_step = self.step
@@ -293,7 +342,7 @@ class _Training:
             self.ema.step(self.parameters)
         self.losses.append(total)
         for name, value in logged.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.logged.setdefault(name, []).append(value)
         self.step += 1
         if self.validate is not None and (
             self.step % self.plan.validate_every == 0 or self.step == self.plan.steps
@@ -358,12 +407,12 @@ class _Training:
 
     def facts(self) -> dict[str, Any]:
         """What the record says about this training."""
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        tail = -max(1, len(self.losses) // 10)
         facts: dict[str, Any] = {
             "seconds": self.seconds,
             "steps": self.step,
             "loss_first": self.losses[0],
-            "loss_last_tenth": sum(tail) / len(tail),
+            "loss_last_tenth": _mean(self.losses[tail:]),
             "trained_parameters": sum(p.numel() for p in self.parameters),
             "precision": str(self.autocast).removeprefix("torch."),
         }
@@ -371,9 +420,16 @@ class _Training:
             facts["float32_steps"] = self.wider
         if self.best is not None:
             facts["validation"] = {"best": self.best[0], "step": self.best[1]}
-        if self.sums:
-            facts["diagnostics"] = {name: value / self.step for name, value in self.sums.items()}
+        if self.logged:
+            facts["diagnostics"] = {name: _mean(all_) for name, all_ in self.logged.items()}
+            facts["diagnostics_last_tenth"] = {
+                name: _mean(all_[tail:]) for name, all_ in self.logged.items()
+            }
         return facts
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _all_finite(*values: float) -> bool:
@@ -405,6 +461,7 @@ def train_or_load(
     device: torch.device,
     what: str,
     validate: Callable[[], float] | None = None,
+    carried: Carried | None = None,
 ) -> dict[str, Any]:
     """Train a module in place, or load what the same training left in the cache.
 
@@ -420,6 +477,7 @@ def train_or_load(
         device: Where the module is.
         what: What the user reads while it trains.
         validate: Held-out loss, lower is better, called in eval mode with the averaged weights.
+        carried: What the loss keeps between steps and checkpoints have to hold.
     Returns:
         Facts for the record: seconds, steps, first and last loss, diagnostics.
     Raises:
@@ -427,30 +485,69 @@ def train_or_load(
     """
     whole = {
         "content": dict(content),
-        "plan": asdict(plan),
+        "plan": plan.content(),
         "precision": str(resolve_autocast(plan.precision, device)),
         "seed": preparation.seed,
         "dtype": preparation.dtype,
         "processes": training_processes(),  # each draws rows of its own
     }
-    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
-    finished = preparation.cache / "networks" / f"{name}-{digest}.safetensors"
-    with made_once(finished):
+    folder = preparation.cache / "networks"
+    finished = folder / f"{name}-{_digest(whole)}.safetensors"
+    ends = None
+    if plan.rate_schedule == "constant":
+        whole["plan"].pop("steps")
+        ends = _Ends(folder, f"{name}-{_digest(whole)}")
+    with made_once(finished if ends is None else ends.lock):
         found = _load_finished(module, finished)
         if found is not None:
             return found
         return _trained_anew(
-            _Training(module, plan, loss_of, validate, preparation.seed, what, device),
+            _Training(module, plan, loss_of, validate, preparation.seed, what, device, carried),
             finished,
+            ends,
             preparation.progress,
         )
 
 
-def _trained_anew(training: _Training, finished: Path, progress: Progress) -> dict[str, Any]:
-    """Train, from where an interrupted training stopped; facts for the record."""
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Where trainings that differ in their number of steps alone have ended, for longer ones."""
+
+    folder: Path
+    name: str
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / f"{self.name}.pt"
+
+    def at(self, steps: int) -> Path:
+        return self.folder / f"{self.name}-{steps}.ended.pt"
+
+    def longest(self, steps: int) -> Path | None:
+        """That of most steps, of those with fewer than `steps`."""
+        found = {
+            int(path.name.split("-")[-1].split(".")[0]): path
+            for path in self.folder.glob(f"{self.name}-*.ended.pt")
+        }
+        shorter = [count for count in found if count < steps]
+        return found[max(shorter)] if shorter else None
+
+
+def _trained_anew(
+    training: _Training, finished: Path, ends: _Ends | None, progress: Progress
+) -> dict[str, Any]:
+    """Train, from where an interrupted or a shorter training stopped; facts for the record."""
     module, plan, what = training.module, training.plan, training.what
     unfinished = finished.with_suffix(".partial.pt")
     training.load(unfinished)
+    if ends is not None and training.step == 0:
+        shorter = ends.longest(plan.steps)
+        if shorter is not None:
+            training.load(shorter)
     _train_mode(module)
     before, started = training.seconds, time.monotonic()
     saved = started
@@ -468,6 +565,9 @@ def _trained_anew(training: _Training, finished: Path, progress: Progress) -> di
         training.take_step(checkpoint)
     progress(what, plan.steps, plan.steps)
     training.seconds = before + time.monotonic() - started
+    if ends is not None:
+        training.counted = _copies(training.statistics)
+        training.save(ends.at(plan.steps))
     training.finish()
     if not all(bool(torch.isfinite(value).all()) for value in _trained(module).values()):
         # No loss has seen the last step's weights.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError, UnfitError, unknown_name
 from fairbench.core.method import MethodCard
@@ -18,6 +19,9 @@ DEFAULT = "default"
 
 POOL_SEED = 0
 """Of draws from a pool."""
+
+REFERENCE_IMAGES = 800
+"""As many as methods have unless the user asks for fewer."""
 
 COMPOSITIONS: Mapping[str, Composition] = {DEFAULT: "biased", "balanced": "balanced"}
 AS_IT_IS = "none"
@@ -65,7 +69,10 @@ def training_source(dataset: Dataset, card: MethodCard, bias: str = DEFAULT) -> 
 
 
 def reference_source(dataset: Dataset, card: MethodCard) -> ImageSource:
-    """The first images of the split that methods with a reference set may see.
+    """The images of the split that methods with a reference set may see.
+
+    As many as the card says: of a larger split the first ones, and if that still takes fewer than
+    methods usually have, as many of each cell of the attributes that they are balanced over.
 
     Raises:
         InputError: If the data set has none.
@@ -76,7 +83,33 @@ def reference_source(dataset: Dataset, card: MethodCard) -> ImageSource:
             f"{card.name} learns from a reference set, and data set {dataset.name} has none; "
             "choose a method that learns from less, or another --dataset"
         )
-    return split.take(np.arange(min(card.reference_images, len(split))))
+    rows = np.arange(min(max(card.reference_images, REFERENCE_IMAGES), len(split)))
+    if card.reference_images < len(rows):
+        rows = _in_turn(split.labels, rows, card.reference_images)
+    return split.take(rows)
+
+
+def _in_turn(
+    labels: Mapping[str, NDArray[np.uint8]], rows: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """So many of the rows, from the cells of the attributes that these are balanced over in turn.
+
+    Fewer are always among more. The order of the cells is a random but fixed one, so that those
+    which give one more than others are no particular ones.
+    """
+    cells = np.zeros(len(rows), dtype=np.int64)
+    for values in labels.values():
+        held = np.bincount(values[rows])
+        if np.ptp(held[held > 0]) <= 1:
+            cells = cells * len(held) + values[rows]
+    _, cells = np.unique(cells, return_inverse=True)
+    rng = np.random.default_rng(np.random.SeedSequence([POOL_SEED, 0x4EF5]))
+    places = rng.permutation(cells.max() + 1)[cells]
+    order = np.argsort(places, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(places))[:-1]])
+    rounds = np.empty_like(cells)
+    rounds[order] = np.arange(len(rows)) - starts[places[order]]
+    return rows[np.sort(np.lexsort((places, rounds))[:count])]
 
 
 def biased_source(dataset: Dataset, bias: str, most: int) -> ImageSource:

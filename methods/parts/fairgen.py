@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairbench.core.errors import ContractError, InputError
+from fairbench.core.errors import ContractError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
 from fairbench.core.prompts import Phrase, spoken
 from fairbench.core.task import Prompt, Task, phrases_of
 from fairbench.diffusion.backbone import Backbone, CrossAttention, Trainable, required
 from fairbench.diffusion.denoisers import Denoiser, conditioned, guided, within
-from fairbench.diffusion.devices import made_once
 from fairbench.diffusion.sampling import Stream, ddim
-from fairbench.diffusion.training import CHECKPOINT_SECONDS
+from fairbench.diffusion.training import Draws, train_or_load
 from fairbench.methods.parts.adapters import AdapterBank
 from fairbench.methods.parts.indicator import IndicatedSampler, Indicator
-from fairbench.storage.networks import load_state, load_tensors, save_state, save_tensors
 
 if TYPE_CHECKING:
     from fairbench.methods.fairgen import FairGen
@@ -116,10 +111,11 @@ class Trajectories:
 
 
 class AdapterTraining:
-    """Learns all categories of one attribute side by side.
+    """Learns all categories of one attribute side by side, by the shared trainer.
 
     Each image belongs to one category and only that category's adapter acts on it, so that the
-    gradients are those of separate runs.
+    gradients are those of separate runs. The trajectories that its loss is computed on outlive a
+    step: to the trainer it is what a checkpoint carries.
 
     Args:
         method: Its parameters.
@@ -165,17 +161,14 @@ class AdapterTraining:
             rank=method.rank,
             seed=initial_seed(seed, attribute),
         )
-        self.optimizer = torch.optim.AdamW(
-            self.bank.parameters(), lr=method.learning_rate, weight_decay=0.0
-        )
-        self.iteration, self.seconds = 0, 0.0
-        self.losses: list[float] = []
+        self.facts: Mapping[str, Any] = {}
+        self._round: int | None = None
         self._trajectories: Trajectories | None = None
         self._rolled: dict[str, Tensor] = {}
 
     @property
-    def key(self) -> str:
-        """Hash of everything that the trained adapters depend on."""
+    def content(self) -> dict[str, Any]:
+        """Everything that the trained adapters depend on, beside the trainer's own settings."""
         parameters = asdict(self.method)
         content: dict[str, Any] = {
             "what": "fairgen adapters",
@@ -192,6 +185,12 @@ class AdapterTraining:
         if self.references:
             content["orthogonality"] = self.method.orthogonality
             content["references"] = [reference.key for reference in self.references]
+        return content
+
+    @property
+    def key(self) -> str:
+        """Hash of `content`."""
+        content = self.content
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def gates(self, category: Tensor) -> Tensor:
@@ -238,25 +237,25 @@ class AdapterTraining:
         ddim(self.backbone, denoise, requests, self.rollout, observe=observe)
         return Trajectories(torch.stack(states), tuple(times), on, neutral, named)
 
-    def step(self, keep: Callable[[], None] = lambda: None) -> float:
-        """One optimiser step; returns the normalised loss, which starts at eta squared.
+    def trajectories(self, round_index: int) -> Trajectories:
+        """Those of one round: made with the adapters as they are, unless they are there."""
+        if self._trajectories is None or round_index != self._round:
+            self._rolled = {name: p.detach().clone() for name, p in self.bank.state_dict().items()}
+            self._trajectories, self._round = self.roll_out(round_index), round_index
+        return self._trajectories
 
-        Args:
-            keep: Called when the loss is known to be finite, before the adapters change.
-        Raises:
-            InputError: If the loss or its gradient stops being finite.
+    def loss(self, draws: Draws) -> Tensor:
+        """Scalar loss of the rows of one part of a step; logs ``normalised_loss``.
+
+        That is the squared error over ||category - neutral||², which starts at eta squared.
         """
         method = self.method
-        if self._trajectories is None or self.iteration % method.rollout_every == 0:
-            self._rolled = {name: p.detach().clone() for name, p in self.bank.state_dict().items()}
-            self._trajectories = self.roll_out(self.iteration // method.rollout_every)
-        seen = self._trajectories
-        rng = np.random.default_rng([self.seed, Stream.TRAINING, 2**31, self.iteration])
-        rows = torch.from_numpy(rng.integers(seen.x.shape[1], size=method.batch))
+        seen = self.trajectories(draws.step // method.rollout_every)
+        parts = [draws.part] if draws.part else []
+        rng = np.random.default_rng([self.seed, Stream.TRAINING, 2**31, draws.step, *parts])
+        rows = torch.from_numpy(rng.integers(seen.x.shape[1], size=draws.rows))
         # Never the first state: pure noise, where the neutral and the named prompt hardly differ.
-        at = torch.from_numpy(
-            rng.integers(min(1, len(seen.t) - 1), len(seen.t), size=method.batch)
-        )
+        at = torch.from_numpy(rng.integers(min(1, len(seen.t) - 1), len(seen.t), size=draws.rows))
         x, category = seen.x[at, rows], seen.category[rows]
         t = torch.tensor(seen.t)[at] + method.timestep_shift
         t = t.clamp(max=len(self.backbone.schedule) - 1).to(x.device)
@@ -274,111 +273,47 @@ class AdapterTraining:
             loss = loss + method.orthogonality * overlap(
                 self.bank, [reference.bank for reference in self.references]
             )
-        self._schedule_learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.bank.parameters(), math.inf)  # the norm alone
-        if not bool(torch.isfinite(loss.detach() + norm)):
-            raise InputError(
-                f"training {self.attribute} adapters diverged: loss {float(loss.detach()):g} and "
-                f"gradient norm {float(norm):g} at step {self.iteration + 1} of "
-                f"{method.iterations}; lower --param learning_rate (seen "
-                f"{method.learning_rate:g}) or orthogonality (seen {method.orthogonality:g})"
-            )
-        keep()
-        self.optimizer.step()
-        self.iteration += 1
         distance = (
             (target - without).square().mean() / method.eta**2
             if method.eta
             else target.new_ones(())
         )
-        return float(error.mean().detach() / distance.clamp(min=1e-12))
+        draws.log("normalised_loss", error.detach().mean() / distance.clamp(min=1e-12))
+        return loss
 
     def _predict_frozen(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         width = self.backbone.network_batch
         parts = zip(*(torch.split(rows, width) for rows in (x, t, context)), strict=True)
         return torch.cat([self.backbone.predict(*part).value for part in parts])
 
-    def _schedule_learning_rate(self) -> None:
-        share = self.iteration / self.method.iterations
-        for group in self.optimizer.param_groups:
-            # A plain float: torch.load(weights_only=True) refuses checkpoints with NumPy scalars.
-            group["lr"] = self.method.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    def state(self) -> dict[str, Any]:
+        """Of the trajectories: the adapters that made them."""
+        return {"rolled": self._rolled}
 
-    def run(self, folder: Path, preparation: Preparation) -> None:
-        """Train to the end, or load the end; a checkpoint at fresh trajectories and by time."""
-        finished = folder / f"fairgen-{self.key}.safetensors"
-        with made_once(finished):
-            if not self._load(finished):
-                self._train(finished, preparation)
+    def restore(self, state: Mapping[str, Any], step: int) -> None:
+        """The same trajectories again, by the adapters that made them; changes the adapters."""
+        if step % self.method.rollout_every:
+            self.bank.load_state_dict(state["rolled"])
+            self.trajectories(step // self.method.rollout_every)
 
-    def _train(self, finished: Path, preparation: Preparation) -> None:
-        unfinished = finished.with_suffix(".partial.pt")
-        self._resume(unfinished)
-        what = f"training {self.attribute} adapters"
-        started = saved = time.monotonic()
-        started -= self.seconds
-
-        def keep() -> None:
-            nonlocal saved
-            now = time.monotonic()
-            if self.iteration % self.method.rollout_every and now - saved < CHECKPOINT_SECONDS:
-                return
-            self.seconds, saved = now - started, now
-            self._checkpoint(unfinished)
-
-        while self.iteration < self.method.iterations:
-            self.losses.append(self.step(keep))
-            preparation.progress(what, self.iteration, self.method.iterations)
-        self.seconds = time.monotonic() - started
-        facts = {"seconds": self.seconds, "normalised_loss": self.normalised_loss}
-        save_tensors(finished, self.bank.state_dict(), facts)
-        unfinished.unlink(missing_ok=True)
+    def run(self, preparation: Preparation) -> None:
+        """Train to the end, or load the end."""
+        self.facts = train_or_load(
+            self.bank,
+            "fairgen",
+            self.content,
+            self.method.plan(),
+            self.loss,
+            preparation,
+            device=self.backbone.device,
+            what=f"training {self.attribute} adapters",
+            carried=self,
+        )
 
     @property
     def normalised_loss(self) -> float:
-        """Mean over the last steps of loss / ||category - neutral||²; eta² at the start."""
-        return float(np.mean(self.losses[-20:]))
-
-    def _load(self, path: Path) -> bool:
-        stored = load_tensors(path)
-        if stored is None:
-            return False
-        tensors, facts = stored
-        try:
-            self.bank.load_state_dict(tensors)  # one that fails leaves the bank fresh
-        except RuntimeError:  # of another network
-            path.unlink(missing_ok=True)
-            return False
-        self.seconds, self.losses = facts["seconds"], [facts["normalised_loss"]]
-        self.iteration = self.method.iterations
-        return True
-
-    def _checkpoint(self, path: Path) -> None:
-        state = {
-            "bank": self.bank.state_dict(),
-            "rolled": self._rolled,
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-            "seconds": self.seconds,
-            "losses": self.losses,
-        }
-        save_state(path, state)
-
-    def _resume(self, path: Path) -> None:
-        state = load_state(path)
-        if state is None:
-            return
-        if state["iteration"] % self.method.rollout_every:
-            # The same trajectories again, by the adapters that made them.
-            self.bank.load_state_dict(state["rolled"])
-            self._rolled = state["rolled"]
-            self._trajectories = self.roll_out(state["iteration"] // self.method.rollout_every)
-        self.bank.load_state_dict(state["bank"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration, self.seconds = state["iteration"], state["seconds"]
-        self.losses = list(state["losses"])
+        """Mean over the last tenth of the steps of loss / ||category - neutral||²."""
+        return float(self.facts["diagnostics_last_tenth"]["normalised_loss"])
 
 
 def adapted_branch(
@@ -497,13 +432,13 @@ def prepare(
             trainings,
             task.said,
         )
-        training.run(preparation.cache / "adapters", preparation)
+        training.run(preparation)
         trainings.append(training)
     banks = [training.bank for training in trainings]
     bank = joined(backbone, banks, method.rank)
     cells = [(group,) for group in task.groups] if method.joint else task.cells
     facts = {
-        "training_seconds": sum(training.seconds for training in trainings),
+        "training_seconds": sum(training.facts["seconds"] for training in trainings),
         "normalised_loss": {one.attribute: one.normalised_loss for one in trainings},
         "parameters_a_category": bank.parameters_a_category,
     }

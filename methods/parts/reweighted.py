@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fairbench.core.errors import InputError
-from fairbench.methods.parts.training_parameters import FROM_SCRATCH, FineTuned
+from fairbench.methods.parts.training_parameters import FROM_SCRATCH, ReferenceTrained
 
 if TYPE_CHECKING:
     from fairbench.diffusion.training import TrainingPlan
@@ -21,7 +21,7 @@ RATIO_FROM_SCRATCH: Mapping[str, Any] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Reweighted(FineTuned):
+class Reweighted(ReferenceTrained):
     """A training on biased and reference images together, led by the ratio of their densities.
 
     Attributes:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from fairbench.core.errors import InputError
-from fairbench.core.method import MethodBase
+from fairbench.core.method import MethodBase, MethodCard
 from fairbench.core.parameters import refuse_unused
 
 if TYPE_CHECKING:
     from fairbench.diffusion.training import TrainingPlan
 
-__all__ = ["FINE_TUNED", "FROM_SCRATCH", "FineTuned"]
+__all__ = ["FINE_TUNED", "FROM_SCRATCH", "FineTuned", "ReferenceTrained"]
 
 FINE_TUNED = (
     "Fine-tunes the biased backbone in 600 steps of 64 images by AdamW at 1e-3, with averaged "
@@ -41,7 +42,9 @@ class FineTuned(MethodBase):
     Attributes:
         steps: Optimiser steps.
         batch: Images a step.
-        learning_rate: Peak of AdamW's, after a warm-up, decayed by a cosine.
+        learning_rate: Peak of AdamW's, after a warm-up.
+        rate_schedule: Whether the peak is decayed by a cosine or kept. Kept, a training is the
+            beginning of every longer one, so that one training gives a curve over budgets.
         ema_decay: Of the averaged weights that are sampled with. It is reached gradually, as
             1 - n^-0.75 after n steps: 0.992 after 600.
         accumulate: Parts that a batch is split into, for little memory.
@@ -55,8 +58,13 @@ class FineTuned(MethodBase):
 
     steps: int = field(default=600, metadata={"help": "optimiser steps", "minimum": 1})
     batch: int = field(default=64, metadata={"help": "images a step", "minimum": 1})
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "peak of AdamW's, cosine decay", "minimum": 0}
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak of AdamW's", "minimum": 0})
+    rate_schedule: Literal["cosine", "constant"] = field(
+        default="cosine",
+        metadata={
+            "help": "decay the rate, or keep it: shorter trainings begin longer ones",
+            "omit_default": True,
+        },
     )
     ema_decay: float = field(
         default=0.995,
@@ -121,4 +129,31 @@ class FineTuned(MethodBase):
             ema_decay=self.ema_decay,
             accumulate=self.accumulate,
             precision=self.precision,
+            rate_schedule=self.rate_schedule,
         )
+
+
+@dataclass(frozen=True)
+class ReferenceTrained(FineTuned):
+    """A training that reads a reference set.
+
+    Attributes:
+        reference_images: How many of it; fewer are as balanced as their number allows.
+    """
+
+    reference_images: int = field(
+        default=800,
+        metadata={"help": "reference images, 800 at most", "minimum": 2, "omit_default": True},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reference_images > self.card.reference_images:
+            raise InputError(
+                f"--param reference_images must be at most {self.card.reference_images}, the size "
+                f"of the reference set; seen {self.reference_images}"
+            )
+
+    def configured_card(self) -> MethodCard:
+        """The card of as many reference images as are asked for."""
+        return dataclasses.replace(self.card, reference_images=self.reference_images)

@@ -111,6 +111,75 @@ def stop_in(module, step, error=StopError):
     return loss_of
 
 
+# A constant rate: a training is the beginning of every longer one
+
+
+def constant(steps, **changes):
+    return plan(steps=steps, rate_schedule="constant", **changes)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.8])
+def test_at_a_constant_rate_a_longer_training_goes_on_where_a_shorter_one_ended(
+    ema_decay, tmp_path
+):
+    whole, facts = run(tmp_path / "whole", plan=constant(9, ema_decay=ema_decay))
+    seen = []
+    ended = {}
+    for steps in (4, 6, 9):
+        ended[steps], again = run(
+            tmp_path / "parts",
+            plan=constant(steps, ema_decay=ema_decay),
+            progress=lambda what, done, total: seen.append(done),
+        )
+    assert seen == [*range(5), *range(4, 7), *range(6, 10)]
+    assert_same(ended[9], whole)
+    assert again["steps"] == 9
+    assert {name: again[name] for name in again if name != "seconds"} == {
+        name: facts[name] for name in facts if name != "seconds"
+    }
+    # Asked for once more, a shorter one is what it was: the first weights, not the last.
+    loaded, _ = run(tmp_path / "parts", plan=constant(4, ema_decay=ema_decay))
+    assert_same(loaded, ended[4])
+    assert not torch.equal(ended[4].weight, ended[9].weight)
+
+
+def test_a_shorter_training_after_a_longer_one_and_a_damaged_end_begin_anew(tmp_path):
+    short, _ = run(tmp_path / "alone", plan=constant(4))
+    run(tmp_path / "parts", plan=constant(9))
+    seen = []
+    again, _ = run(
+        tmp_path / "parts", plan=constant(4), progress=lambda what, done, total: seen.append(done)
+    )
+    assert seen == list(range(5))
+    assert_same(again, short)
+    for path in tmp_path.glob("parts/networks/*.ended.pt"):
+        path.write_bytes(path.read_bytes()[:-9])
+    whole, _ = run(tmp_path / "more", plan=constant(11))
+    longer, _ = run(tmp_path / "parts", plan=constant(11))
+    assert_same(longer, whole)
+
+
+def test_only_the_number_of_steps_may_differ(tmp_path):
+    run(tmp_path, plan=constant(4))
+    for other in ({"batch": 4}, {"learning_rate": 0.05}, {"warmup": 1}):
+        seen = []
+        run(
+            tmp_path,
+            plan=constant(5, **other),
+            progress=lambda what, done, total, seen=seen: seen.append(done),
+        )
+        assert seen[0] == 0
+
+
+def test_rates():
+    assert constant(1000).rate(999) == 0.1
+    assert constant(1000).rate(0) == pytest.approx(0.1 / 3)
+    assert plan(steps=1000).rate(500) == pytest.approx(0.1 * (0.01 + 0.99 / 2))
+    assert plan(steps=1000, final_rate=0.0).rate(1000) == 0.0
+    assert "rate_schedule" not in plan().content()
+    assert constant(3).content()["rate_schedule"] == "constant"
+
+
 # Resuming
 
 

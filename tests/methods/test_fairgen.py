@@ -15,9 +15,11 @@ from fairbench.core.method import Preparation, Request, SamplingConfig
 from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt
 from fairbench.datasets.cartoonfaces import DATASET
+from fairbench.diffusion import training as _trainer
 from fairbench.diffusion.denoisers import conditioned, guided
 from fairbench.diffusion.sampling import ddim
 from fairbench.diffusion.schedule import Prediction
+from fairbench.diffusion.training import Draws
 from fairbench.methods.fairgen import FairGen
 from fairbench.methods.parts import fairgen as _fairgen
 from fairbench.methods.parts.adapters import AdapterBank, cross_attention_linears
@@ -55,6 +57,12 @@ def states(backbone):
     x = torch.randn((4, *backbone.latent_shape), generator=draws)
     context = backbone.embed([f"a photo of a {w}" for w in ("person", "santa", "dog", "person")])
     return x, torch.tensor([900, 500, 300, 20]), context
+
+
+def draws_of(training, step=0, part=0):
+    """The randomness of a step, as the trainer gives it."""
+    rows = training.method.batch // training.method.accumulate
+    return Draws(training.seed, step, part, rows, torch.device("cpu"))
 
 
 def prepared(method, task, backbone, data, preparation):
@@ -198,32 +206,53 @@ def test_training_starts_at_eta_squared_and_moves_the_upper_factor(
 
     monkeypatch.setattr(_fairgen, "composed_target", remember)
     training = make_training(make_backbone(prediction_type), eta=eta)
-    assert training.step() == pytest.approx(eta**2, rel=1e-4)
+    draws = draws_of(training)
+    training.loss(draws).backward()
+    assert draws.logged["normalised_loss"] == pytest.approx(eta**2, rel=1e-4)
     assert not targets[0].requires_grad
     for key in training.bank.down:
         assert not training.bank.down[key].grad.any()
         assert training.bank.up[key].grad.abs().amax((1, 2)).min() > 0  # of every category
 
 
-def test_training_lowers_the_loss(make_training, make_backbone):
-    changes = {"iterations": 15, "batch": 8, "rollout_every": 5, "learning_rate": 0.1}
+def test_training_lowers_the_loss(make_training, make_backbone, make_preparation):
+    changes = {"iterations": 30, "batch": 8, "rollout_every": 5, "learning_rate": 0.1}
     training = make_training(make_backbone(network_batch=8), **changes)
-    losses = [training.step() for _ in range(15)]
-    assert np.mean(losses[-5:]) < 0.7
+    training.run(make_preparation())
+    assert training.normalised_loss < 0.7
+    assert training.facts["diagnostics"]["normalised_loss"] > training.normalised_loss
+
+
+def test_parts_of_a_batch_draw_rows_of_their_own_from_the_same_trajectories(
+    make_training, monkeypatch
+):
+    training = make_training(accumulate=2)
+    rounds, seen = [], []
+    roll_out, frozen = training.roll_out, training._predict_frozen
+    monkeypatch.setattr(training, "roll_out", lambda r: (rounds.append(r), roll_out(r))[1])
+    monkeypatch.setattr(
+        training, "_predict_frozen", lambda x, t, c: (seen.append(x.clone()), frozen(x, t, c))[1]
+    )
+    for part in (0, 1):
+        training.loss(draws_of(training, part=part))
+    assert rounds == [0]
+    assert [len(x) for x in seen] == [3] * 4
+    assert not torch.equal(seen[0], seen[2])
 
 
 # 5. Frozen base
 
 
-def test_only_the_adapters_of_present_categories_are_trained(make_training, monkeypatch):
+def test_only_the_adapters_of_present_categories_are_trained(
+    make_training, make_preparation, monkeypatch
+):
     training = make_training(levels=("asian", "black", "white"), attribute="race", iterations=5)
     unet, bank = training.backbone.unet, training.bank
     frozen = {name: value.clone() for name, value in unet.state_dict().items()}
     start = {name: value.clone() for name, value in bank.state_dict().items()}
-    trained = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
-    assert trained == {id(p) for p in bank.parameters()}
+    assert all(p.requires_grad for p in bank.parameters())
     assert not any(p.requires_grad for p in unet.parameters())
-    assert not {id(p) for p in unet.parameters()} & trained
+    assert not {id(p) for p in unet.parameters()} & {id(p) for p in bank.parameters()}
     assert not unet.training
     roll_out = training.roll_out
 
@@ -239,8 +268,8 @@ def test_only_the_adapters_of_present_categories_are_trained(make_training, monk
         )
 
     monkeypatch.setattr(training, "roll_out", without_black)
-    for _ in range(5):
-        training.step()
+    training.run(make_preparation())
+    assert training.facts["trained_parameters"] == sum(p.numel() for p in bank.parameters())
     assert all(torch.equal(value, frozen[name]) for name, value in unet.state_dict().items())
     for name, value in bank.state_dict().items():
         assert torch.equal(value[1], start[name][1])
@@ -472,8 +501,8 @@ def test_training_tells_the_network_the_timestep_of_the_state(spacing, shift, ma
     assert len(seen.x) == 5
     network, told = backbone._network, []
     backbone._network = lambda x, t, c: (told.append((x.clone(), t.clone())), network(x, t, c))[1]
-    training._trajectories, training.iteration = seen, 1
-    training.step()
+    training._trajectories, training._round = seen, 0
+    training.loss(draws_of(training, step=1))
     assert len(told[-1][0]) == 40  # the call with gradients
     assert len(told) > 2  # those of the frozen network
     for x, t in told:
@@ -586,24 +615,16 @@ LONG = {"iterations": 4, "rollout_every": 2, "sampling": SamplingConfig(2, 3.0)}
 
 
 @pytest.fixture
-def uninterrupted(make_training, make_preparation, tmp_path):
+def uninterrupted(make_training, make_preparation):
     training = make_training(**LONG)
-    training.run(tmp_path / "whole", make_preparation())
+    training.run(make_preparation())
     return training
 
 
-def run_until(training, folder, make_preparation, stop):
-    def progress(what, done, total):
-        if done == stop:
-            raise StopError
-
-    with pytest.raises(StopError):
-        training.run(folder, make_preparation(progress))
-
-
-def run_counting(training, folder, make_preparation):
+def run_counting(training, preparation):
     seen = []
-    training.run(folder, make_preparation(lambda what, done, total: seen.append(done)))
+    watching = dataclasses.replace(preparation, progress=lambda w, done, t: seen.append(done))
+    training.run(watching)
     return seen
 
 
@@ -614,93 +635,46 @@ def assert_same_adapters(training, other):
     assert any(value.any() for name, value in states[0].items() if name.startswith("up"))
 
 
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("stop", [1, 2, 3])
 def test_an_interrupted_training_resumes_to_the_last_bit(
-    stop, uninterrupted, make_training, make_preparation, tmp_path
+    stop, uninterrupted, make_training, make_preparation, tmp_path, monkeypatch
 ):
-    folder = tmp_path / "parts"
-    run_until(make_training(**LONG), folder, make_preparation, stop)
-    (left,) = folder.iterdir()
+    """At fresh trajectories, which are made again, and between them, where old ones are."""
+    monkeypatch.setattr(_trainer, "CHECKPOINT_SECONDS", -1.0)
+    preparation = dataclasses.replace(make_preparation(), cache=tmp_path / "parts")
+
+    def progress(what, done, total):
+        if done == stop + 1:
+            raise StopError
+
+    first = make_training(**LONG)
+    with pytest.raises(StopError):
+        first.run(dataclasses.replace(preparation, progress=progress))
+    (left,) = preparation.cache.rglob("*.pt")
     assert left.name.endswith(".partial.pt")
     resumed = make_training(**LONG)
-    begin = (stop - 1) // 2 * 2  # the last boundary before the interruption
-    assert run_counting(resumed, folder, make_preparation) == list(range(begin + 1, 5))
+    assert run_counting(resumed, preparation) == list(range(stop, 5))
     assert_same_adapters(resumed, uninterrupted)
-    assert resumed.losses == uninterrupted.losses
-    assert [path.suffix for path in folder.iterdir()] == [".safetensors"]
+    assert resumed.normalised_loss == uninterrupted.normalised_loss
+    assert [path.suffix for path in preparation.cache.rglob("*.*")] == [".safetensors"]
 
 
-def test_a_state_between_fresh_trajectories_is_kept_by_time(
-    uninterrupted, make_training, make_preparation, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(_fairgen, "CHECKPOINT_SECONDS", 0.0)
-    folder = tmp_path / "parts"
-    run_until(make_training(**LONG), folder, make_preparation, 4)
-    resumed = make_training(**LONG)
-    assert run_counting(resumed, folder, make_preparation) == [4]  # not from 2, as without it
-    assert_same_adapters(resumed, uninterrupted)
-    assert resumed.losses == uninterrupted.losses
-
-
-def test_a_training_that_diverges_stops_and_keeps_its_last_good_state(
-    uninterrupted, make_training, make_preparation, tmp_path, monkeypatch
-):
+def test_a_training_that_diverges_stops(make_training, make_preparation, monkeypatch):
     training = make_training(**LONG)
-    whole = training._predict_frozen
-
-    def broken(x, t, context):
-        return whole(x, t, context) * (float("nan") if training.iteration == 2 else 1)
-
-    monkeypatch.setattr(training, "_predict_frozen", broken)
+    whole = training.loss
+    monkeypatch.setattr(
+        training, "loss", lambda draws: whole(draws) * (float("nan") if draws.step == 2 else 1)
+    )
     with pytest.raises(InputError, match=r"diverged: loss nan .* step 3 of 4; .*learning_rate"):
-        training.run(tmp_path, make_preparation())
-    (left,) = tmp_path.glob("*.partial.pt")
-    assert torch.load(left, weights_only=True)["iteration"] == 0  # step 3 isn't known to be good
+        training.run(make_preparation())
     assert all(torch.isfinite(p).all() for p in training.bank.parameters())
-    again = make_training(**LONG)
-    assert run_counting(again, tmp_path, make_preparation) == [1, 2, 3, 4]
-    assert_same_adapters(again, uninterrupted)
 
 
-@pytest.mark.parametrize("keep", [0.5, 0.98])
-def test_a_cut_off_checkpoint_begins_again(
-    keep, uninterrupted, make_training, make_preparation, tmp_path
-):
-    folder = tmp_path / "parts"
-    run_until(make_training(**LONG), folder, make_preparation, 3)
-    (path,) = folder.iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep)])
-    again = make_training(**LONG)
-    assert run_counting(again, folder, make_preparation) == [1, 2, 3, 4]
-    assert_same_adapters(again, uninterrupted)
-
-
-def test_finished_adapters_are_loaded(uninterrupted, make_training, make_preparation, tmp_path):
+def test_finished_adapters_are_loaded(uninterrupted, make_training, make_preparation):
     loaded = make_training(**LONG)
-    assert run_counting(loaded, tmp_path / "whole", make_preparation) == []
+    assert run_counting(loaded, make_preparation()) == []
     assert_same_adapters(loaded, uninterrupted)
-    assert loaded.seconds == uninterrupted.seconds
-    assert loaded.normalised_loss == uninterrupted.normalised_loss
-
-
-def test_damaged_adapters_are_trained_again(
-    uninterrupted, make_training, make_preparation, tmp_path
-):
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "whole"
-    (path,) = folder.iterdir()
-    whole = path.read_bytes()
-    damages = [
-        lambda: path.write_bytes(whole[:-4]),
-        lambda: save_file(load_file(path), path),  # without its facts
-    ]
-    for damage in damages:
-        damage()
-        again = make_training(**LONG)
-        assert run_counting(again, folder, make_preparation) == [1, 2, 3, 4]
-        assert_same_adapters(again, uninterrupted)
+    assert loaded.facts == uninterrupted.facts
 
 
 def test_key_covers_what_training_depends_on(make_training, make_backbone):
@@ -735,7 +709,8 @@ CHANGED = {
     "timestep_shift": 38,
 }
 SAMPLING_ONLY = {"strength": 2.0, "indicator": "stratified", "merged": True}
-ELSEWHERE = {"joint", "orthogonality"}  # the attribute and the references stand for them
+ELSEWHERE = {"joint", "orthogonality", "accumulate"}
+"""The attribute, the references and the trainer's plan stand for them."""
 
 
 def test_key_leaves_out_what_only_sampling_depends_on(make_training):
@@ -748,13 +723,6 @@ def test_every_parameter_is_one_of_training_or_of_sampling():
     names = {field.name for field in dataclasses.fields(FairGen)}
     assert names == {*CHANGED, *SAMPLING_ONLY, *ELSEWHERE}
     assert set(_fairgen.TRAINING_PARAMETERS) == set(CHANGED)
-
-
-def test_adapters_that_were_trained_before_are_still_found(make_training):
-    """Names of files in users' caches, as they were before there were joint and orthogonality."""
-    assert make_training().key == "ce42aa85a1ea4e8d"
-    races = make_training(attribute="race", levels=("asian", "black", "white"))
-    assert races.key == "85d57d8a8822a5e3"
 
 
 def test_key_covers_orthogonality_only_where_it_acts(make_training, make_backbone):
@@ -786,7 +754,7 @@ def test_preparing_twice_trains_once(make_backbone, make_task, data, make_prepar
     task = make_task("gender", "race")
     for changes in ({}, SAMPLING_ONLY):
         prepared(FairGen(**QUICK, **changes), task, make_backbone(), data, preparation)
-    assert [done for _, done, _ in seen] == [1, 2, 1, 2]
+    assert [done for _, done, _ in seen] == [0, 1, 2, 0, 1, 2]
     assert {total for _, _, total in seen} == {2}
 
 
@@ -920,7 +888,7 @@ def test_joint_changes_nothing_for_one_attribute(
         sampler = prepared(method, task, make_backbone(), data, preparation)
         made.append(sampler(make_requests(task, 4)).images)
     assert np.array_equal(*made)
-    assert seen == [1, 2]  # trained once
+    assert seen == [0, 1, 2]  # trained once
 
 
 def test_orthogonality_of_joint_adapters_is_refused():
