@@ -125,6 +125,15 @@ class Row:
         return self.dataset, self.task, self.backbone, self.method, *self.keys
 
     @property
+    def network(self) -> str:
+        """The backbone, or what was trained in its place from random weights."""
+        given = self.config.get("parameters") or {}
+        if not isinstance(given, Mapping) or given.get("start") != "scratch":
+            return self.backbone
+        noise = ", noise prediction" if given.get("prediction") == "noise" else ""
+        return f"{self.backbone} from random weights{noise}, {given.get('steps')} steps"
+
+    @property
     def block(self) -> tuple[str, str, str]:
-        """Data set, task and backbone."""
-        return self.dataset, self.task, self.backbone
+        """Data set, task and network."""
+        return self.dataset, self.task, self.network

@@ -47,9 +47,9 @@ class DebiasedLossWeighting(FineTuned):
         trains=True,
         training_set="biased",
         deviations=(
-            "By default it fine-tunes the shipped backbone for the step budget that all "
-            "training-time rows share; the paper trains from random weights (preset "
-            "from_scratch).",
+            "By default it fine-tunes the shipped backbone, which predicts velocity, for the step "
+            "budget that all training-time rows share; the paper trains a network that predicts "
+            "noise from random weights (preset from_scratch).",
             "Weights are divided by their mean over the timesteps, so that weightings differ in "
             "shape and not in step size; the released code multiplies the loss of linear-schedule "
             "noise prediction by 17.8 on average.",
@@ -77,6 +77,7 @@ class DebiasedLossWeighting(FineTuned):
             "from_scratch": MappingProxyType(
                 {
                     "start": "scratch",
+                    "prediction": "noise",
                     "steps": 500_000,
                     "batch": 8,
                     "learning_rate": 2e-5,

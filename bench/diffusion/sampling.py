@@ -204,7 +204,8 @@ def own_steps(
     for t, number in zip(scheduler.timesteps, numbers, strict=True):
         seen = scheduler.scale_model_input(x, t)
         predicted = denoise(seen, cast("int", number))
-        output = predicted.value
+        # A network that was trained in the backbone's place may predict something else.
+        output = predicted.as_kind(scheduler.config.get("prediction_type", predicted.kind))
         if predicted.variance is not None and str(
             scheduler.config.get("variance_type", "")
         ).startswith("learned"):

@@ -66,6 +66,16 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
+    def predicting(self, kind: PredictionType) -> Schedule:
+        """The same noise levels and bounds for a network that predicts something else."""
+        return Schedule(
+            self.alphas_cumprod,
+            kind,
+            self.clip,
+            consistent=self.consistent,
+            threshold=self.threshold,
+        )
+
     def _alpha_squared(self, t: Tensor | float) -> Tensor:
         # Between integers log SNR is interpolated, in which both alpha and sigma are smooth; the
         # two neighbours of an integer are itself, so that the table's own values come back.
@@ -171,6 +181,12 @@ class Prediction:
         if self.kind == "v_prediction" and self.inside is None:
             return self.value
         return self.alpha * self.noise - self.sigma * self.clean
+
+    def as_kind(self, kind: PredictionType) -> Tensor:
+        """The same prediction as a network of another kind would put it out, (B, C, h, w)."""
+        if kind == self.kind:
+            return self.value
+        return {"epsilon": self.noise, "sample": self.clean, "v_prediction": self.velocity}[kind]
 
     def rows(self, part: slice, x_t: Tensor) -> Prediction:
         """Some of the rows, of a batch that holds them.

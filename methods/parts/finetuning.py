@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fairbench.core.errors import InputError
 from fairbench.core.method import ImageSet, Preparation
 from fairbench.core.task import Prompt
 from fairbench.diffusion.backbone import Backbone, Trainable, required
 from fairbench.diffusion.sampling import DDIMSampler
-from fairbench.diffusion.schedule import Prediction
+from fairbench.diffusion.schedule import Prediction, Schedule
 from fairbench.diffusion.training import Draws, seeded_modules, train_or_load
 from fairbench.methods.parts.training_parameters import FineTuned
 from fairbench.methods.parts.weighting import timestep_weights, weight_summary
@@ -152,11 +153,29 @@ def module_sha256(module: nn.Module) -> str:
     return total.hexdigest()
 
 
+def trained_schedule(method: FineTuned, backbone: Backbone) -> Schedule:
+    """The backbone's noise levels, and what the trained network predicts at them.
+
+    Raises:
+        InputError: If it is to predict noise where some step has no signal: nothing could be told
+            of the image there.
+    """
+    schedule = backbone.schedule
+    if method.prediction == "native":
+        return schedule
+    if not bool(schedule.snr(torch.arange(len(schedule))).min() > 0):
+        raise InputError(
+            f"{backbone.name}'s noisiest step has no signal, so that a network which predicts "
+            "noise can't begin there; leave --param prediction=native"
+        )
+    return schedule.predicting("epsilon")
+
+
 def loss_weights(method: FineTuned, backbone: Backbone) -> Tensor:
     """(T,) float32 factors on the squared error of the network's own output."""
     return (
         timestep_weights(
-            backbone.schedule,
+            trained_schedule(method, backbone),
             method.loss_weighting,
             p2_k=method.p2_k,
             p2_gamma=method.p2_gamma,
@@ -199,6 +218,7 @@ def finetune(
     if method.start == "scratch":
         _initialise(unet, preparation.seed)
     student = trainable.replaced(unet)
+    student.schedule = trained_schedule(method, backbone)
     facts = train_or_load(
         unet,
         str(content["method"]),
@@ -207,6 +227,7 @@ def finetune(
             "backbone": backbone.weights_sha256,
             "start": method.start,
             "weights": tensor_sha256(weights),
+            **({} if method.prediction == "native" else {"prediction": method.prediction}),
         },
         method.plan(),
         lambda draws: loss_of(student, draws, weights),

@@ -50,6 +50,8 @@ class FineTuned(MethodBase):
         accumulate: Parts that a batch is split into, for little memory.
         precision: Of autocast while training.
         start: From the shipped biased network, or from random weights.
+        prediction: What a network from random weights predicts: what the backbone's does, or the
+            noise.
         loss_weighting: Weight of the loss over timesteps.
         p2_k, p2_gamma, min_snr_gamma: Of the weightings of these names.
         max_weight: Bound on the weight of the noise's error; 0: none.
@@ -83,6 +85,10 @@ class FineTuned(MethodBase):
         default="backbone",
         metadata={"help": "fine-tune the backbone or train from random weights"},
     )
+    prediction: Literal["native", "noise"] = field(
+        default="native",
+        metadata={"help": "what a network from random weights predicts", "omit_default": True},
+    )
     loss_weighting: Literal[
         "native", "constant", "debias", "p2", "min_snr", "truncated_snr", "edm", "edm_lognormal"
     ] = field(default="native", metadata={"help": "weight of the loss over timesteps"})
@@ -105,6 +111,8 @@ class FineTuned(MethodBase):
             )
         if not self.ema_decay < 1:
             raise InputError(f"--param ema_decay must be below 1; seen {self.ema_decay:g}")
+        if self.start != "scratch":
+            refuse_unused(self, ("prediction",), "start=scratch")
         if self.loss_weighting != "p2":
             refuse_unused(self, ("p2_k", "p2_gamma"), "loss_weighting=p2")
         if self.loss_weighting != "min_snr":

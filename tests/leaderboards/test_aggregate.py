@@ -7,6 +7,7 @@ import pytest
 
 from fairbench.core.score import Score
 from fairbench.leaderboards import rows
+from fairbench.leaderboards.columns import blocks
 
 
 def refuse(message):
@@ -164,6 +165,29 @@ def test_a_row_is_not_let_off_by_a_high_floor_of_its_own(make_record, vanilla):
         warn=refuse,
     )
     assert ranks(table)[:3] == [("fair", "1"), ("honest", "2"), ("noisy", "3")]
+
+
+def test_networks_from_random_weights_have_a_block_of_their_own(make_record):
+    """Each number of steps is one: a longer training isn't a fairer one."""
+
+    def made(weighting, **given):
+        parameters = {"loss_weighting": weighting, "steps": 2500, "start": "scratch", **given}
+        return make_record("debiased_loss_weighting", config={"parameters": parameters})
+
+    records = [
+        made("debias", prediction="noise"),
+        made("constant", prediction="noise"),
+        made("debias", prediction="noise", steps=10_000),
+        made("debias"),
+        made("debias", start="backbone"),
+    ]
+    tables = list(blocks(rows(records, warn=refuse)))
+    by_title = {title: [row.config["parameters"] for row in block] for title, block in tables}
+    titles = [title for title, _ in tables]
+    assert len(titles) == len(by_title) == 4
+    (noise,) = [t for t in titles if "random weights, noise prediction, 2500 steps" in t]
+    assert sorted(p["loss_weighting"] for p in by_title[noise]) == ["constant", "debias"]
+    assert sum("random weights" in title for title in titles) == 3
 
 
 def test_blocks_are_ranked_apart(make_record, vanilla):

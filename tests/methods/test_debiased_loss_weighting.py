@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -16,10 +17,13 @@ from fairbench.core.errors import InputError
 from fairbench.core.method import ImageSet, Request, SamplingConfig, TrainingData
 from fairbench.core.task import Prompt
 from fairbench.datasets.cartoonfaces import DATASET
+from fairbench.diffusion.sampling import DDIMSampler
+from fairbench.diffusion.schedule import Schedule
 from fairbench.diffusion.training import Draws
 from fairbench.methods.balanced_data import BalancedData
 from fairbench.methods.debiased_loss_weighting import DebiasedLossWeighting
 from fairbench.methods.parts import denoising as _denoising
+from fairbench.methods.parts import finetuning as _finetuning
 from fairbench.methods.parts.finetuning import NoisedImages
 from fairbench.methods.parts.weighting import timestep_weights
 from fairbench.metrics.frechet import frechet_distance
@@ -49,6 +53,7 @@ def test_from_scratch_has_the_papers_settings():
     method = DebiasedLossWeighting(**DebiasedLossWeighting.presets["from_scratch"])
     assert method.configured_card().role == "method"
     assert (method.start, method.steps, method.batch) == ("scratch", 500_000, 8)
+    assert method.prediction == "noise"
     assert (method.learning_rate, method.ema_decay) == (2e-5, 0.9999)
     assert not method.normalise_weights
 
@@ -66,6 +71,52 @@ def test_from_scratch_does_not_start_from_the_backbone(
     same = kept.prepare(make_task(), backbone, data, make_preparation()).backbone
     pairs = zip(same.unet.parameters(), backbone.unet.parameters(), strict=True)
     assert all(torch.allclose(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "own"])
+def test_a_network_from_random_weights_may_predict_noise(
+    scheduler, make_unconditional, make_task, data, make_preparation
+):
+    """Of a backbone that predicts velocity; whatever samples it knows."""
+    backbone = make_unconditional(seed=5)
+    assert backbone.schedule.prediction_type == "v_prediction"
+    method = DebiasedLossWeighting(start="scratch", prediction="noise", **QUICK)
+    sampling = SamplingConfig(4, 1.0, scheduler=scheduler)
+    preparation = dataclasses.replace(make_preparation(), sampling=sampling)
+    sampler = method.prepare(make_task(), backbone, data, preparation)
+    student = sampler.backbone
+    assert student.schedule.prediction_type == "epsilon"
+    assert torch.equal(student.schedule.alphas_cumprod, backbone.schedule.alphas_cumprod)
+    assert backbone.schedule.prediction_type == "v_prediction"  # itself as it was
+    # 1 / sqrt(SNR) on the noise's error as it is, and so sqrt(SNR) on that of the clean image.
+    weights = _finetuning.loss_weights(method, backbone).double()
+    snr = backbone.schedule.snr(torch.arange(1000))
+    expected = snr**-0.5
+    assert torch.allclose(weights, expected / expected.mean(), rtol=1e-5)
+    made = sampler([Request(Prompt(""), 0, i, 0) for i in range(3)])
+    reader = copy.copy(student)
+    reader.scheduler = DDIMScheduler.from_config(
+        backbone.scheduler.config, prediction_type="epsilon"
+    )
+    told = DDIMSampler(reader, sampling)([Request(Prompt(""), 0, i, 0) for i in range(3)])
+    assert np.abs(made.images.astype(int) - told.images).max() <= 1
+
+
+def test_noise_can_not_be_predicted_from_the_backbones_weights():
+    with pytest.raises(InputError, match=r"prediction.*start=scratch"):
+        DebiasedLossWeighting(prediction="noise")
+
+
+def test_noise_is_not_predicted_where_there_is_no_signal(
+    make_unconditional, make_task, data, make_preparation
+):
+    backbone = make_unconditional()
+    levels = backbone.schedule.alphas_cumprod.clone()
+    levels[-1] = 0.0
+    backbone.schedule = Schedule(levels, "v_prediction")
+    method = DebiasedLossWeighting(start="scratch", prediction="noise", **QUICK)
+    with pytest.raises(InputError, match=r"no signal.*prediction=native"):
+        method.prepare(make_task(), backbone, data, make_preparation())
 
 
 def test_it_sees_the_biased_images_and_no_label(make_unconditional, make_task, make_preparation):

@@ -7,7 +7,9 @@ records, so that the same command goes on where it was interrupted:
     python tests/performance/loss_weighting_curves.py --training 500 --sampling 10 --num-images 500
 
 Each length of training is a run of its own, from random weights unless ``--start backbone``, with
-its own decay of the learning rate; weights are divided by their mean, so that all weightings take
+its own decay of the learning rate. The papers' claims are about networks that predict noise, which
+those from random weights do here unless ``--prediction native``; the backbone predicts velocity.
+Weights are divided by their mean, so that all weightings take
 steps of the same size. Each trained network is sampled at every number of steps, all beginning at
 the noisiest timestep. Printed for each: the Fréchet and kernel distances in the data set's own
 encoder from real images with the *training* bias, with 95 % intervals, and for the record the
@@ -17,7 +19,7 @@ their images are ambiguous, so read it beside validity.
 The same numbers, one at a time, come from the command line alone:
 
     fairbench run --method debiased_loss_weighting --backbone cartoonfaces-ddpm --steps 10 \\
-        --param loss_weighting=debias --param start=scratch --param steps=2000
+        --param start=scratch --param prediction=noise --param steps=2500
 """
 
 from __future__ import annotations
@@ -54,11 +56,12 @@ def main() -> None:
     """Run every combination and print a line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weightings", nargs="+", default=["constant", "p2", "min_snr", "debias"])
-    parser.add_argument("--training", nargs="+", type=int, default=[500, 1000, 2000])
-    parser.add_argument("--sampling", nargs="+", type=int, default=[5, 10, 25, 100])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--training", nargs="+", type=int, default=[2500, 10_000])
+    parser.add_argument("--sampling", nargs="+", type=int, default=[10, 50])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--backbone", default="cartoonfaces-ddpm")
     parser.add_argument("--start", choices=["scratch", "backbone"], default="scratch")
+    parser.add_argument("--prediction", choices=["noise", "native"], default="noise")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--num-images", type=int, default=2000)
     parser.add_argument("--results", type=Path, default=Path("loss-weighting-results"))
@@ -81,6 +84,7 @@ def main() -> None:
                 parameters=(
                     f"loss_weighting={weighting}",
                     f"start={chosen.start}",
+                    f"prediction={chosen.prediction if chosen.start == 'scratch' else 'native'}",
                     f"steps={steps}",
                     f"learning_rate={chosen.learning_rate}",
                 ),
