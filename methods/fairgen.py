@@ -29,7 +29,8 @@ class FairGen(MethodBase):
     Attributes:
         cfg_branch: Which branch of classifier-free guidance the adapters act in.
         indicator: How groups are drawn.
-        neutral: Neutral prompts of the training: the data set's list, or the empty string.
+        neutral: Neutral prompts of the training: the data set's list, those of it that the task
+            doesn't evaluate, or the empty string.
         strength: Multiplier of the adapters when sampling.
         eta: Weight of the category direction in the training target; 1 is plain distillation.
         rank: Rank of an adapter.
@@ -54,9 +55,9 @@ class FairGen(MethodBase):
         default="iid",
         metadata={"help": "groups drawn an image (iid), by shuffled quotas, or once a prompt"},
     )
-    neutral: Literal["list", "empty"] = field(
+    neutral: Literal["list", "unseen", "empty"] = field(
         default="list",
-        metadata={"help": "train on the data set's neutral prompts or on the empty prompt"},
+        metadata={"help": "train on the data set's neutral prompts, the others, or the empty one"},
     )
     strength: float = field(default=1.0, metadata={"help": "adapter multiplier when sampling"})
     eta: float = field(default=1.0, metadata={"help": "weight of the category direction"})
@@ -141,11 +142,11 @@ class FairGen(MethodBase):
         trains=True,
         deviations=(
             "Adapters learn from the data set's neutral prompts, the very ones that its tasks "
-            "evaluate, act in the conditional branch of guidance, and an image has an indicator "
-            "draw of its own; the release learns from the empty prompt (preset empty_prompt), "
-            "adapts both branches (both_branches), draws once for all images of a prompt "
-            "(draw_a_prompt), and tells networks a timestep 33 to 42 too noisy "
-            "(shifted_timesteps). Preset as_released does all four.",
+            "evaluate (preset unseen_prompts: from the others), act in the conditional branch of "
+            "guidance, and an image has an indicator draw of its own; the release learns from the "
+            "empty prompt (preset empty_prompt), adapts both branches (both_branches), draws once "
+            "for all images of a prompt (draw_a_prompt), and tells networks a timestep 33 to 42 "
+            "too noisy (shifted_timesteps). Preset as_released does all four.",
             "150 steps of 64 images at learning rate 1e-2 with cosine decay; the release takes "
             "3,000 steps of one image at 1e-4 with warm-up and restarts. AdamW decays no weights; "
             "the release's decays them by its library's default.",
@@ -165,6 +166,8 @@ class FairGen(MethodBase):
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
+            # Judged on prompts that the adapters never saw.
+            "unseen_prompts": MappingProxyType({"neutral": "unseen"}),
             # The released code at d56b921 differs from the default in four ways, one by one and
             # together. Its 3,000 single-image steps are not repeated: the budget is the same as
             # the default's.

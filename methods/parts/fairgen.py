@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairbench.core.errors import ContractError
+from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import Preparation, Request, Sampler, SamplingConfig, TrainingData
 from fairbench.core.prompts import Phrase, spoken
 from fairbench.core.task import Prompt, Task, phrases_of
@@ -58,8 +58,8 @@ def prompt_pairs(
     """(neutral, category) texts that one category is trained on.
 
     Args:
-        neutral: ``list`` or ``empty``.
-        prompts: Neutral prompts of the list.
+        neutral: ``list``, ``unseen`` or ``empty``.
+        prompts: Neutral prompts that the first two learn from.
         phrases: How the category is said, a level or the levels of a group.
     """
     if neutral == "empty":
@@ -418,6 +418,15 @@ def prepare(
     method: FairGen, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
 ) -> Sampler:
     """Train or load the adapters of the task, and gate them by the indicator."""
+    prompts = data.neutral_prompts
+    if method.neutral == "unseen":
+        evaluated = {prompt.text for prompt in task.prompts}
+        prompts = tuple(prompt for prompt in prompts if prompt.text not in evaluated)
+        if not prompts:
+            raise InputError(
+                f"fairgen: task {task.name} evaluates every neutral prompt of the data set, and "
+                "neutral=unseen leaves these out; choose another task, or neutral=list"
+            )
     learned = {"/".join(task.attributes): task.groups} if method.joint else task.attributes
     trainings: list[AdapterTraining] = []
     for attribute, levels in learned.items():
@@ -426,7 +435,7 @@ def prepare(
             backbone,
             attribute,
             levels,
-            data.neutral_prompts,
+            prompts,
             preparation.sampling,
             preparation.seed,
             trainings,

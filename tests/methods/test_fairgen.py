@@ -896,6 +896,35 @@ def test_orthogonality_of_joint_adapters_is_refused():
         FairGen(joint=True, orthogonality=1.0)
 
 
+def test_unseen_prompts_are_those_that_the_task_does_not_evaluate(
+    make_backbone, make_task, data, make_preparation, monkeypatch
+):
+    learned = []
+    monkeypatch.setattr(
+        AdapterTraining,
+        "run",
+        lambda training, preparation: (
+            learned.append({pair[0] for pairs in training.pairs for pair in pairs}),
+            setattr(
+                training,
+                "facts",
+                {"seconds": 0.0, "diagnostics_last_tenth": {"normalised_loss": 0.0}},
+            ),
+        ),
+    )
+    every = {prompt.text for prompt in data.neutral_prompts}
+    first = data.neutral_prompts[0]
+    task = dataclasses.replace(make_task("gender"), prompts=(first,))
+    for neutral in ("list", "unseen"):
+        method = FairGen(**QUICK, neutral=neutral)
+        prepared(method, task, make_backbone(), data, make_preparation())
+    assert learned == [every, every - {first.text}]
+    assert len(every) > 1
+    whole = dataclasses.replace(task, prompts=data.neutral_prompts)
+    with pytest.raises(InputError, match="evaluates every neutral prompt"):
+        prepared(FairGen(neutral="unseen"), whole, make_backbone(), data, make_preparation())
+
+
 def test_as_released_differs_where_the_card_says():
     released = FairGen(**FairGen.presets["as_released"])
     assert (released.neutral, released.cfg_branch) == ("empty", "both")
