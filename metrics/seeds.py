@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 _DRAWS = 2000
+_KEPT_GROUPS = 16
+"""Draws of judges with more groups aren't kept: they take megabytes each."""
 _LEAST = 1e-12
 # Seeds that move shares by .03 leave three runs at the bound of a share whose mean lies .018 below
 # it in 5 to 8 % of rows; this distance, over the number of runs, covers what they hide.
@@ -126,7 +128,7 @@ class MeanShares:
     @cached_property
     def images(self) -> Array:
         """(R, P, K) draws of the error of finite runs in the mean, with the confusion's part."""
-        errors = _resampled(self.measured, self.pooled, self.level, self.seed)[0]
+        errors = _resampled(self.measured, self.pooled, self.level, self.seed)
         return errors if self.confusion is None else errors @ self._inverse + self.judge
 
     @cached_property
@@ -137,17 +139,11 @@ class MeanShares:
         """
         if self.confusion is None:
             return np.zeros((1, *self.shares.shape))
-        # The draws go on where those of the images ended.
-        state = _resampled(self.measured, self.pooled, self.level, self.seed)[1]
-        rng = np.random.default_rng(self.seed)
-        rng.bit_generator.state = state
-        smoothed = self.confusion + 0.5
-        centre = smoothed / smoothed.sum(axis=1, keepdims=True)
-        drawn = np.empty((_DRAWS, *smoothed.shape))
-        for group, row in enumerate(smoothed):
-            drawn[:, group] = rng.dirichlet(row, size=_DRAWS)
-        drawn -= centre
-        return np.asarray(-np.einsum("pk,rkj->rpj", self.shares, drawn) @ self._inverse)
+        rows = tuple(map(tuple, self.confusion.tolist()))
+        misread = _misread if len(rows) <= _KEPT_GROUPS else _misread.__wrapped__
+        drawn = misread(rows, self.seed)  # (K, R, K)
+        parts = np.tensordot(self.shares, drawn, axes=1)
+        return np.asarray(np.moveaxis(parts, 0, 1))
 
     @property
     def _inverse(self) -> Array:
@@ -531,21 +527,35 @@ def _worst_of(measure: Callable[[Array], Array], rows: _Rows) -> float:
     return float(np.mean([measure(vertices - row).max() for row in wanted]))
 
 
-def _resampled(
-    mean: Array, sizes: NDArray[np.int64], level: float, seed: int
-) -> tuple[Array, Mapping[str, Any]]:
-    """Errors of pooled shares, (R, P, K), drawn from shares shrunk towards even ones.
+@lru_cache(maxsize=32)  # the same for all rows that a judge has read
+def _misread(confusion: tuple[tuple[int, ...], ...], seed: int) -> Array:
+    """What each group's share adds to the error of the shares if the rates are others, (K, R, K).
 
-    Returns:
-        The errors, and the state of the generator after them.
+    Rates are drawn as if so many images of each group had been read once more; their error is
+    taken through the inverse of the rates that are known.
     """
+    rng = np.random.default_rng([seed, 1])  # apart from the draws of finite runs
+    smoothed = np.array(confusion) + 0.5
+    centre = smoothed / smoothed.sum(axis=1, keepdims=True)
+    inverse = np.linalg.inv(confusion_rates(np.array(confusion)))
+    drawn = np.stack(
+        [
+            rng.dirichlet(row, size=_DRAWS) - mean
+            for row, mean in zip(smoothed, centre, strict=True)
+        ]
+    )
+    parts = -(drawn @ inverse)
+    parts.flags.writeable = False
+    return np.asarray(parts, dtype=np.float64)
+
+
+def _resampled(mean: Array, sizes: NDArray[np.int64], level: float, seed: int) -> Array:
+    """Errors of pooled shares, (R, P, K), drawn from shares shrunk towards even ones."""
     return _resampled_once(_rows(mean), tuple(sizes.tolist()), level, seed)
 
 
 @lru_cache(maxsize=16)  # a row asks several times, with the judge's errors undone and without
-def _resampled_once(
-    mean: _Rows, sizes: tuple[int, ...], level: float, seed: int
-) -> tuple[Array, Mapping[str, Any]]:
+def _resampled_once(mean: _Rows, sizes: tuple[int, ...], level: float, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     added = normal_quantile(level) ** 2 / (2 * (len(mean[0]) - 1))
     errors = []
@@ -554,7 +564,7 @@ def _resampled_once(
         errors.append(rng.multinomial(size, base, size=_DRAWS) / size - base)
     drawn = np.stack(errors, axis=1)
     drawn.flags.writeable = False
-    return drawn, rng.bit_generator.state
+    return drawn
 
 
 def _quantile(values: Array, level: float) -> Array:
