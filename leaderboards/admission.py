@@ -66,6 +66,10 @@ class Reason:
     text: str
 
 
+BLOCK_SAMPLING = {"steps": "{} steps", "guidance": "guidance {}"}
+"""Sampling settings that tell blocks apart -> how they are said."""
+
+
 @dataclass(frozen=True)
 class Admission:
     """What is decided for one block.
@@ -114,10 +118,11 @@ class Baselines:
     def protocol(self, block: Sequence[Row]) -> Row | None:
         """The baseline whose settings a block's rows must share; None if there is none.
 
-        It is sampled as the backbone declares, if that is known, and is the largest.
+        It has the block's steps and guidance, is sampled in all else as the backbone declares, if
+        that is known, and is the largest.
         """
         first = block[0]
-        declared = declared_sampling(first.dataset, first.backbone)
+        declared = block_sampling(first)
         prompts = {canonical(row.config.get("prompts")) for row in block}
         found = [
             row
@@ -126,7 +131,7 @@ class Baselines:
             if (row.dataset, row.backbone) == (first.dataset, first.backbone)
             and canonical(row.config.get("prompts")) in prompts
             and (row.task == first.task or _even(row.config))
-            and (not declared or _same(row.config.get("sampling", {}), declared))
+            and _same(row.config.get("sampling") or {}, declared)
         ]
         return max(
             found,
@@ -366,6 +371,23 @@ def declared_sampling(dataset: str, backbone: str) -> Mapping[str, Any]:
     return {}
 
 
+def block_sampling(row: Row) -> dict[str, Any]:
+    """How a row's block is sampled: as declared, if that is known, but for steps and guidance."""
+    given = row.config.get("sampling") or {}
+    own = {name: given[name] for name in BLOCK_SAMPLING if name in given}
+    return {**declared_sampling(row.dataset, row.backbone), **own}
+
+
+def sampled(dataset: str, backbone: str, config: Mapping[str, Any]) -> str:
+    """Steps and guidance in words, where the backbone doesn't declare the same ones."""
+    given, declared = config.get("sampling") or {}, declared_sampling(dataset, backbone)
+    told = []
+    for name, words in BLOCK_SAMPLING.items():
+        if name in given and given[name] != declared.get(name):
+            told.append(words.format(_short(str(given[name]).removesuffix(".0"))))
+    return ", ".join(told)
+
+
 def _compare(row: Row, protocol: Row | None, block: Sequence[Row]) -> str:
     """Whether a row has the protocol of its block."""
     other = protocol
@@ -378,8 +400,7 @@ def _compare(row: Row, protocol: Row | None, block: Sequence[Row]) -> str:
                 del theirs[name]
         if not _even(row.config):
             return "no: its target isn't even"
-    declared = declared_sampling(row.dataset, row.backbone)
-    theirs |= dict(flatten({"sampling": declared}))
+    theirs |= dict(flatten({"sampling": block_sampling(row)}))
     apart = differences(mine, theirs)
     told = [f"{name} {_short(mine[name])}, protocol {_short(theirs[name])}" for name in apart]
     return f"no: {'; '.join(told)}" if told else "yes"

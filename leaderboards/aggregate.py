@@ -24,6 +24,7 @@ from fairbench.leaderboards.admission import (
     admit,
     declared_sampling,
     flatten,
+    sampled,
     told_defaults,
 )
 from fairbench.leaderboards.averages import Averages, Cell, exact_mean
@@ -252,6 +253,7 @@ def _merged(runs: Sequence[Record], found: Mapping[str, Any]) -> Row:
         quality=None if quality is None else Distance(**quality),
         real_distance=found["real_distance"],
         given=None,
+        sampled=sampled(first.dataset, str(first.config.get("backbone") or ""), first.config),
     )
     told = found["given"]
     return row if told is None else replace(row, given=_given(row, told))

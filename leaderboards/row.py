@@ -47,7 +47,8 @@ class Row:
     """One configuration of one method.
 
     Attributes:
-        dataset, task, backbone: The block it is shown in.
+        dataset, task, backbone: What it was made of, for and with.
+        sampled: Steps and guidance in words, where the backbone doesn't declare the same ones.
         rank: First and last rank that it may have, such as ``"1–3"``, or ``"2"``; ``"–"`` if it
             isn't ranked.
         tie_class: ``"A"`` for the best row and those that don't differ from it, then ``"B"`` …;
@@ -118,6 +119,7 @@ class Row:
     quality: Distance | None = field(repr=False)
     real_distance: float = field(repr=False)
     given: Row | None = field(repr=False)
+    sampled: str = field(default="", repr=False)
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -135,5 +137,5 @@ class Row:
 
     @property
     def block(self) -> tuple[str, str, str]:
-        """Data set, task and network."""
-        return self.dataset, self.task, self.network
+        """Data set, task, and network with its steps and guidance where those aren't declared."""
+        return self.dataset, self.task, ", ".join(filter(None, [self.network, self.sampled]))

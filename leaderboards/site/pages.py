@@ -33,7 +33,7 @@ from fairbench.leaderboards.columns import (
     significant,
     standing_of,
 )
-from fairbench.leaderboards.curves import curves_of
+from fairbench.leaderboards.curves import Curve, curves_of
 from fairbench.leaderboards.formats.csv import to_csv
 from fairbench.leaderboards.plane import plane_of
 from fairbench.leaderboards.row import Row
@@ -190,8 +190,22 @@ class _Site:
             plane=charts.plane(found, title, scale) if found.points else None,
             found=found,
             scale=scale,
-            curves=[charts.curve(one, block[0].ranked_by, scale) for one in curves_of(block)],
+            curves=[
+                charts.curve(one, block[0].ranked_by, scale) for one in self._curves_of(block)
+            ],
         )
+
+    def _curves_of(self, block: Sequence[Row]) -> Iterator[Curve]:
+        """Curves with a point in this table; those over steps or guidance pass through others."""
+        first, mine = block[0], {row.place for row in block}
+        surroundings = [
+            row
+            for row in self._board.rows
+            if (row.dataset, row.task, row.network) == (first.dataset, first.task, first.network)
+        ]
+        for curve in curves_of(surroundings):
+            if any(row.place in mine for _, row in curve.points):
+                yield curve
 
     def row(self, row: Row, title: str, block: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
         name, records = _row_name(row), self._board.records(row)

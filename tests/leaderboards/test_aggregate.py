@@ -9,6 +9,9 @@ from fairbench.core.score import Score
 from fairbench.leaderboards import rows
 from fairbench.leaderboards.columns import blocks
 
+SD = {"steps": 25, "guidance": 3.0, "eta": 0.0, "spacing": "trailing"}
+"""As cartoonfaces-sd declares."""
+
 
 def refuse(message):
     raise AssertionError(f"unexpected warning: {message}")
@@ -214,8 +217,42 @@ def test_rows_of_a_method_that_are_sampled_otherwise_are_told_apart(make_record)
         make_record("a", config=few, scores=fairness(0.1)),
         make_record("b", config={"sampling": {"steps": 50, "eta": 0.0}}, scores=fairness(0.3)),
     ]
-    labels = {(row.method, row.label) for row in rows(runs, warn=refuse)}
-    assert labels == {("a", "sampling.steps=50"), ("a", "sampling.steps=10"), ("b", "")}
+    found = {(row.method, row.label, row.block[2]) for row in rows(runs, warn=refuse)}
+    assert found == {
+        ("a", "", "cartoon-sd, 50 steps"),
+        ("a", "", "cartoon-sd, 10 steps"),
+        ("b", "", "cartoon-sd, 50 steps"),
+    }
+
+
+def test_steps_and_guidance_have_blocks_with_baselines_of_their_own(make_counted):
+    """What isn't declared stands in the title, and is ranked among itself."""
+    runs = [
+        make_counted(method, counts, seed, config={"backbone": "cartoonfaces-sd", **config})
+        for config in ({"sampling": SD}, {"sampling": {**SD, "guidance": 1.0}})
+        for method, counts in (("a", (900, 1100)), ("vanilla", (500, 1500)))
+        for seed in (0, 1, 2)
+    ]
+    found = [
+        (row.block[2], row.method, row.comparable, row.rank != "–", row.label)
+        for row in rows(runs, warn=refuse)
+    ]
+    assert found == [
+        ("cartoonfaces-sd", "a", "yes", True, ""),
+        ("cartoonfaces-sd", "vanilla", "yes", False, ""),
+        ("cartoonfaces-sd, guidance 1", "a", "yes", True, ""),
+        ("cartoonfaces-sd, guidance 1", "vanilla", "yes", False, ""),
+    ]
+
+
+def test_other_sampling_settings_stay_a_departure_from_the_protocol(make_counted):
+    shifted = {"sampling": {**SD, "eta": 1.0, "guidance": 1.0}}
+    runs = [
+        make_counted("vanilla", (500, 1500), config={"backbone": "cartoonfaces-sd", **config})
+        for config in (shifted, {"sampling": {**SD, "guidance": 1.0}})
+    ]
+    told = {row.config["sampling"]["eta"]: row.comparable for row in rows(runs, warn=refuse)}
+    assert told == {0.0: "yes", 1.0: "no: sampling.eta 1.0, protocol 0.0"}
 
 
 def test_a_mismatch_is_named_last_and_unranked(make_record, vanilla):
@@ -293,7 +330,10 @@ def test_labels_leave_out_the_sampling_of_the_backbone(make_record):
         for steps in (25, 10)
     ]
     table = rows(runs, warn=refuse)
-    assert {row.label for row in table} == {"", "sampling.steps=10"}
+    assert {(row.label, row.block[2]) for row in table} == {
+        ("", "cartoonfaces-sd"),
+        ("", "cartoonfaces-sd, 10 steps"),
+    }
 
 
 def test_costs_are_averaged_and_missing_sampling_time_is_no_zero(make_record):

@@ -57,8 +57,8 @@ def test_no_number_covers_another_or_leaves_its_panel(make_record):
 def test_a_point_is_a_row_with_its_intervals(table):
     panels = panels_of(table)
     assert [panel.get_title(loc="left") for panel, _ in panels] == [
-        "cartoonfaces · gender · cartoon-sd",
-        "cartoonfaces · race · cartoon-sd",
+        "cartoonfaces · gender · cartoon-sd, 20 steps, guidance 1",
+        "cartoonfaces · race · cartoon-sd, 20 steps, guidance 1",
     ]
     points = {}
     for drawn in panels[0][0].containers:
