@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fairbench.build import results_page
 from fairbench.build.method_docs import page
+from fairbench.leaderboards import leaderboard
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,6 +29,12 @@ OWN_TESTS = {
 
 def examples(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_tables_of_results_are_written_from_the_committed_records() -> None:
+    text = (ROOT / "docs" / "results.md").read_text()
+    assert all(f"<!-- {name} -->\n" in text for name in results_page.TABLES)
+    assert text == results_page.rewritten(text, leaderboard(ROOT / "results"))
 
 
 def test_the_page_of_methods_is_written_from_the_cards() -> None:
