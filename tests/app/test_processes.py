@@ -24,7 +24,7 @@ from fairbench.datasets.cartoonfaces import load_split
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu_and_scale.md"
 QUICK = shlex.split("--num-images 130 --steps 2 --network-batch 20 --device cpu --json")
-GUIDED = shlex.split("--param classifier_steps=2 --param trajectories=12 --param batch=32")
+GUIDED = shlex.split("--param classifier_steps=2 --param trajectories=12 --param batch=20")
 TRAINED = shlex.split("--param steps=2 --param batch=8")
 
 
