@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,10 @@ INTERRUPTED = "fairbench: interrupted; the same command without --force goes on 
 
 PIPE_CLOSED = 141
 """Exit code when the reader of a pipe went away: what a shell says of a program that it stops."""
+
+STARTED = time.time()
+SLOW_START = 60.0
+"""Seconds that processes of one run may begin one after another."""
 
 REMEMBERED = 120.0
 """Seconds of progress that the time left is estimated from."""
@@ -92,9 +97,32 @@ def guarded(debug: bool) -> Iterator[None]:
 
 
 def leave(line: str, code: int) -> NoReturn:
-    """Say one line on stderr and exit."""
-    print(line, file=sys.stderr)
+    """Say one line on stderr and exit; of processes that share a run only the first one says it.
+
+    What ends one of them ends the others: all have the same mistake before them, or they are told
+    to end.
+    """
+    if _is_first_to_leave():
+        print(line, file=sys.stderr)
     raise SystemExit(code) from None
+
+
+def _is_first_to_leave() -> bool:
+    """Whether no other process that the same program started has said why it ends."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    port = os.environ.get("MASTER_PORT", "")
+    said = Path(tempfile.gettempdir()) / f"fairbench-{os.getppid()}-{port}.said"
+    with contextlib.suppress(OSError):
+        if said.stat().st_mtime < STARTED - SLOW_START:  # of an earlier run of the same numbers
+            said.unlink()
+    try:
+        said.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # then it is rather said twice
+        return True
+    return True
 
 
 def told(error: BaseException) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from fairbench.backbones.folders import PipelineFolder, files_sha256
+from fairbench.backbones.folders import PipelineFolder, files_sha256, training_card
 from fairbench.core.errors import AssetError
 from fairbench.core.method import Need, SamplingConfig
 from fairbench.core.registry import Registry
@@ -182,9 +181,11 @@ def folder_spec(folder: Path, name: str | None = None) -> BackboneSpec:
             hub id.
         name: What to call it; None: as the folder.
     Raises:
-        AssetError: If no family reads such a folder.
+        AssetError: If no family reads such a folder, or a file of it is missing or cut off.
     """
     family, said = describe(folder)
+    PipelineFolder.read(folder).files(family.parts)
+    training_card(folder)
     settings = {**said.settings, **({"family": family.version} if family.version > 1 else {})}
     return BackboneSpec(
         name or folder.name,
@@ -207,11 +208,9 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         AssetError: If it is no pipeline folder, or a part is missing.
     """
-    training = folder / "training.json"
-    if training.is_file():
-        recorded = json.loads(training.read_text()).get("weights_sha256")
-        if recorded == _tree_sha256(folder):
-            return cast("str", recorded)
+    recorded = training_card(folder).get("weights_sha256")
+    if recorded is not None and recorded == _tree_sha256(folder):
+        return cast("str", recorded)
     pipeline = PipelineFolder.read(folder)
     return files_sha256(folder, pipeline.files(_family_of(pipeline).parts))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fairbench.backbones.base import Description, default_network_batch
-from fairbench.backbones.folders import PipelineFolder
+from fairbench.backbones.folders import Component, PipelineFolder, training_card
 from fairbench.core.errors import AssetError
 from fairbench.core.method import SamplingConfig
 from fairbench.diffusion.backbone import (
@@ -33,6 +32,7 @@ from fairbench.diffusion.backbone import (
     Trainable,
     cross_attention_linears,
     fixed_batches,
+    place_of_call,
 )
 from fairbench.diffusion.schedule import DynamicThreshold, PredictionType, Schedule
 
@@ -248,23 +248,15 @@ class DiffusersBackbone(Backbone):
 
         Source: Diffusion models already have a semantic latent space, arXiv 2210.10960.
         """
-        times: list[int] = []
-
-        def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
-            times[:] = [int(args[1].reshape(-1)[0])]
 
         def change(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return edit(output, times[0])
+            return edit(output, place_of_call())
 
-        handles = [
-            self._unet.register_forward_pre_hook(remember),
-            self._unet.mid_block.register_forward_hook(change),
-        ]
+        handle = self._unet.mid_block.register_forward_hook(change)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Any:
@@ -298,6 +290,7 @@ def describe_unet(
     *,
     conditional: bool,
     parts: Collection[str],
+    optional: Collection[str] = (),
     inputs: Mapping[str, Any] | None = None,
 ) -> Description:
     """What the JSON of a folder with a U-Net and a discrete noise schedule says.
@@ -307,6 +300,7 @@ def describe_unet(
         sampling: The family's.
         conditional: Whether it takes prompts.
         parts: What the folder must have.
+        optional: What it may have beside; another network would be left out without a word.
         inputs: Further inputs of the U-Net that the family gives it, of `FURTHER_INPUTS`: name ->
             value, None for any.
     Raises:
@@ -321,6 +315,12 @@ def describe_unet(
         if listed is None:
             raise refuse(f"without a {name}")
         listed.check_config()
+    for part in pipeline.components():
+        if part.is_model and part.name not in {*parts, *optional, "image_encoder"}:
+            raise refuse(
+                f"that lists a {part.name} ({part.kind}) too, which such a pipeline doesn't use: "
+                "its model_index.json names another class than its own, or a part too many"
+            )
     unet, scheduler = pipeline.config("unet"), pipeline.config("scheduler")
     vae = pipeline.config("vae") or pipeline.config("vqvae")
     own = str(scheduler.get("_class_name"))
@@ -354,8 +354,17 @@ def describe_unet(
     if puts_out not in (rows, 2 * rows):
         raise refuse(f"whose U-Net takes {rows} channels and puts out {puts_out}")
     size = unet.get("sample_size")
-    if not isinstance(size, int):
-        raise refuse(f"whose U-Net has sample_size={size!r}; expected one number")
+    if not isinstance(size, int) or size < 1:
+        raise refuse(f"whose U-Net has sample_size={size!r}; expected one number, at least 1")
+    factor = vae.get("scaling_factor", 1.0)
+    if not isinstance(factor, (int, float)) or not factor > 0:
+        raise refuse(f"whose VAE has scaling_factor={factor!r}; expected a number above 0")
+    reads, made = unet.get("cross_attention_dim"), _prompt_width(pipeline, parts, optional)
+    if isinstance(reads, int) and made not in (None, reads):
+        raise refuse(
+            f"whose U-Net reads prompts of {reads} channels, where its text encoders make {made}: "
+            "they aren't of one model"
+        )
     notes, facts = [], {"scheduler": own}
     checker = pipeline.component("safety_checker")
     if checker is not None:
@@ -365,6 +374,19 @@ def describe_unet(
             "that are to be measured"
         )
     return Description(conditional, sampling, tuple(notes), facts)
+
+
+def _prompt_width(pipeline: PipelineFolder, *names: Collection[str]) -> int | None:
+    """Channels of what the text encoders make of a prompt; None if they don't say."""
+    encoders = [
+        part
+        for part in pipeline.components({name for several in names for name in several})
+        if part.name.startswith("text_encoder")
+    ]
+    if not encoders or not all(part.kind.startswith("CLIPText") for part in encoders):
+        return None
+    widths = [part.config().get("hidden_size") for part in encoders]
+    return sum(widths) if all(isinstance(width, int) for width in widths) else None
 
 
 @contextmanager
@@ -403,8 +425,18 @@ def load_parts(
     except AssetError as error:
         raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {error}") from error
     except Exception as error:  # a foreign or damaged folder makes diffusers raise almost anything
-        reason = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
-        raise AssetError(f"backbone {name!r} at {folder} can't be loaded: {reason}") from error
+        raise AssetError(
+            f"backbone {name!r} at {folder} can't be loaded: {_first(error)}; get the folder "
+            "anew, or use another --backbone"
+        ) from error
+
+
+def _first(error: Exception) -> str:
+    """What an error of diffusers or transformers says, without its advice to programmers."""
+    said = " ".join((str(error).splitlines() or [""])[0].split())
+    if said.startswith("You set `ignore_mismatched_sizes`"):  # it points at a report elsewhere
+        said = "weights of other shapes than its configuration says"
+    return f"{type(error).__name__}: {said.split('. If you want to instead')[0].rstrip('. ')}"
 
 
 def _loaded(
@@ -420,31 +452,61 @@ def _loaded(
     }
     for part in listed:
         if part.is_model and part.library in ("diffusers", "transformers"):
-            found = part.weights()
-            kind = getattr(importlib.import_module(part.library), part.kind)
-            made[part.name], info = kind.from_pretrained(
-                part.folder,
-                variant=found.variant,
-                use_safetensors=found.safe,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-            # Else they would be random numbers without a word.
-            lost = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
-            if lost:
-                raise AssetError(
-                    f"{found.files[0]} lacks {len(lost)} of the {part.name}'s weights, such as "
-                    f"{lost[0]}; complete the folder"
-                )
+            made[part.name] = _network(part)
     return DiffusionPipeline.from_pretrained(
         pipeline.path, local_files_only=True, **made, **options
     )
 
 
+def _network(part: Component) -> Any:
+    """One network of a pipeline, with all of its weights.
+
+    Raises:
+        AssetError: If its class isn't there, or its weights are incomplete, of other shapes than
+            its configuration says, or no numbers.
+    """
+    found, library = part.weights(), importlib.import_module(part.library)
+    kind = getattr(library, part.kind, None)
+    if kind is None:
+        raise AssetError(
+            f"model_index.json names a {part.kind} as the {part.name}, which {part.library} "
+            f"{library.__version__} doesn't know; get a newer {part.library}, or use another "
+            "--backbone"
+        )
+    try:
+        made, info = kind.from_pretrained(
+            part.folder,
+            variant=found.variant,
+            use_safetensors=found.safe,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of damaged weights almost anything
+        raise AssetError(
+            f"the {part.name} ({part.kind}) in {part.folder}: {_first(error)}; see that its "
+            "config.json is that of its weights, or get the folder anew"
+        ) from error
+    # Else they would be random numbers without a word.
+    lost = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
+    if lost:
+        raise AssetError(
+            f"{found.files[0]} lacks {len(lost)} of the {part.name}'s weights, such as "
+            f"{lost[0]}; complete the folder"
+        )
+    for name, value in made.named_parameters():
+        # A sum reads them once; one that is too large for its format is looked at again.
+        total = value.detach().sum(dtype=torch.float32)
+        if not bool(torch.isfinite(total)) and not bool(torch.isfinite(value).all()):
+            raise AssetError(
+                f"{found.files[0]} holds weights of the {part.name} that aren't finite numbers, "
+                f"such as {name}; get it anew"
+            )
+    return made
+
+
 def consistent_clipping(folder: Path) -> bool:
     """Whether a folder's ``training.json`` asks for noise that follows from the clipped image."""
-    path = folder / "training.json"
-    return path.is_file() and json.loads(path.read_text()).get("clipping") == "consistent"
+    return training_card(folder).get("clipping") == "consistent"
 
 
 def loader_of(

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 from fairbench.core.errors import AssetError
 from fairbench.storage.hub import hub_folder, missing
 
-__all__ = ["Component", "PipelineFolder", "files_sha256", "resolve_folder"]
+__all__ = ["Component", "PipelineFolder", "files_sha256", "resolve_folder", "training_card"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 PREFERRED = ("", "fp16", "bf16")
 MADE_BY = "give --backbone a folder made by save_pretrained, or a hub id such as owner/name"
+LORA = "LoRA weights, which need a pipeline to be fused with and saved"
 CONVERT = (
     "is a single checkpoint file, without the tokenizer and the configuration of a pipeline; turn "
     "it into a folder by diffusers' StableDiffusionPipeline.from_single_file(FILE)"
@@ -126,18 +127,25 @@ class Component:
         return {}
 
     def check_config(self) -> None:
-        """Refuse a part whose configuration is missing.
+        """Refuse a part whose configuration is missing or another class's.
 
         Raises:
             AssetError: If it is.
         """
-        name = "scheduler_config.json" if self.kind.endswith("Scheduler") else "config.json"
-        if (self.is_model or self.kind.endswith("Scheduler")) and not (
-            self.folder / name
-        ).is_file():
+        scheduler = self.kind.endswith("Scheduler")
+        name = "scheduler_config.json" if scheduler else "config.json"
+        if not (self.is_model or scheduler):
+            return
+        if not (self.folder / name).is_file():
             raise AssetError(
                 f"{self.folder} has no {name} of the {self.name} ({self.kind}); complete the "
                 "folder"
+            )
+        own = self.config().get("_class_name")
+        if self.library == "diffusers" and self.is_model and own not in (None, self.kind):
+            raise AssetError(
+                f"{self.folder / name} is of a {own}, where model_index.json names a {self.kind} "
+                f"as the {self.name}; correct one of them, or get the folder anew"
             )
 
     def weights(self) -> Weights:
@@ -190,7 +198,19 @@ class Component:
             raise AssetError(
                 f"{self.folder} has no files of the {self.name} ({self.kind}); complete the folder"
             )
+        if "Tokenizer" in self.kind and not _has_vocabulary({path.name for path in found}):
+            raise AssetError(  # else every prompt would be the same one
+                f"{self.folder} has no vocabulary of the {self.name} ({self.kind}); expected "
+                "tokenizer.json, or vocab.json and merges.txt; complete the folder"
+            )
         return found
+
+
+def _has_vocabulary(names: Collection[str]) -> bool:
+    """Whether files of these names tell a tokenizer its words."""
+    pairs = {"vocab.json", "merges.txt"} <= set(names)
+    alone = any(name in ("tokenizer.json", "vocab.txt") for name in names)
+    return pairs or alone or any(name.endswith((".model", ".tiktoken")) for name in names)
 
 
 def _sort_of(ending: str) -> tuple[str, bool] | None:
@@ -255,6 +275,8 @@ class PipelineFolder:
             AssetError: If it is none, in one line that says what it is instead.
         """
         if path.is_file():
+            if _holds_lora(path):
+                raise AssetError(f"{path} holds {LORA}; {MADE_BY}")
             if path.suffix.lower() in SINGLE_FILES:
                 raise AssetError(f"{path} {CONVERT}")
             raise AssetError(f"{path} is a file; expected a diffusers pipeline folder; {MADE_BY}")
@@ -304,10 +326,101 @@ class PipelineFolder:
         return {} if part is None else part.config()
 
     def files(self, names: Collection[str] | None = None) -> list[Path]:
-        """``model_index.json`` and every file that is read when these parts are loaded."""
+        """``model_index.json`` and every file that is read when these parts are loaded.
+
+        Raises:
+            AssetError: If one is missing, can't be read, or was cut off.
+        """
         parts = (part.files() for part in self.components(names))
         every = [self.path / "model_index.json", *(path for part in parts for path in part)]
-        return sorted(set(every))
+        listed = sorted(set(every))
+        for path in listed:
+            _check_whole(path)
+        return listed
+
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of a header that the safetensors format allows."""
+
+LFS = b"version https://git-lfs"
+
+
+def _check_whole(path: Path) -> None:
+    """Refuse a file that is there by its name alone; of weights no more than the header is read.
+
+    Raises:
+        AssetError: If it can't be opened, is empty or a pointer of Git LFS, or isn't as long as
+            its header says.
+    """
+    try:
+        with path.open("rb") as file:
+            size, start = path.stat().st_size, file.read(len(LFS))
+            file.seek(0)
+            safe = path.suffix == ".safetensors" and start != LFS
+            expected = _size_by_header(file.read, size) if safe else None
+    except OSError as error:
+        raise AssetError(f"{path} can't be read ({error.strerror}); complete the folder") from None
+    if start == LFS:
+        raise AssetError(
+            f"{path} is a pointer of Git LFS and not the file itself; run git lfs pull in the "
+            "folder"
+        )
+    if size == 0:
+        raise AssetError(f"{path} is empty; get it anew")
+    if safe and expected is None:
+        raise AssetError(f"{path} has no header of the safetensors format; get it anew")
+    if safe and expected != size:
+        raise AssetError(
+            f"{path} is {size:,} bytes long, expected {expected:,} by its header: it was cut off "
+            "or damaged; get it anew"
+        )
+
+
+def _header(read: Callable[[int], bytes], size: int) -> tuple[int, dict[str, Any]] | None:
+    """Length and content of the header of a safetensors file of so many bytes; None without."""
+    length = int.from_bytes(read(8), "little")
+    if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+        return None
+    try:
+        content = json.loads(read(length))
+    except ValueError:
+        return None
+    return (length, content) if isinstance(content, dict) else None
+
+
+def _size_by_header(read: Callable[[int], bytes], size: int) -> int | None:
+    """Bytes that a safetensors file has by its header; None if it has none that can be read."""
+    found = _header(read, size)
+    if found is None:
+        return None
+    length, content = found
+    try:
+        ends = [one["data_offsets"][1] for name, one in content.items() if name != "__metadata__"]
+        return 8 + length + int(max(ends, default=0))
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def _holds_lora(path: Path) -> bool:
+    """Whether a file's weights are those of low-rank adapters, by their names."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with path.open("rb") as file:
+            found = _header(file.read, path.stat().st_size)
+    except OSError:
+        return False
+    return found is not None and any("lora" in name.lower() for name in found[1])
+
+
+def training_card(folder: Path) -> dict[str, Any]:
+    """What a folder's ``training.json`` says; empty without one.
+
+    Raises:
+        AssetError: If it can't be read.
+    """
+    path = folder / "training.json"
+    return _json(path) if path.is_file() else {}
 
 
 SAFETY = frozenset({"safety_checker", "feature_extractor"})
@@ -320,9 +433,10 @@ def _instead(path: Path) -> str:
         return ""
     if (path / "config.json").is_file():
         return " but the config.json of one part"
-    if any(path.glob("pytorch_lora_weights*")):
-        return " but LoRA weights, which need a pipeline to be fused with and saved"
     single = [one for one in sorted(path.iterdir()) if one.suffix in SINGLE_FILES]
+    named = any(path.glob("pytorch_lora_weights*")) or (path / "adapter_config.json").is_file()
+    if named or (single and all(map(_holds_lora, single))):
+        return f" but {LORA}"
     if single:
         return f" but the single checkpoint {single[0].name}, to be converted by from_single_file"
     inside = sorted(path.glob("*/model_index.json"))

@@ -19,6 +19,7 @@ from fairbench.backbones.diffusers_pipelines import (
     token_ids,
 )
 from fairbench.backbones.folders import PipelineFolder
+from fairbench.core.errors import AssetError
 from fairbench.core.method import SamplingConfig
 
 SAMPLING = SamplingConfig(steps=25, guidance=5.0)
@@ -31,6 +32,10 @@ PARTS = (
     "unet",
     "vae",
 )
+
+
+SIZES = 6
+"""Numbers that the network is told of an image's size and crop."""
 
 
 class XLBackbone(DiffusersBackbone):
@@ -129,13 +134,29 @@ class XLBackbone(DiffusersBackbone):
 
 def describe(pipeline: PipelineFolder) -> Description:
     """What the folder's JSON says; refiners and inpainting models are refused."""
-    return describe_unet(
+    said = describe_unet(
         pipeline,
         SAMPLING,
         conditional=True,
         parts=("scheduler", "tokenizer_2", "text_encoder_2", "unet", "vae"),
+        optional=("tokenizer", "text_encoder"),
         inputs={"addition_embed_type": "text_time"},
     )
+    unet, pooled = pipeline.config("unet"), pipeline.config("text_encoder_2").get("projection_dim")
+    each, takes = (
+        unet.get(name)
+        for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    )
+    numbers = all(isinstance(one, int) for one in (each, takes, pooled))
+    if pipeline.index.get("requires_aesthetics_score") or (
+        numbers and takes != pooled + SIZES * each
+    ):
+        raise AssetError(
+            f"{pipeline.path} is a {pipeline.kind} whose U-Net isn't told the prompt and "
+            f"{SIZES} sizes of the image: a refiner, which starts from a picture, or another "
+            "model's U-Net; use another --backbone"
+        )
+    return said
 
 
 FAMILY = Family(

@@ -286,12 +286,15 @@ class Method(Protocol):
         version: Raised whenever the same parameters give other images.
         presets: Name -> parameters that it sets.
         training_precision: Autocast of what it trains, ``auto`` if it depends on the device.
+        shares_training: Whether several processes can split the steps of what it trains; else the
+            first of them trains alone whatever the user asks.
     """
 
     card: ClassVar[MethodCard]
     version: ClassVar[int]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     training_precision: ClassVar[str]
+    shares_training: ClassVar[bool]
 
     def configured_card(self) -> MethodCard:
         """The card of the method with these parameters; an ablation or oracle has its own."""
@@ -324,6 +327,7 @@ class MethodBase:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     training_precision: ClassVar[str] = "float32"
+    shares_training: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Types and limits of the parameters, however the method is made."""

@@ -97,10 +97,11 @@ class BackboneSpec:
 
     def expected_sha256(self) -> str | None:
         """Hash that its weights had when they were trained; None for a folder of the user's."""
-        path = self.folder / "training.json"
-        if not path.is_file():
+        try:
+            told = json.loads((self.folder / "training.json").read_bytes())
+        except (OSError, ValueError):
             return None
-        recorded: str | None = json.loads(path.read_text()).get("weights_sha256")
+        recorded: str | None = told.get("weights_sha256") if isinstance(told, dict) else None
         return recorded
 
 

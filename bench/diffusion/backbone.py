@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -19,6 +20,18 @@ from fairbench.core.method import MethodCard, Need, SamplingConfig
 from fairbench.diffusion.schedule import Prediction, Schedule, columns
 
 Edit = Callable[[Tensor, int], Tensor]
+
+_PLACE: ContextVar[int | Tensor] = ContextVar("timestep of the network call under way")
+
+
+def place_of_call() -> int:
+    """The timestep of the network call under way, of its first row.
+
+    As `Backbone.predict` was asked for it: the network's own copy lies on the device, and reading
+    it would wait for all that was computed before.
+    """
+    t = _PLACE.get()
+    return int(t.reshape(-1)[0]) if isinstance(t, Tensor) else int(t)
 
 
 @dataclass(frozen=True)
@@ -201,19 +214,11 @@ class Backbone(ABC):
         # Levels of a number are looked up on this side: nothing is copied back from the device.
         asked = torch.as_tensor(t).expand(rows)
         times = asked.to(self.device)
-        if torch.is_grad_enabled():
-            value = self._network(x_t, times, context)
-        elif rows > self.network_batch:
-            raise ContractError(
-                f"at most {self.network_batch} rows fit one network call; seen {rows}"
-            )
-        else:
-            fill = self.network_batch - rows
-            value = self._network(
-                filled(x_t, fill),
-                filled(times, fill),
-                None if context is None else filled(context, fill),
-            )[:rows]
+        token = _PLACE.set(t)
+        try:
+            value = self._filled_up(x_t, times, context)
+        finally:
+            _PLACE.reset(token)
         variance = None
         if value.shape[1] == 2 * x_t.shape[1]:
             value, variance = value.chunk(2, dim=1)
@@ -225,6 +230,22 @@ class Backbone(ABC):
             value,
             variance=variance,
         )
+
+    def _filled_up(self, x_t: Tensor, times: Tensor, context: Tensor | None) -> Tensor:
+        """One network call; without gradients on `network_batch` rows, of which B are returned."""
+        rows = len(x_t)
+        if torch.is_grad_enabled():
+            return self._network(x_t, times, context)
+        if rows > self.network_batch:
+            raise ContractError(
+                f"at most {self.network_batch} rows fit one network call; seen {rows}"
+            )
+        fill = self.network_batch - rows
+        return self._network(
+            filled(x_t, fill),
+            filled(times, fill),
+            None if context is None else filled(context, fill),
+        )[:rows]
 
 
 def filled(rows: Tensor, fill: int) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "resolve_autocast",
     "resolve_device",
     "resolve_dtype",
+    "together",
     "training_alone",
     "training_processes",
 ]
@@ -50,12 +51,35 @@ def process_index() -> int:
 
 
 def meet(device: torch.device) -> None:
-    """Wait until every process of this run has come here; nothing with one process alone."""
+    """Wait until every process of this run has come here; nothing with one process alone.
+
+    Raises:
+        InputError: If one of them has ended.
+    """
     if process_count() == 1:
         return
     from accelerate import PartialState
 
-    PartialState(cpu=device.type == "cpu", timeout=PATIENCE).wait_for_everyone()
+    with together():
+        PartialState(cpu=device.type == "cpu", timeout=PATIENCE).wait_for_everyone()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Within the block processes wait for each other.
+
+    Raises:
+        InputError: If another one has ended, whose connection is then closed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("closed by peer|reset by peer|Broken pipe|gloo|NCCL", str(error)):
+            raise
+        raise InputError(
+            "another process of this run has ended; see what it said. The same command goes on "
+            "where this stopped"
+        ) from error
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from fairbench.diffusion.devices import (
     meet,
     process_index,
     resolve_autocast,
+    together,
     training_processes,
 )
 from fairbench.diffusion.sampling import Stream
@@ -371,14 +372,15 @@ class _Training:
             for name, value in draws.logged.items():
                 logged[name] = logged.get(name, 0.0) + value / self.plan.accumulate
         if self.processes > 1:
-            whole = torch.tensor(total, dtype=torch.float64, device=self.device)
-            total = float(reduce(whole, "sum"))
-            for name in sorted(logged):
-                mine = torch.tensor(logged[name], dtype=torch.float64, device=self.device)
-                logged[name] = float(reduce(mine, "sum")) / self.processes
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad = reduce(parameter.grad, "sum")
+            with together():
+                whole = torch.tensor(total, dtype=torch.float64, device=self.device)
+                total = float(reduce(whole, "sum"))
+                for name in sorted(logged):
+                    mine = torch.tensor(logged[name], dtype=torch.float64, device=self.device)
+                    logged[name] = float(reduce(mine, "sum")) / self.processes
+                for parameter in self.parameters:
+                    if parameter.grad is not None:
+                        parameter.grad = reduce(parameter.grad, "sum")
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.plan.max_norm))
         return total, norm, logged
 
@@ -579,6 +581,8 @@ def _trained_anew(
         unfinished.unlink(missing_ok=True)
     if training.processes > 1:
         meet(training.device)
+        if training.index:  # batch norms have counted other rows here
+            _load_finished(module, finished)
     return facts
 
 

@@ -404,17 +404,22 @@ def read_part(
     listed = source.listing
     missing = [one for one in instruments if load_reading(listed, one, cache, one.outputs) is None]
     chunk = _chunk(missing, listed)
-    for number, start in enumerate(range(0, len(source), chunk)):
-        left = [
-            one
-            for one in missing
-            if number % count == index and load_part(listed, one, cache, chunk, number) is None
-        ]
-        if not left:
-            continue
-        rows = np.arange(start, min(start + chunk, len(source)))
-        (batch,) = source.take(rows).batches(chunk)
-        for one in left:
+    left = {
+        number: lacking
+        for number in range(index, -(-len(source) // chunk), count)
+        if (
+            lacking := [
+                one for one in missing if load_part(listed, one, cache, chunk, number) is None
+            ]
+        )
+    }
+    if not left:
+        return
+    rows = [np.arange(n * chunk, min((n + 1) * chunk, len(source))) for n in left]
+    # In one go: what can only be read from its begin on is read once, and the next ahead of time.
+    batches = source.take(np.concatenate(rows)).batches(chunk)
+    for (number, lacking), batch in zip(left.items(), batches, strict=True):
+        for one in lacking:
             said: list[Mapping[str, NDArray[Any]]] = []
             _read_on(said, one, batch, progress, len(source))
             arrays = {name: np.concatenate([part[name] for part in said]) for name in one.outputs}

@@ -21,7 +21,7 @@ from fairbench.core.keys import run_key
 from fairbench.core.parameters import SIZES
 from fairbench.core.progress import Progress, silent
 from fairbench.datasets.base import Dataset, ImageSource
-from fairbench.diffusion.devices import is_main_process, resolve_device
+from fairbench.diffusion.devices import is_main_process, process_count, resolve_device
 from fairbench.diffusion.training import Draws, TrainingPlan, seeded_modules, train_or_load
 from fairbench.instruments.calibration import (
     CHUNK,
@@ -168,6 +168,8 @@ def train_judge(
         "recipe": asdict(recipe) | {"side": side},
         "limit": LIMIT,
     }
+    if process_count() > 1:  # each draws rows of its own
+        content["processes"] = process_count()
     key = run_key(content)
     folder = judge_folder(dataset.name, cache) / recipe.judge_name
     if _made_by(folder) == key:

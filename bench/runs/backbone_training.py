@@ -40,7 +40,7 @@ from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt, phrases_of
 from fairbench.datasets.base import Dataset, ImageSource, matches
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.devices import is_main_process, resolve_device
+from fairbench.diffusion.devices import is_main_process, process_count, resolve_device
 from fairbench.diffusion.training import Draws, TrainingPlan, seeded_modules, train_or_load
 from fairbench.methods.parts.finetuning import module_sha256
 from fairbench.runs.config import check_seed
@@ -301,6 +301,8 @@ def train_backbone(
         "data_sha256": dataset.data_sha256(),
         "images": len(source),
     }
+    if process_count() > 1:  # each draws rows of its own
+        content["processes"] = process_count()
     key = run_key(content)
     made = _card(output)
     if made is not None and made.get("key") == key:

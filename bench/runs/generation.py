@@ -35,7 +35,7 @@ from fairbench.diffusion.devices import (
 )
 from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.pixels import pixels_of
-from fairbench.runs.plan import Plan, image_side
+from fairbench.runs.plan import Plan, image_side, shares_training
 from fairbench.runs.supply import reference_source, training_source
 from fairbench.storage.cache import load_arrays, remove, save_arrays
 from fairbench.storage.files import working_folder
@@ -276,7 +276,7 @@ def _prepared_by_all(
     The others then load what it trained.
     """
     forced = plan.config.force
-    if process_count() == 1 or plan.config.data_parallel:
+    if process_count() == 1 or shares_training(plan):
         with _method_cache(cache, forced=forced) as folder:
             return _prepared(plan, backbone, folder, report)
     with training_alone():

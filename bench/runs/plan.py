@@ -146,8 +146,14 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     return Plan(config, question, backbone, method, preset, sampling, device, dtype, bias)
 
 
+DECODERS = ("vae", "vqvae")
+"""Folders of what decodes latents."""
+
+
 def _check_batches(config: RunConfig, backbone: BackboneSpec) -> None:
-    if config.decode_batch is not None and not (backbone.folder / "vae").is_dir():
+    if config.decode_batch is not None and not any(
+        (backbone.folder / name).is_dir() for name in DECODERS
+    ):
         raise InputError(
             f"--decode-batch: {backbone.name} has no decoder that images go through; leave it out"
         )
@@ -191,8 +197,9 @@ def image_side(folder: Path) -> int | None:
         inner = folder / "unet" / "config.json"
         network = json.loads((inner if inner.is_file() else folder / "config.json").read_text())
         side = int(network["sample_size"])
-        decoder = folder / "vae" / "config.json"
-        if decoder.is_file():
+        for decoder in (folder / name / "config.json" for name in DECODERS):
+            if not decoder.is_file():
+                continue
             side *= 2 ** (len(json.loads(decoder.read_text())["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -252,9 +259,8 @@ def generation_config(
 
         autocast = autocast or resolve_autocast(asked, plan.device)
         config["autocast"] = str(autocast).removeprefix("torch.")
-    processes = process_count() if plan.config.data_parallel else 1
-    if card.trains and processes > 1:  # each draws rows of its own
-        config["processes"] = processes
+    if card.trains and shares_training(plan):  # each process draws rows of its own
+        config["processes"] = process_count()
     config |= _batches(plan)
     if plan.config.compile:  # fused kernels round otherwise
         config["compiled"] = True
@@ -269,6 +275,12 @@ def generation_config(
     if plan.bias != "default":
         config["bias"] = plan.bias
     return config
+
+
+def shares_training(plan: Plan) -> bool:
+    """Whether several processes split the steps of what a run trains."""
+    able = plan.method.shares_training
+    return process_count() > 1 and plan.config.data_parallel and able
 
 
 def _batches(plan: Plan) -> dict[str, int]:

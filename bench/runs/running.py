@@ -18,6 +18,7 @@ from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
 from fairbench.core.record import SCHEMA, PerImage, Record
 from fairbench.datasets.base import ImageSource
+from fairbench.diffusion.devices import begin_run, is_main_process, process_count
 from fairbench.instruments.measuring import Instruments, load_instruments
 from fairbench.runs.config import RunConfig
 from fairbench.runs.evaluation import share_readings
@@ -118,13 +119,16 @@ def take_part(
         )
     if config.bias != "default" and plan.method.configured_card().training_set != "biased":
         report.warn(f"{config.method} trains on no biased images, so --bias changes nothing of it")
+    if config.data_parallel and process_count() > 1 and not plan.method.shares_training:
+        report.note(
+            f"{config.method}'s training can't be shared: the first process trains, the others "
+            "load what it trained"
+        )
     strange = foreign_training_set(plan)
     if strange is not None:
         report.note(strange)
     for note in backbone_notes(plan):
         report.note(note)
-    from fairbench.diffusion.devices import begin_run, is_main_process
-
     if tidy and is_main_process():
         clean(cache_folder())
         sweep(config.results)
@@ -167,8 +171,6 @@ def prepare(
     """
     told = report or Reporter()
     plan = plan_run(config, told)
-    from fairbench.diffusion.devices import begin_run
-
     begin_run(plan.device)
     if until == "train":
         train(plan, cache_folder(), told)

@@ -98,13 +98,20 @@ class AdapterBank(nn.Module):
         """Numbers that one category adds to the U-Net."""
         return sum(p[0].numel() for p in self.parameters())
 
+    def acting(self, gates: Tensor) -> Tensor | None:
+        """Gates, (B, C) on the CPU, where the adapters are; None if all of them are 0.
+
+        To be asked before a loop: whether a tensor of a GPU is 0 can't be seen without waiting.
+        """
+        return gates.to(next(self.parameters()).device) if bool(gates.any()) else None
+
     @contextmanager
     def gated(self, gates: Tensor | None) -> Iterator[None]:
         """Within the context the adapters act with `gates`, (B, C): row b, category c.
 
-        None is exactly the base path. Rows that fill up a network batch get gate 0.
+        None is the base path, at no cost. Rows that fill up a network batch get gate 0.
         """
-        if gates is None or not bool(gates.any()):
+        if gates is None:
             yield
             return
         if gates.ndim != 2 or gates.shape[1] != len(self.categories):

@@ -23,6 +23,7 @@ from fairbench.diffusion.backbone import fixed_batches
 from fairbench.diffusion.training import Draws, TrainingPlan, seeded_modules, train_or_load
 from fairbench.methods.parts.finetuning import images_sha256
 from fairbench.methods.parts.guidance_parameters import Classified
+from fairbench.methods.parts.latents import MOST_HELD, chunk_of
 
 __all__ = ["AttributeClassifier", "augmented", "train_classifier"]
 
@@ -108,9 +109,11 @@ class AttributeClassifier(nn.Module):
         """(N, H, W, 3) uint8 -> attribute -> (N, K) probabilities, rows sum to 1."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.attributes}
         device = next(self.parameters()).device
-        for batch, own in fixed_batches(_pixels(images), ROWS):
-            for name, part in self.log_probabilities(batch.to(device)).items():
-                found[name].append(part[:own].cpu().double().exp())
+        step = chunk_of(images, ROWS)
+        for start in range(0, len(images), step):
+            for batch, own in fixed_batches(_pixels(images[start : start + step]), ROWS):
+                for name, part in self.log_probabilities(batch.to(device)).items():
+                    found[name].append(part[:own].cpu().double().exp())
         return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
     def group_probabilities(
@@ -126,6 +129,20 @@ class AttributeClassifier(nn.Module):
 
 def _pixels(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class _Drawn:
+    """Pixels of images, (N, 3, H, W) in [-1, 1]: held, or made whenever some are asked for."""
+
+    def __init__(self, images: NDArray[np.uint8], device: Any) -> None:
+        self._images, self._device = images, device
+        held = 4 * int(np.prod(images.shape)) <= MOST_HELD
+        self._pixels = _pixels(images).to(device) if held else None
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        if self._pixels is not None:
+            return self._pixels[rows]
+        return _pixels(self._images[rows.cpu().numpy()]).to(self._device)
 
 
 def augmented(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -184,10 +201,10 @@ def train_classifier(
     with seeded_modules(preparation.seed):
         classifier = AttributeClassifier(attributes, data.reference.images.shape[1])
     classifier.to(device)
-    pixels = _pixels(data.reference.images).to(device)
+    pixels = _Drawn(data.reference.images, device)
     labels = {k: v.to(device) for k, v in _labels(data.reference, list(attributes)).items()}
-    order = np.random.default_rng(0).permutation(len(pixels))
-    count = round(HELD_OUT * len(pixels))
+    order = np.random.default_rng(0).permutation(len(data.reference.images))
+    count = round(HELD_OUT * len(order))
     held_out = torch.from_numpy(order[:count]).to(device)
     fit = order[count:]
 
@@ -204,7 +221,12 @@ def train_classifier(
 
     @torch.no_grad()
     def validate() -> float:
-        return float(loss_at(held_out, pixels[held_out]))
+        # Not all may be held; where they are, they are one part.
+        parts = torch.split(held_out, chunk_of(data.reference.images, ROWS))
+        losses = [float(loss_at(part, pixels[part])) for part in parts]
+        if len(losses) == 1:
+            return losses[0]
+        return float(np.average(losses, weights=[len(part) for part in parts]))
 
     plan = TrainingPlan(
         steps=method.classifier_steps,

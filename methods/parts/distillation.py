@@ -322,7 +322,7 @@ class DistilledSampler(IndicatedSampler):
     ) -> Denoiser:
         """The branch with each image's own adapters on."""
         own = [group for group in groups if group is not None]
-        gates = self.gates[own].to(self.backbone.device)
+        gates = self.bank.acting(self.gates[own])
         plain = super().branch(name, context, requests, groups)
         return within(plain, lambda: self.bank.gated(gates))
 

@@ -386,7 +386,7 @@ class FairGenSampler(IndicatedSampler):
 
     def _adapted(self, groups: Sequence[int]) -> Callable[[], AbstractContextManager[None]]:
         if not self.method.merged:
-            gates = self.group_gates[list(groups)].to(self.backbone.device)
+            gates = self.bank.acting(self.group_gates[list(groups)])
             return lambda: self.bank.gated(gates)
         if len(set(groups)) > 1:
             raise ContractError("merged adapters serve one group a batch; use batches()")

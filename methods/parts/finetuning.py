@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from fairbench.diffusion.backbone import Backbone, Trainable, required
 from fairbench.diffusion.sampling import DDIMSampler
 from fairbench.diffusion.schedule import Prediction, Schedule
 from fairbench.diffusion.training import Draws, seeded_modules, train_or_load
+from fairbench.methods.parts.latents import chunk_of, latents_of
 from fairbench.methods.parts.training_parameters import FineTuned
 from fairbench.methods.parts.weighting import timestep_weights, weight_summary
 
@@ -37,9 +38,6 @@ __all__ = [
 
 CAPTION_DROP = 0.1
 """Share of prompts replaced by the empty one, so that classifier-free guidance goes on working."""
-
-AT_ONCE = 1024
-"""Images that are taken out of an image set at once, about."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ class NoisedImages:
         self, backbone: Backbone, sets: Sequence[ImageSet], subjects: Sequence[Prompt]
     ) -> None:
         self.backbone = backbone
-        self.latents = torch.cat(
-            [latents for part in sets for latents in _encoded(backbone, part.images)]
-        )
+        self.latents = latents_of(backbone, [part.images for part in sets])
         self.subjects = np.concatenate([part.subjects for part in sets])
         self.contexts = backbone.embed([*(subject.text for subject in subjects), ""])
 
@@ -112,13 +108,6 @@ class NoisedImages:
         return replace(self.at(index, t, noise, self.prompts(index, dropped)), dropped=dropped)
 
 
-def _encoded(backbone: Backbone, images: NDArray[np.uint8]) -> Iterator[Tensor]:
-    """Latents of images, some whole network batches at a time: not all images may be held."""
-    step = backbone.network_batch * max(1, AT_ONCE // backbone.network_batch)
-    for start in range(0, len(images), step):
-        yield backbone.encode(images[start : start + step])
-
-
 def squared_error(prediction: Prediction, target: Tensor) -> Tensor:
     """(B,) float32 mean squared error of the network's own output, before any weight."""
     return (prediction.value.float() - target).square().flatten(1).mean(1)
@@ -134,8 +123,9 @@ def images_sha256(*sets: ImageSet | None) -> str:
         arrays: list[NDArray[Any]] = [part.images, part.subjects, *(part.labels or {}).values()]
         for array in arrays:
             total.update(str((array.dtype, array.shape)).encode())
-            for start in range(0, len(array), AT_ONCE):  # not all images may be held
-                total.update(np.ascontiguousarray(array[start : start + AT_ONCE]).tobytes())
+            step = chunk_of(array)
+            for start in range(0, len(array), step):  # not all images may be held
+                total.update(np.ascontiguousarray(array[start : start + step]).tobytes())
     return total.hexdigest()
 
 

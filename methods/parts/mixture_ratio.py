@@ -30,6 +30,7 @@ from fairbench.diffusion.backbone import Backbone, Bottleneck, Trainable, requir
 from fairbench.diffusion.devices import made_once, resolve_autocast
 from fairbench.diffusion.sampling import Stream
 from fairbench.methods.parts.finetuning import NoisedImages, module_sha256
+from fairbench.methods.parts.latents import whole
 from fairbench.methods.parts.ratio import (
     FittedRatio,
     Ratio,
@@ -263,7 +264,7 @@ def bottleneck_features(
     """(N, F) the backbone's middle block at nearly clean images; latents where it has none."""
     found = backbone.capability(Bottleneck)
     if found is None:
-        return images.latents.flatten(1).cpu()
+        return whole(images.latents, "a mixture ratio").flatten(1).cpu()
     t = int(FEATURE_PLACE * len(backbone.schedule))
     draws = _generator(preparation.seed, _FEATURE_NOISE)
     autocast = resolve_autocast(precision, backbone.device)
@@ -482,7 +483,7 @@ def _labelled_groups(
     seed: int,
 ) -> GaussianGroups:
     """Groups of the crossings of labels, fitted to the rows `index`."""
-    latents = images.latents.flatten(1).cpu()
+    latents = whole(images.latents, "a mixture ratio").flatten(1).cpu()
     directions = principal_directions(latents, seed)
     caption, captions = _numbered(images.subjects)
     reference = torch.arange(len(images)) >= len(parts[0])
@@ -584,7 +585,7 @@ def _inferred(
     """Several fits, each from a starting point of its own."""
     seed = preparation.seed
     features = bottleneck_features(backbone, images, preparation, method.precision)
-    latents = images.latents.flatten(1).cpu()
+    latents = whole(images.latents, "a mixture ratio").flatten(1).cpu()
     directions = principal_directions(latents, seed)
     rows = latents @ directions
     caption, captions = _numbered(images.subjects)

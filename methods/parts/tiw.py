@@ -34,6 +34,7 @@ from fairbench.methods.parts.finetuning import (
     loss_weights,
     squared_error,
 )
+from fairbench.methods.parts.latents import in_chunks
 from fairbench.methods.parts.mixture_ratio import (
     correction_agreement,
     differing_attributes,
@@ -226,7 +227,11 @@ def seen_captions(images: NoisedImages, batch: NoisedBatch) -> Tensor:
 
 def value_range(latents: Tensor) -> Tensor:
     """(1, C, 1, 1) difference of the largest and the smallest value of each channel."""
-    return latents.amax((0, 2, 3), keepdim=True) - latents.amin((0, 2, 3), keepdim=True)
+    ends = [
+        torch.stack([part.amax((0, 2, 3)), -part.amin((0, 2, 3))]) for part in in_chunks(latents)
+    ]
+    high, low = torch.stack(ends).amax(0)
+    return (high + low)[None, :, None, None]
 
 
 def both_sets(method: Reweighted, data: TrainingData) -> tuple[ImageSet, ImageSet]:
@@ -310,7 +315,12 @@ def prepare_clean(
     share = method.reference_share
     caption = torch.from_numpy(images.subjects.astype(np.int64)).to(images.latents.device)
     level = torch.zeros(len(images), device=images.latents.device)
-    logit = log_ratios(fitted.ratio, images.latents, level, caption)
+    said, done = [], 0
+    for part in in_chunks(images.latents):
+        rows = slice(done, done + len(part))
+        said.append(log_ratios(fitted.ratio, part, level[rows], caption[rows]))
+        done += len(part)
+    logit = torch.cat(said)
     weight = (method.strength * mixed_log_ratio(logit, share)).exp()
     sizes = [len(part) for part in parts]
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 
+import diffusers
 import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fairbench.backbones.base import describe, find_family, load_backbone, weights_sha256
+from fairbench.backbones.base import (
+    describe,
+    find_family,
+    folder_spec,
+    load_backbone,
+    weights_sha256,
+)
 from fairbench.backbones.folders import PipelineFolder, resolve_folder
 from fairbench.build.stand_ins import write_stand_in
 from fairbench.core.errors import AssetError
 from fairbench.core.method import Request, SamplingConfig
 from fairbench.core.task import Prompt
 from fairbench.datasets.cartoonfaces import DATASET as CARTOONFACES
-from fairbench.diffusion.sampling import DDIMSampler
+from fairbench.diffusion.sampling import DDIMSampler, Stream, generator
 
 MODELS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 MODELS["text_encoder"] = "model"
@@ -137,8 +144,9 @@ def test_pickled_and_sharded_weights_are_the_same_images(form, folder):
     assert after != before
     np.testing.assert_array_equal(images(folder), made)
     loaded = [path for path in folder.rglob("*") if path.suffix in (".bin", ".safetensors")]
-    with loaded[0].open("ab") as file:
-        file.write(b"\0")
+    changed = bytearray(loaded[0].read_bytes())
+    changed[-1] ^= 1
+    loaded[0].write_bytes(changed)
     assert weights_sha256(folder) != after
 
 
@@ -382,3 +390,209 @@ def test_a_safety_checker_is_said_to_be_left_out(folder):
     assert said.facts["safety_checker"] == "not applied"
     assert "safety checker of folder isn't applied" in said.notes[0]
     assert images(folder).std() > 5
+
+
+# Damage that its own files show, told before anything is loaded
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def cut(folder, name=UNET, keep=0.5):
+    path = folder / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole))])
+
+
+def cut_shard(folder):
+    sharded(folder / UNET)
+    (folder / UNET).unlink()
+    cut(folder, "unet/diffusion_pytorch_model-00002-of-00002.safetensors", 0.99)
+
+
+def pointer(folder):
+    (folder / UNET).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:01\n")
+
+
+def linked(folder, name, target):
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder / target)
+
+
+def without_vocabulary(folder):
+    for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+
+
+def described(folder, name, **values):
+    change(folder / name, **values)
+
+
+DAMAGE = {
+    "cut": (cut, ["bytes long, expected", "cut off"]),
+    "cut vae": (lambda f: cut(f, "vae/diffusion_pytorch_model.safetensors"), ["cut off", "vae"]),
+    "cut text": (lambda f: cut(f, "text_encoder/model.safetensors", 0.99), ["text_encoder"]),
+    "cut header": (lambda f: cut(f, keep=0.001), ["no header of the safetensors format"]),
+    "empty file": (lambda f: cut(f, keep=0), ["is empty"]),
+    "cut shard": (cut_shard, ["-00002-of-00002.safetensors", "cut off"]),
+    "twice": (
+        lambda f: (f / UNET).write_bytes(2 * (f / UNET).read_bytes()),
+        ["bytes long, expected"],
+    ),
+    "pointer": (pointer, ["pointer of Git LFS", "git lfs pull"]),
+    "broken link": (lambda f: linked(f, UNET, "gone"), ["can't be read", "complete the folder"]),
+    "loop": (lambda f: linked(f, UNET, UNET), ["can't be read", "complete the folder"]),
+    "vocabulary": (without_vocabulary, ["no vocabulary of the tokenizer (CLIPTokenizer)"]),
+    "card": (lambda f: (f / "training.json").write_text("{"), ["training.json", "JSON"]),
+    "card list": (lambda f: (f / "training.json").write_text("[]"), ["training.json", "JSON"]),
+    "other class": (
+        lambda f: described(f, "model_index.json", unet=["diffusers", "UNet2DModel"]),
+        ["unet/config.json is of a UNet2DConditionModel", "names a UNet2DModel"],
+    ),
+    "prompts": (
+        lambda f: described(f, "unet/config.json", cross_attention_dim=32),
+        ["reads prompts of 32 channels", "make 16"],
+    ),
+    "no size": (lambda f: described(f, "unet/config.json", sample_size=0), ["sample_size=0"]),
+    "scaling": (
+        lambda f: described(f, "vae/config.json", scaling_factor=None),
+        ["scaling_factor=None"],
+    ),
+    "control": (
+        lambda f: described(f, "model_index.json", controlnet=["diffusers", "ControlNetModel"]),
+        ["lists a controlnet (ControlNetModel)", "doesn't use"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_told_before_anything_is_loaded(damage, folder, monkeypatch):
+    def loaded(*arguments, **options):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("diffusers.ModelMixin.from_pretrained", loaded)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", loaded)
+    harm, words = DAMAGE[damage]
+    harm(folder)
+    message = refused(lambda: folder_spec(folder), folder, *words)
+    assert any(
+        word in message for word in ("complete", "anew", "use another", "run git", "correct")
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("sdxl", {"requires_aesthetics_score": True}, ["a refiner"]),
+        (
+            "sdxl",
+            {"text_encoder": [None, None], "tokenizer": [None, None]},
+            ["reads prompts of 40 channels", "make 24"],
+        ),
+        ("sdxl", {"_class_name": "StableDiffusionPipeline"}, ["lists a text_encoder_2"]),
+        ("sd1", {"_class_name": "StableDiffusionXLPipeline"}, ["without a text_encoder_2"]),
+        ("ldm", {"_class_name": "DDPMPipeline"}, ["lists a vqvae (VQModel)"]),
+        ("ddpm", {"_class_name": "LDMPipeline"}, ["without a vqvae"]),
+    ],
+)
+def test_an_index_of_another_kind_is_refused(kind, values, words, tmp_path):
+    folder = write_stand_in(kind, tmp_path / kind)
+    assert folder_spec(folder).folder == folder
+    change(folder / "model_index.json", **values)
+    refused(lambda: folder_spec(folder), folder, "use another --backbone", *words)
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_adapters_under_any_name_are_no_checkpoint(file, tmp_path):
+    path = tmp_path / "style.safetensors"
+    save_file({"lora_unet_mid.lora_down.weight": torch.zeros(2)}, path)
+    message = refused(lambda: resolve_folder(path if file else tmp_path), "LoRA", "fused")
+    assert "from_single_file" not in message
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    values = load_file(folder / UNET)
+    values["conv_out.weight"][0] = float("nan")
+    save_file(values, folder / UNET, metadata={"format": "pt"})
+    refused(lambda: images(folder), "aren't finite numbers, such as conv_out.weight")
+
+
+def test_weights_of_other_shapes_name_their_part(folder):
+    values = load_file(folder / UNET)
+    values["conv_out.weight"] = values["conv_out.weight"][:2].clone()
+    save_file(values, folder / UNET, metadata={"format": "pt"})
+    refused(lambda: images(folder), "the unet (UNet2DConditionModel)", "conv_out.weight", "anew")
+    change(folder / "text_encoder" / "config.json", vocab_size=5)
+    values["conv_out.weight"] = torch.zeros(4, 8, 3, 3)
+    save_file(values, folder / UNET, metadata={"format": "pt"})
+    refused(lambda: images(folder), "the text_encoder (CLIPTextModel)", "other shapes")
+
+
+# What is unusual and works, against diffusers' own pipeline
+
+
+def half_of_one(folder):
+    halved(folder / UNET)
+    (folder / UNET).unlink()
+
+
+def more_weights(folder):
+    values = load_file(folder / UNET) | {"another.weight": torch.zeros(3)}
+    save_file(values, folder / UNET, metadata={"format": "pt"})
+
+
+def linked_from_elsewhere(folder):
+    (folder / "unet").rename(folder.parent / "elsewhere")
+    (folder / "unet").symlink_to(folder.parent / "elsewhere")
+
+
+UNUSUAL = {
+    "half of one part": half_of_one,
+    "more weights": more_weights,
+    "linked": linked_from_elsewhere,
+    "few timesteps": lambda f: described(
+        f, "scheduler/scheduler_config.json", num_train_timesteps=40
+    ),
+    "another version": lambda f: described(f, "model_index.json", _diffusers_version="0.1.0"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_folders_make_the_images_of_diffusers(kind, folder):
+    UNUSUAL[kind](folder)
+    variant = {"unet": "fp16"} if kind == "half of one part" else {}
+    backbone = load_backbone(
+        "tiny",
+        folder,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        network_batch=2,
+    )
+    requests = [Request(Prompt("person"), 0, i, 0) for i in range(2)]
+    made = DDIMSampler(backbone, SamplingConfig(4, 3.0))(requests).images
+    loaded = {
+        name: diffusers.UNet2DConditionModel.from_pretrained(folder / name, variant=value)
+        for name, value in variant.items()
+    }
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, **loaded)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(
+        pipeline.scheduler.config,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        clip_sample=False,
+    )
+    starts = [
+        torch.randn(backbone.latent_shape, generator=generator(request, Stream.INITIAL_NOISE))
+        for request in requests
+    ]
+    theirs = pipeline(
+        [request.prompt.text for request in requests],
+        guidance_scale=3.0,
+        num_inference_steps=4,
+        latents=torch.stack(starts),
+        output_type="np",
+    ).images
+    difference = (theirs * 255).round().astype(int) - made.astype(int)
+    assert np.abs(difference).max() <= 1
+    assert made.std() > 5

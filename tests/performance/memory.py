@@ -1,13 +1,16 @@
 """Host memory of runs and evaluations of large images, beyond the model.
 
-Run by hand: ``python tests/performance/memory.py [--side 512] [--few 100] [--many 300]``.
+Run by hand: ``python tests/performance/memory.py [--side 512] [--few 300] [--many 1500]
+[--pool-side 256] [--only run evaluate-zip …]``; it takes ``--many`` images four times of the disk.
 
 A pipeline of a few channels makes real images of that size, so that nearly all memory is that of
-images and of what is done with them. ``run`` and ``evaluate`` are started at two numbers of images
-each, in processes of their own; each tells its own peak. What a further image costs is the
-difference over the difference of the numbers, and what 10,000 take follows from it: the peak at
-the larger number, and the images that lack. From that the peak of a program that has only loaded
-the same modules and the model is taken. The bar is 1.5 GB.
+images and of what is done with them. ``run``, and ``evaluate`` of a folder, a ``.zip`` and an
+``.npz``, are started at two numbers of images each, in processes of their own; each tells its own
+peak. What a further image costs is the difference over the difference of the numbers, and what
+10,000 take follows from it: the peak at the larger number, and the images that lack. From that
+the peak of a program that has only loaded the same modules and the model is taken. ``train`` is
+a method that trains two steps on the 16,000 images of the pool, at ``--pool-side`` pixels. The
+bar is 1.5 GB.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +51,13 @@ import torch
 from fairbench.backbones.base import load_backbone
 from fairbench.datasets.base import get_dataset
 from fairbench.instruments.measuring import load_instruments
-import fairbench.runs.external, fairbench.runs.running, fairbench.scores.scoring
+import fairbench.runs.external, fairbench.scores.scoring
 dataset = get_dataset(None)
 load_instruments("cpu", dataset.instruments())
 for role in ("evaluation", "method_reference", "pool"):
     dataset.split(role)
-load_backbone("m", Path(sys.argv[1]), device=torch.device("cpu"), dtype=torch.float32)
+if len(sys.argv) > 1:
+    load_backbone("m", Path(sys.argv[1]), device=torch.device("cpu"), dtype=torch.float32)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
 """
 
@@ -84,46 +91,105 @@ def peak(code: str, *arguments: object, cache: Path) -> int:
     return int(done.stderr.split()[-1])
 
 
+def noise(count: int, side: int) -> Iterator[np.ndarray]:
+    """Images that no two of are alike."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield rng.integers(0, 256, (side, side, 3), np.uint8)
+
+
+@contextmanager
+def images(form: str, count: int, side: int, work: Path) -> Iterator[Path]:
+    """A folder, an archive or an array of noise; removed behind the block."""
+    path = work / f"images-{form}-{count}"
+    if form == "folder":
+        path.mkdir()
+        for i, pixels in enumerate(noise(count, side)):
+            Image.fromarray(pixels).save(path / f"{i}.bmp")
+        yield path
+        for file in path.iterdir():
+            file.unlink()
+        return
+    path = path.with_suffix(f".{form}")
+    with zipfile.ZipFile(path, "w") as archive:
+        if form == "zip":
+            for i, pixels in enumerate(noise(count, side)):
+                with archive.open(f"{i}.bmp", "w") as file:
+                    Image.fromarray(pixels).save(file, "BMP")
+        else:
+            with archive.open("images.npy", "w", force_zip64=True) as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for pixels in noise(count, side):
+                    file.write(pixels.tobytes())
+    yield path
+    path.unlink()
+
+
+def peaks_of(what: str, counts: tuple[int, int], side: int, work: Path) -> list[int]:
+    """Peaks of one command at two numbers of images."""
+    command, _, form = what.partition("-")
+    found = []
+    for count in counts:
+        common = ("--num-images", count, "--device", "cpu", "--quiet")
+        common += ("--results", work / f"results-{what}-{count}")
+        if command == "run":
+            model = ("--backbone", work / "model", "--steps", 1)
+            asked = ("run", "--method", "vanilla", *model, *common)
+            found.append(peak(PEAK, *asked, cache=work / "cache"))
+            continue
+        with images(form, count, side, work) as path:
+            asked = ("evaluate", path, "--name", "noise", *common)
+            found.append(peak(PEAK, *asked, cache=work / "cache"))
+    return found
+
+
+KINDS = ("run", "evaluate-folder", "evaluate-zip", "evaluate-npz", "train")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--few", type=int, default=100)
-    parser.add_argument("--many", type=int, default=300)
+    parser.add_argument("--few", type=int, default=300)
+    parser.add_argument("--many", type=int, default=1500)
+    parser.add_argument("--pool-side", type=int, default=256)
+    parser.add_argument("--only", nargs="*", choices=KINDS, default=KINDS)
     chosen = parser.parse_args()
     worst = 0.0
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         pipeline(work / "model", chosen.side)
-        idle = peak(IDLE, work / "model", cache=work / "cache")
-        print(f"modules, model and data set: {idle / 1e9:.2f} GB")
-        rng = np.random.default_rng(0)
-        for i in range(chosen.many):
-            for count in (chosen.few, chosen.many):
-                if i < count:
-                    (work / f"images-{count}").mkdir(exist_ok=True)
-                    pixels = rng.integers(0, 256, (chosen.side, chosen.side, 3), np.uint8)
-                    Image.fromarray(pixels).save(work / f"images-{count}" / f"{i}.bmp")
-        for what in ("run", "evaluate"):
-            peaks = {}
-            for count in (chosen.few, chosen.many):
-                asked = {
-                    "run": ["--method", "vanilla", "--backbone", work / "model", "--steps", 1],
-                    "evaluate": [work / f"images-{count}", "--name", "noise"],
-                }[what]
-                peaks[count] = peak(
-                    PEAK,
-                    *(what, *asked, "--num-images", count, "--device", "cpu"),
-                    *("--results", work / f"results-{what}-{count}", "--quiet"),
-                    cache=work / "cache",  # the real images are read once
-                )
-            each = (peaks[chosen.many] - peaks[chosen.few]) / (chosen.many - chosen.few)
-            whole = peaks[chosen.many] + max(each, 0.0) * (TARGET - chosen.many) - idle
+        without = peak(IDLE, cache=work / "cache")
+        model = peak(IDLE, work / "model", cache=work / "cache")
+        print(f"modules and data set: {without / 1e9:.2f} GB, {model / 1e9:.2f} with the model")
+        for what in chosen.only:
+            if what == "train":
+                continue
+            few, many = peaks_of(what, (chosen.few, chosen.many), chosen.side, work)
+            idle = model if what == "run" else without
+            each = (many - few) / (chosen.many - chosen.few)
+            whole = many + max(each, 0.0) * (TARGET - chosen.many) - idle
             worst = max(worst, whole)
             print(
-                f"{what}: {peaks[chosen.few] / 1e9:.2f} GB at {chosen.few}, "
-                f"{peaks[chosen.many] / 1e9:.2f} at {chosen.many}: {each / 1e3:.1f} kB a further "
-                f"image of {chosen.side**2 * 3 / 1e3:.0f}; {whole / 1e9:.2f} GB beyond the model "
-                f"at {TARGET:,}"
+                f"{what}: {few / 1e9:.2f} GB at {chosen.few}, {many / 1e9:.2f} at {chosen.many}: "
+                f"{each / 1e3:.1f} kB a further image of {chosen.side**2 * 3 / 1e3:.0f}; "
+                f"{whole / 1e9:.2f} GB beyond the model at {TARGET:,}",
+                flush=True,
+            )
+        if "train" in chosen.only:
+            pipeline(work / "small", chosen.pool_side)
+            trained = peak(
+                PEAK,
+                *("run", "--method", "balanced_data", "--backbone", work / "small", "--steps", 1),
+                *("--num-images", 100, "--param", "steps=2", "--param", "batch=4"),
+                *("--device", "cpu", "--quiet", "--results", work / "results-train"),
+                cache=work / "cache",
+            )
+            worst = max(worst, trained - model)
+            print(
+                f"train: {trained / 1e9:.2f} GB with the pool at {chosen.pool_side} pixels, whose "
+                f"images are {16_000 * chosen.pool_side**2 * 3 / 1e9:.1f} GB and latents four "
+                f"times as much; {(trained - model) / 1e9:.2f} GB beyond the model"
             )
     raise SystemExit(1 if worst > BAR else 0)
 

@@ -46,6 +46,7 @@ def train_judge(
         from fairbench.runs.requisites import find_requisites
 
         chosen = find_requisites(dataset, data_root, generating=False)
+        from fairbench.diffusion.devices import is_main_process
         from fairbench.instruments.judge_training import JudgeRecipe
         from fairbench.instruments.judge_training import train_judge as train
         from fairbench.runs.judging import judge_report
@@ -66,6 +67,8 @@ def train_judge(
             judge, folder, found = train(
                 chosen, recipe, cache, device=device, progress=reporter.progress
             )
+            if not is_main_process():  # it has helped; the first one writes and measures
+                return
             rows = judge_report(chosen, cache, reporter, asked=[judge.name], device=device)
         if speech.json_:
             print_json({"judge": judge.name, "folder": str(folder), "held_out": rows})
