@@ -161,7 +161,6 @@ class FairGen(MethodBase):
             "the paper's form isn't public.",
         ),
     )
-    shares_training: ClassVar[bool] = False
     quick: ClassVar[Mapping[str, Any]] = MappingProxyType(
         {"iterations": 2, "batch": 4, "learning_rate": 0.05}
     )

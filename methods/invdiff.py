@@ -15,7 +15,6 @@ from fairbench.core.errors import InputError
 from fairbench.core.method import MethodCard, Preparation, Sampler, TrainingData
 from fairbench.core.parameters import refuse_unused
 from fairbench.core.task import Task
-from fairbench.diffusion.devices import training_processes
 from fairbench.methods.parts.training_parameters import FineTuned
 
 if TYPE_CHECKING:
@@ -93,6 +92,7 @@ class InvDiff(FineTuned):
     r_sample: float = field(default=0.5, metadata={"help": "r while sampling", "minimum": 0})
 
     version: ClassVar[int] = 3
+    shares_training: ClassVar[bool] = False  # it compares the groups of a whole batch
 
     card: ClassVar[MethodCard] = MethodCard(
         name="invdiff",
@@ -246,11 +246,6 @@ class InvDiff(FineTuned):
         self, task: Task, backbone: Backbone, data: TrainingData, preparation: Preparation
     ) -> Sampler:
         """Group the training images and train the guiding network, or load what was trained."""
-        if training_processes() > 1:
-            raise InputError(
-                "invdiff compares the groups of a whole batch, which several processes would "
-                "split; leave --data-parallel out"
-            )
         from fairbench.methods.parts import invdiff as _invdiff
 
         return _invdiff.prepare(self, task, backbone, data, preparation)

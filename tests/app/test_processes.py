@@ -177,11 +177,26 @@ def test_a_shared_training_has_a_key_of_its_own_and_survives_a_killed_process(
 def test_a_training_that_can_t_be_shared_has_no_number_in_its_key(
     warm: Callable[[str], Path],
 ) -> None:
-    options = ["--method", "fairgen", *QUICK, "--param", "iterations=2", "--param", "batch=4"]
+    options = ["--method", "invdiff", *QUICK, *TRAINED, "--param", "grouping=single"]
 
     shared = record_of(warm("two"), page_s_command(*options, "--data-parallel"))
 
     assert "processes" not in shared["config"]
+
+
+@pytest.mark.slow
+def test_trajectories_are_the_same_in_all_processes_that_share_a_training(
+    warm: Callable[[str], Path],
+) -> None:
+    """Each learns from its own part of a batch; afterwards all have the same adapters."""
+    parameters = shlex.split("--param iterations=3 --param batch=4 --param rollout_every=2")
+    options = ["--method", "fairgen", *QUICK, *parameters, "--data-parallel"]
+
+    shared = record_of(warm("two"), page_s_command(*options))
+    again = record_of(warm("again"), page_s_command(*options))
+
+    assert shared["config"]["processes"] == 2
+    same(again, shared)
 
 
 @pytest.fixture(scope="module")
