@@ -140,6 +140,11 @@ class State:
         found = self.objects.list(f"{ROOT}/failed")
         return {_key(name): entry.tag for name, entry in found.items()}
 
+    def note(self, key: str) -> str | None:
+        """As `noted`, of one step; None if it didn't fail."""
+        entry = self.objects.entry(_failure(key))
+        return None if entry is None else entry.tag
+
     def running(self) -> set[str]:
         """Steps that living workers have."""
         claims = self.objects.list(f"{ROOT}/claims")
