@@ -13,13 +13,14 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import typer
 
 from fairbench.core.errors import FairbenchError
 from fairbench.core.tables import Column, lay_out
 from fairbench.core.text import shown
+from fairbench.storage.files import disk_line, full_disk
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,7 +43,7 @@ __all__ = [
     "width",
 ]
 
-ENVIRONMENT = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+ENVIRONMENT = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EROFS)
 """Failures of a disk or of rights to it: the user's environment, not this program."""
 
 INTERRUPTED = "fairbench: interrupted; the same command without --force goes on where this stopped"
@@ -70,13 +71,9 @@ def guarded(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if isinstance(error, OSError) and error.errno in ENVIRONMENT:
-            leave(
-                f"fairbench: {shown(str(error.filename or 'a file'))}: {error.strerror}; check "
-                "the disk and the rights, or choose other folders by --results and "
-                "FAIRBENCH_CACHE",
-                2,
-            )
+        told_by = full_disk(error) or error
+        if told_by is not error or (isinstance(error, OSError) and error.errno in ENVIRONMENT):
+            leave(f"fairbench: {shown(disk_line(cast('OSError', told_by)))}", 2)
         if isinstance(error, MemoryError):
             leave(
                 "fairbench: out of memory; ask for fewer images, or lower what --param makes "

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fairbench.core.errors import InputError
+from fairbench.core.errors import FairbenchError, InputError
 from fairbench.core.measurements import Measurements
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
@@ -291,11 +291,13 @@ def _failures_recorded(results: Path, blank: Record) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        write_record(results, dataclasses.replace(blank, error="interrupted"))
+        with suppress(FairbenchError, OSError):
+            write_record(results, dataclasses.replace(blank, error="interrupted"))
         raise
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_record(results, dataclasses.replace(blank, status="failed", error=line))
+        with suppress(FairbenchError, OSError):  # what happened first is what is told
+            write_record(results, dataclasses.replace(blank, status="failed", error=line))
         raise
 
 

@@ -296,6 +296,31 @@ class Standings:
         """Those of some questions that stand so."""
         return [one for one in asked if self.standing[one.key] in which]
 
+    def left(self, asked: Iterable[Asked], *, retry_failed: bool) -> list[Asked]:
+        """Those that a sweep has to do; what another one is at counts, too.
+
+        What failed isn't among them unless it is asked for, or failed of a full disk.
+        """
+        return [
+            one
+            for one in asked
+            if self.standing[one.key] in ("missing", "running")
+            or (one.key in self.failures and (retry_failed or self.failures[one.key].passing))
+        ]
+
+    def with_failed(self, failed: Mapping[str, str]) -> Standings:
+        """As they are, with those as failed that no note could be kept of.
+
+        Args:
+            failed: Run key -> why.
+        """
+        new = {key: line for key, line in failed.items() if self.standing.get(key) == "missing"}
+        return replace(
+            self,
+            standing={**self.standing, **dict.fromkeys(new, "failed")},
+            failures={**self.failures, **{key: Failure(line) for key, line in new.items()}},
+        )
+
 
 def standings(asked: Sequence[Asked], place: Place, state: State) -> Standings:
     """What became of questions, from the results alone.

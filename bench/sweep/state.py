@@ -8,7 +8,9 @@ store's own clock, so machines' clocks may differ by hours.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,7 @@ from typing import Any
 
 from fairbench.core.errors import FairbenchError
 from fairbench.runs.times import now
+from fairbench.storage.files import FREE
 from fairbench.storage.objects import Objects
 
 __all__ = ["BEAT", "EXPIRY", "ROOT", "Failure", "State"]
@@ -44,6 +47,11 @@ class Failure:
     line: str
     created: str = ""
     host: str = ""
+
+    @property
+    def passing(self) -> bool:
+        """Whether it failed of what isn't its own, a full disk: the next sweep tries it again."""
+        return FREE in self.line or os.strerror(errno.ENOSPC) in self.line
 
 
 class State:

@@ -169,7 +169,7 @@ def _print(whole: Sweep, *, retry_failed: bool, listed: bool) -> None:
         print_lines([f"running  {shown(one.title)}"])
     for one in whole.of_standing("failed")[:MOST_ROWS]:
         print_lines([f"failed   {shown(f'{one.title}: {whole.why(one)}')}"])
-    if count["failed"] and not retry_failed:
+    if not retry_failed and any(not whole.passing(one) for one in whole.of_standing("failed")):
         print_lines(["         --retry-failed runs them again"])
     steps = whole.steps(retry_failed=retry_failed)
     if listed and steps:
