@@ -13,7 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -71,9 +71,11 @@ def guarded(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        told_by = full_disk(error) or error
-        if told_by is not error or (isinstance(error, OSError) and error.errno in ENVIRONMENT):
-            leave(f"fairbench: {shown(disk_line(cast('OSError', told_by)))}", 2)
+        failed = full_disk(error)
+        if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+            failed = error
+        if failed is not None:
+            leave(f"fairbench: {shown(disk_line(failed))}", 2)
         if isinstance(error, MemoryError):
             leave(
                 "fairbench: out of memory; ask for fewer images, or lower what --param makes "

@@ -131,7 +131,7 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     _check_batches(config, backbone)
     for name in config.encoders:
         instrument_spec(name, "encoder")
-    folder = record_path(config.results, dataset.name, method.card.name, "key").parent
+    folder = record_path(config.folder, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     dataset.prepare(report or Reporter())

@@ -124,6 +124,8 @@ def rescore(
         if not problem:
             return _rescored(path, record, plan, instruments, told, make_images=make_images)
     except InputError as error:
+        if full_disk(error):
+            raise
         problem = str(error).splitlines()[0]
     return Rescoring(path, "", (), old_scores(record), problem)
 

@@ -36,36 +36,46 @@ from typing import Any, Protocol
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import stand_ins
 
-QUICK = ("--num-images", "100", "--steps", "2", "--device", "cpu", "--quiet")
 RUN = ("run", "--method")
-COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "sampling": ((*RUN, "vanilla", *QUICK, "--network-batch", "20"),),
-    "training": ((*RUN, "fairgen", *QUICK, "--param", "iterations=6", "--param", "batch=8"),),
-    "coupled": (
-        (
-            *(*RUN, "distribution_guidance", *QUICK),
+
+
+def commands_on(dataset: str) -> dict[str, tuple[str, ...]]:
+    """What is killed -> its command line.
+
+    Args:
+        dataset: Of the runs: the analytic one is quick, the embedded one has networks.
+    """
+    of = ("--dataset", dataset)
+    quick = (*of, "--num-images", "100", "--device", "cpu", "--quiet")
+    trained: tuple[str, ...] = ("latent_editing",)
+    if dataset != "analytic":
+        quick = (*quick, "--steps", "2")
+        trained = ("fairgen", "--param", "iterations=6", "--param", "batch=8")
+    return {
+        "before": (*RUN, "prompt_append", *quick),
+        "sampling": (*RUN, "vanilla", *quick, "--network-batch", "20"),
+        "training": (*RUN, *trained, *quick),
+        "coupled": (
+            *(*RUN, "distribution_guidance", *quick),
             *("--param", "trajectories=64", "--param", "batch=32"),
         ),
-    ),
-    "forced": ((*RUN, "vanilla", *QUICK, "--force"),),
-    "evaluate": (("evaluate", "images", "--quiet"),),
-    "leaderboard": (("leaderboard", "--output", "board.csv"),),
-    "rescore": (("rescore", "results", "--quiet"),),
-    "check": (
-        (
+        "forced": (*RUN, "vanilla", *quick, "--force"),
+        "evaluate": ("evaluate", "images", *of, "--quiet"),
+        "leaderboard": ("leaderboard", "--output", "board.csv"),
+        "rescore": ("rescore", "results", "--quiet"),
+        "check": (
             *("check", "--baseline", "baseline.json", "--results", "results", "--update"),
             *("--junit", "junit.xml", "--markdown", "summary.md", "--quiet"),
         ),
-    ),
-    "judge": (
-        (
+        "judge": (
             *("train-judge", "--dataset", "celeba", "--side", "32", "--device", "cpu", "--quiet"),
             *("--steps", "12", "--batch", "8"),
         ),
-    ),
-    "gate": (("check", "--baseline", "plan.json", "--markdown", "summary.md", "--quiet"),),
-}
-"""What is killed -> its command lines; the last of each is the one that is compared."""
+        "gate": ("check", "--baseline", "plan.json", "--markdown", "summary.md", "--quiet"),
+    }
+
+
+KILLED = tuple(name for name in commands_on("analytic") if name != "before")
 
 SAME = ("key", "status", "scores", "groups", "sidecar")
 """Fields of a record that don't depend on when it was made."""
@@ -263,19 +273,21 @@ def leftovers(folder: Path) -> list[str]:
     ]
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, dataset: str) -> None:
     """A folder with what the commands read: images, photographs, records, baselines, a cache."""
     import numpy as np
     from PIL import Image
 
-    from fairbench.datasets.cartoonfaces import load_split
+    from fairbench.datasets.base import get_dataset
 
     (folder / "images").mkdir(parents=True)
-    for place, image in enumerate(load_split("evaluation").images[:100]):
-        Image.fromarray(np.asarray(image)).save(folder / "images" / f"{place}.png")
+    split = get_dataset(dataset, None).split("evaluation")
+    assert split is not None
+    for place, image in enumerate(np.concatenate([*split.take(np.arange(100)).batches(100)])):
+        Image.fromarray(image).save(folder / "images" / f"{place}.png")
     stand_ins.make(folder / "photographs", "torchvision", 240)
     finish(("data", "prepare", "celeba", "--json"), folder)
-    finish((*RUN, "prompt_append", *QUICK), folder)
+    finish(commands_on(dataset)["before"], folder)
     finish((*PLANNED, "--results", "planned", "--quiet"), folder)
     for name, records in (("baseline", "results"), ("plan", "planned")):
         words = ("--baseline", f"{name}.json", "--results", records, "--update", "--quiet")
@@ -283,10 +295,13 @@ def prepare(folder: Path) -> None:
 
 
 def one_round(
-    name: str, folder: Path, expected: dict[str, Any], after: float, by: signal.Signals
+    words: Sequence[str],
+    folder: Path,
+    expected: dict[str, Any],
+    after: float,
+    by: signal.Signals,
 ) -> int:
     """Kill a command in a prepared folder, and let it run to its end; the killed one's code."""
-    words = COMMANDS[name][-1]
     code = kill(words, folder, after, by)
     check_whole(folder)
     finish(words, folder)
@@ -298,22 +313,21 @@ def one_round(
     return code
 
 
-def rounds(names: Sequence[str], times: int, seed: int) -> None:
+def rounds(names: Sequence[str], times: int, seed: int, dataset: str = "cartoonfaces") -> None:
     """Kill each command in turn until `times` rounds are done; tell all that went wrong."""
-    rng = random.Random(seed)
+    rng, commands = random.Random(seed), commands_on(dataset)
     wrong: list[str] = []
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as work:
         template = Path(work) / "template"
-        prepare(template)
+        prepare(template, dataset)
         Forked.learn(Path(work))
         wanted: dict[str, tuple[dict[str, Any], float]] = {}
         for name in names:
             folder = Path(work) / name
             shutil.copytree(template, folder)
             started = time.monotonic()
-            for words in COMMANDS[name]:
-                finish(words, folder)
+            finish(commands[name], folder)
             wanted[name] = left(folder), time.monotonic() - started
             Forked.learn(Path(work))
             print(f"undisturbed: {name:12} {wanted[name][1]:5.2f} s", flush=True)
@@ -327,7 +341,7 @@ def rounds(names: Sequence[str], times: int, seed: int) -> None:
             shutil.copytree(template, folder)
             said = f"{number + 1:4} {name:12} {by.name} after {after:5.2f} s"
             try:
-                code = one_round(name, folder, expected, after, by)
+                code = one_round(commands[name], folder, expected, after, by)
             except Exception as error:  # told at the end, too
                 wrong.append(f"{said}: {error}")
                 print(wrong[-1], flush=True)
@@ -346,14 +360,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", choices=[*COMMANDS], default=[*COMMANDS])
+    parser.add_argument("--only", nargs="*", choices=KILLED, default=KILLED)
+    parser.add_argument("--dataset", default="cartoonfaces", choices=["cartoonfaces", "analytic"])
     parser.add_argument("--forked", action="store_true")
     asked = parser.parse_args()
     if asked.forked:
         global command
         command = Forked
         os.environ["OMP_NUM_THREADS"] = "1"  # a copy has none of its threads
-    rounds(asked.only, asked.times, asked.seed)
+    rounds(asked.only, asked.times, asked.seed, asked.dataset)
 
 
 if __name__ == "__main__":
