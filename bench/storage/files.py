@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -309,11 +310,18 @@ def check_file(path: Path, option: str) -> None:
         folder = False
     if folder or not path.name:
         raise InputError(f"{option} {path} can't be written: it is a folder; name a file")
-    check_writable(path.parent, option)
     try:
-        path.lstat()
+        kind = path.stat().st_mode
     except FileNotFoundError:
-        return
+        kind = stat.S_IFREG
+    except NotADirectoryError:  # which the folder's check says better
+        kind = stat.S_IFREG
     except OSError as error:  # a name that is too long, for instance
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"{option} {path} can't be written: {reason}; name another") from None
+    if not stat.S_ISREG(kind):  # a new file would take the place of the device itself
+        raise InputError(
+            f"{option} {path} can't be written: it is a device, a pipe or a socket; name a file, "
+            "or leave it out and redirect what is printed"
+        )
+    check_writable(path.parent, option)
