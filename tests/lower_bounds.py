@@ -2,7 +2,7 @@
 
 By hand, from the root of the source tree; takes minutes and downloads packages:
 
-    python tests/lower_bounds.py [--python python3.11] [--instead torch==2.14.1] [-- PYTEST ARGUMENTS]
+    python tests/lower_bounds.py [--python python3.11] [--instead NAME==VERSION] [-- PYTEST ARGS]
 
 Says which version of each package was installed, and whether the tests pass with them.
 ``--instead`` takes another version of a package whose lowest can't be had here; it is said, too.

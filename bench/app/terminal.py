@@ -46,6 +46,12 @@ __all__ = [
 ENVIRONMENT = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EROFS)
 """Failures of a disk or of rights to it: the user's environment, not this program."""
 
+NAMES = (errno.ELOOP, errno.ENAMETOOLONG)
+"""What the system says of names that the user gave and no file can have."""
+
+LONGEST = 80
+"""Letters that are shown of such a name."""
+
 INTERRUPTED = "fairbench: interrupted; the same command without --force goes on where this stopped"
 
 PIPE_CLOSED = 141
@@ -74,6 +80,9 @@ def guarded(debug: bool) -> Iterator[None]:
         failed = full_disk(error)
         if isinstance(error, OSError) and error.errno in ENVIRONMENT:
             failed = error
+        if isinstance(error, OSError) and error.errno in NAMES:
+            name = shown(str(error.filename or "a name")[:LONGEST])
+            leave(f"fairbench: {name}…: {error.strerror}; give another name", 2)
         if failed is not None:
             leave(f"fairbench: {shown(disk_line(failed))}", 2)
         if isinstance(error, MemoryError):

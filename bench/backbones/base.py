@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fairbench.backbones.folders import PipelineFolder, files_sha256
+from fairbench.core.documents import read_object
 from fairbench.core.errors import AssetError
 from fairbench.core.method import Need, SamplingConfig
 from fairbench.core.registry import Registry
@@ -209,7 +209,7 @@ def weights_sha256(folder: Path) -> str:
     """
     training = folder / "training.json"
     if training.is_file():
-        recorded = json.loads(training.read_text()).get("weights_sha256")
+        recorded = read_object(training, "complete or remove it").get("weights_sha256")
         if recorded == _tree_sha256(folder):
             return cast("str", recorded)
     pipeline = PipelineFolder.read(folder)

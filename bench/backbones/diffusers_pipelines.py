@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from fairbench.backbones.base import Description, default_network_batch
 from fairbench.backbones.folders import PipelineFolder
+from fairbench.core.documents import read_object
 from fairbench.core.errors import AssetError
 from fairbench.core.method import SamplingConfig
 from fairbench.diffusion.backbone import (
@@ -444,7 +444,10 @@ def _loaded(
 def consistent_clipping(folder: Path) -> bool:
     """Whether a folder's ``training.json`` asks for noise that follows from the clipped image."""
     path = folder / "training.json"
-    return path.is_file() and json.loads(path.read_text()).get("clipping") == "consistent"
+    return (
+        path.is_file()
+        and read_object(path, "complete or remove it").get("clipping") == "consistent"
+    )
 
 
 def loader_of(

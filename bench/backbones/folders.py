@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairbench.core.documents import read_object
 from fairbench.core.errors import AssetError
 from fairbench.storage.hub import hub_folder, missing
 
@@ -224,13 +224,7 @@ def _shards(index: Path) -> Iterator[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise AssetError(f"{path} can't be read as JSON; complete the folder") from None
-    if not isinstance(value, dict):
-        raise AssetError(f"{path} holds no JSON object; complete the folder")
-    return value
+    return read_object(path, "complete the folder")
 
 
 @dataclass(frozen=True)

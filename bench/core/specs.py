@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fairbench.core.documents import read_object
 from fairbench.core.method import SamplingConfig
 from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt
@@ -100,8 +100,8 @@ class BackboneSpec:
         path = self.folder / "training.json"
         if not path.is_file():
             return None
-        recorded: str | None = json.loads(path.read_text()).get("weights_sha256")
-        return recorded
+        recorded = read_object(path, "complete or remove it").get("weights_sha256")
+        return recorded if isinstance(recorded, str) else None
 
 
 @dataclass(frozen=True)

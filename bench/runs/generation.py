@@ -251,8 +251,8 @@ def check_disk(plan: Plan, key: str, cache: Path) -> None:
     if missing * size > free:
         raise InputError(
             f"--num-images {plan.config.num_images}: {missing} images of {side}x{side} take "
-            f"{missing * size / 2**30:,.1f} GiB of the disk of {cache}, which has "
-            f"{free / 2**30:,.1f} free; at most {made + free // size} fit: ask for fewer, {FREE}, "
+            f"{missing * size / 2**20:,.1f} MiB of the disk of {cache}, which has "
+            f"{free / 2**20:,.1f} free; at most {made + free // size} fit: ask for fewer, {FREE}, "
             "or set FAIRBENCH_CACHE to another folder"
         )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import AssetError, InputError, UnfitError
 from fairbench.core.keys import run_key
 from fairbench.core.method import Method, MethodCard, Request, SamplingConfig
@@ -189,11 +189,11 @@ def image_side(folder: Path) -> int | None:
     """Pixels a side of a pipeline's images, as its configuration says; None if it doesn't."""
     try:
         inner = folder / "unet" / "config.json"
-        network = json.loads((inner if inner.is_file() else folder / "config.json").read_text())
+        network = from_json((inner if inner.is_file() else folder / "config.json").read_text())
         side = int(network["sample_size"])
         decoder = folder / "vae" / "config.json"
         if decoder.is_file():
-            side *= 2 ** (len(json.loads(decoder.read_text())["block_out_channels"]) - 1)
+            side *= 2 ** (len(from_json(decoder.read_text())["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return side

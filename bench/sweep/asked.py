@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import FairbenchError, InputError, UnfitError
 from fairbench.core.keys import run_key
 from fairbench.core.progress import Reporter
@@ -358,7 +358,7 @@ def standings(asked: Sequence[Asked], place: Place, state: State) -> Standings:
 def _status(path: Path) -> tuple[str, str]:
     """Status of a record and its error, as little of it parsed as that takes."""
     try:
-        data = json.loads(path.read_bytes())
+        data = from_json(path.read_bytes())
         return str(data["status"]), str(data.get("error"))
     except FileNotFoundError:
         return "gone", ""

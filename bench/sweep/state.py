@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import FairbenchError
 from fairbench.runs.times import now
 from fairbench.storage.files import FREE
@@ -166,7 +167,7 @@ class State:
     def _holder(self, name: str) -> str | None:
         text = self.objects.read([name]).get(name)
         with contextlib.suppress(ValueError, AttributeError):
-            return None if text is None else str(json.loads(text).get("holder"))
+            return None if text is None else str(from_json(text).get("holder"))
         return None
 
 
@@ -185,7 +186,7 @@ def _key(name: str) -> str:
 def _read(text: bytes) -> Failure:
     told: Any = None
     with contextlib.suppress(ValueError):
-        told = json.loads(text)
+        told = from_json(text)
     if not isinstance(told, dict):
         return Failure("failed; the note that says why is damaged")
     return Failure(

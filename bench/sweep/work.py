@@ -83,9 +83,8 @@ def _tried(step: Step, place: Place, state: State) -> str:
         with suppress(FairbenchError, OSError):
             state.fail(step.key, line)
         return line
-    if step.kind == "run":
-        with suppress(FairbenchError, OSError):
-            state.forget(step.key)
+    with suppress(FairbenchError, OSError):
+        state.forget(step.key)
     return ""
 
 

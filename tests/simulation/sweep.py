@@ -287,7 +287,7 @@ class Cluster:
             if step.records:
                 store.put(step.records[0], b"")
                 store.count(RECORD_OPERATIONS)
-                state.forget(key)
+            state.forget(key)
             state.release(key, holder)
         self.tell(Ended(key, "done", "", took))
 

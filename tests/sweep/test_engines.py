@@ -149,12 +149,12 @@ def test_three_engines_leave_the_same_bytes(
     found = {}
     for engine, said in settings.items():
         monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / f"cache of {engine}"))
-        whole = sweep_of(engine, methods=["vanilla", "distribution_guidance"])
+        whole = sweep_of(engine, methods=["vanilla"])
         make = load_engine(engine)
         whole.run(make, jobs=2, device="cpu", settings=said, report=Reporter())
-        assert whole.counts()["done"] == len(whole.asked) == 4
+        assert whole.counts()["done"] == len(whole.asked) == 2
         found[engine] = left(tmp_path / engine)
-    assert len(found["local"]) == 3 * 4  # a record, its sidecar and its picture each
+    assert len(found["local"]) == 3 * 2  # a record, its sidecar and its picture each
     assert found["slurm"] == found["local"]
     assert found["ray"] == found["local"]
 
