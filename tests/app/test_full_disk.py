@@ -180,11 +180,9 @@ def test_what_lies_behind_an_error_is_found() -> None:
     assert files.full_disk(ValueError()) is None
 
 
-def swept(results: str = "results") -> Sweep:
-    plan = plan_of(
-        {"dataset": "analytic", "methods": ["vanilla"], "tasks": ["tone"], "num_images": 100},
-        "the test",
-    )
+def swept(results: str = "results", *tasks: str) -> Sweep:
+    said = {"dataset": "analytic", "methods": ["vanilla"], "num_images": 100}
+    plan = plan_of({**said, "tasks": [*tasks] or ["tone"]}, "the test")
     return Sweep.of(plan, results, Reporter(), device="cpu")
 
 
@@ -213,6 +211,18 @@ def test_what_a_full_disk_failed_is_noted_and_tried_again_by_the_next_sweep(
     again.state.fail(step.key, "no luck")
     assert swept("another").steps(retry_failed=False) == []
     assert not Failure("no luck").passing
+
+
+def test_the_note_of_a_shared_step_goes_when_it_is_done(disk: Disk) -> None:
+    whole = swept("results", "tone", "tone_hue")
+    step = whole.steps(retry_failed=False)[0]
+    assert step.kind == "images"
+    disk.room = 3000  # for the claim and the note
+    assert perform(step, "results", "a worker").outcome == "failed"
+    assert whole.state.failures().keys() == {step.key}
+    disk.room = float("inf")
+    assert perform(step, "results", "a worker").outcome == "done"
+    assert whole.state.failures() == {}
 
 
 def test_a_failure_that_no_note_fits_of_is_told_at_the_end(disk: Disk, tmp_path: Path) -> None:
