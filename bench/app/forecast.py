@@ -105,12 +105,12 @@ def forecast(config: RunConfig, report: Reporter) -> Forecast:
     from fairbench.storage.records import find_record, read_records
 
     plan, keys, path = plan_keys_of(config, report)
-    own = list(read_records(config.results, report.warn)) if config.results.is_dir() else []
+    own = list(read_records(config.folder, report.warn)) if config.folder.is_dir() else []
     kind = (config.method, plan.backbone.name, plan.sampling.steps)
     took, whose = duration(alike(*kind, own)), "own"
     if took is None:
         took, whose = duration(alike(*kind, shipped_records())), "shipped"
-    rests_on = f"unknown: no record of {config.method} on {plan.backbone.name} in {config.results}"
+    rests_on = f"unknown: no record of {config.method} on {plan.backbone.name} in {config.folder}"
     if took is not None:
         count = f"{took.records} record{'s' if took.records > 1 else ''}"
         machine = " of this folder" if whose == "own" else ", made on another machine,"

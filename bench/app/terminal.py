@@ -21,6 +21,7 @@ import typer
 from fairbench.core.errors import FairbenchError
 from fairbench.core.tables import Column, lay_out
 from fairbench.core.text import shown
+from fairbench.storage.files import disk_line, full_disk
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,8 +44,14 @@ __all__ = [
     "width",
 ]
 
-ENVIRONMENT = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+ENVIRONMENT = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EROFS)
 """Failures of a disk or of rights to it: the user's environment, not this program."""
+
+NAMES = (errno.ELOOP, errno.ENAMETOOLONG)
+"""What the system says of names that the user gave and no file can have."""
+
+LONGEST = 80
+"""Letters that are shown of such a name."""
 
 INTERRUPTED = "fairbench: interrupted; the same command without --force goes on where this stopped"
 
@@ -75,13 +82,14 @@ def guarded(debug: bool) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        failed = full_disk(error)
         if isinstance(error, OSError) and error.errno in ENVIRONMENT:
-            leave(
-                f"fairbench: {shown(str(error.filename or 'a file'))}: {error.strerror}; check "
-                "the disk and the rights, or choose other folders by --results and "
-                "FAIRBENCH_CACHE",
-                2,
-            )
+            failed = error
+        if isinstance(error, OSError) and error.errno in NAMES:
+            name = shown(str(error.filename or "a name")[:LONGEST])
+            leave(f"fairbench: {name}…: {error.strerror}; give another name", 2)
+        if failed is not None:
+            leave(f"fairbench: {shown(disk_line(failed))}", 2)
         if isinstance(error, MemoryError):
             leave(
                 "fairbench: out of memory; ask for fewer images, or lower what --param makes "

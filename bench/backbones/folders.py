@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairbench.core.documents import from_json, read_object
 from fairbench.core.errors import AssetError
 from fairbench.storage.hub import hub_folder, missing
 
@@ -244,13 +244,7 @@ def _shards(index: Path) -> Iterator[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise AssetError(f"{path} can't be read as JSON; complete the folder") from None
-    if not isinstance(value, dict):
-        raise AssetError(f"{path} holds no JSON object; complete the folder")
-    return value
+    return read_object(path, "complete the folder")
 
 
 @dataclass(frozen=True)
@@ -382,10 +376,10 @@ def _header(read: Callable[[int], bytes], size: int) -> tuple[int, dict[str, Any
     if not 2 <= length <= min(size - 8, LONGEST_HEADER):
         return None
     try:
-        content = json.loads(read(length))
+        told = from_json(read(length))
     except ValueError:
         return None
-    return (length, content) if isinstance(content, dict) else None
+    return (length, told) if isinstance(told, dict) else None
 
 
 def _size_by_header(read: Callable[[int], bytes], size: int) -> int | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fairbench.core.documents import content, from_json
 from fairbench.core.method import SamplingConfig
 from fairbench.core.prompts import Phrase
 from fairbench.core.task import Prompt
@@ -98,7 +98,7 @@ class BackboneSpec:
     def expected_sha256(self) -> str | None:
         """Hash that its weights had when they were trained; None for a folder of the user's."""
         try:
-            told = json.loads((self.folder / "training.json").read_bytes())
+            told = from_json(content(self.folder / "training.json"))
         except (OSError, ValueError):
             return None
         recorded: str | None = told.get("weights_sha256") if isinstance(told, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -146,9 +147,9 @@ def parse_target(text: str, task: Task) -> Task:
         try:
             shares[name] = float(value)
         except ValueError:
-            raise InputError(
-                f"--target share of {name!r} must be a number; seen {value!r}"
-            ) from None
+            shares[name] = math.nan
+        if not math.isfinite(shares[name]):
+            raise InputError(f"--target share of {name!r} must be a number; seen {value!r}")
     return task.with_target(shares)
 
 

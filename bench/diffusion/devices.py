@@ -120,7 +120,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda"
     elif name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?|mps", name):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?|mps", name):
         raise InputError(f"--device must be auto, cpu, cuda, cuda:N or mps; seen {name!r}")
     place = os.environ.get("LOCAL_RANK", "")
     if name == "cuda" and place.isdecimal():

@@ -248,7 +248,8 @@ def check_table(path: Path) -> None:
     if path.suffix.lower() not in (*TEXTS, ".parquet"):
         raise InputError(f"{path}: expected labels as .csv or .parquet; save them as one of these")
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give the table of the labels")
+        seen = "seen no file there" if path.exists() else "no such file"
+        raise InputError(f"{path}: {seen}; give the table of the labels")
 
 
 def _read(path: Path) -> Table:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import ContractError, InputError
 from fairbench.core.keys import run_key
 from fairbench.core.progress import Progress, silent
@@ -242,7 +243,7 @@ def _path(judge: Calibrated, dataset: Dataset, cache: Path) -> Path:
 def _stored(path: Path, judge: Calibrated) -> Calibrated | None:
     """The judge with what a file says of it; None if there is none or it is damaged."""
     try:
-        document = json.loads(path.read_bytes())
+        document = from_json(path.read_bytes())
         digest = document.pop("content_sha256")
         if digest != run_key(document):
             raise ValueError("another content")

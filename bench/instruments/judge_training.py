@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import InputError
 from fairbench.core.keys import run_key
 from fairbench.core.parameters import SIZES
@@ -252,7 +253,7 @@ def _sizes(dataset: Dataset) -> list[tuple[str, int]]:
 def _made_by(folder: Path) -> str | None:
     """Key of the recipe and the data that made the judge there; None if there is none."""
     try:
-        made: str = json.loads((folder / CARD).read_bytes())["key"]
+        made: str = from_json((folder / CARD).read_bytes())["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return made

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import AssetError, InputError
 from fairbench.datasets.base import Dataset
 from fairbench.inputs.resizing import to_square
@@ -219,7 +219,7 @@ def load_trained_judge(folder: Path, dataset: Dataset, device: str = "cpu") -> T
     remedy = f"train it anew: fairbench train-judge --dataset {dataset.name}"
     path = folder / CARD
     try:
-        card = json.loads(path.read_bytes())
+        card = from_json(path.read_bytes())
         made_for, data = card["dataset"], card["labels_sha256"]
         name, side, depth = str(card["name"]), int(card["side"]), int(card["depth"])
         levels = {key: tuple(values) for key, values in card["attributes"].items()}

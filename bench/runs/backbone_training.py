@@ -32,6 +32,7 @@ from fairbench.backbones.parts.fresh import (
     pixel_schedule,
     pixel_unet,
 )
+from fairbench.core.documents import from_json
 from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.keys import run_key
 from fairbench.core.parameters import SIZES as LARGEST
@@ -360,7 +361,7 @@ def _check_start(recipe: BackboneRecipe, folder: Path) -> None:
             f"{recipe.kind}"
         )
     network = folder / "unet" / "config.json"
-    if network.is_file() and json.loads(network.read_text()).get("num_class_embeds") is not None:
+    if network.is_file() and from_json(network.read_bytes()).get("num_class_embeds") is not None:
         raise InputError(f"--start {recipe.start} takes classes, which captions don't name")
 
 
@@ -382,7 +383,7 @@ def _side(recipe: BackboneRecipe, source: ImageSource, start: Path | None) -> in
 def _card(folder: Path) -> dict[str, Any] | None:
     """What made the folder; None if it isn't known."""
     try:
-        card = json.loads((folder / CARD).read_bytes())
+        card = from_json((folder / CARD).read_bytes())
     except (OSError, ValueError):
         return None
     return card if isinstance(card, dict) else None

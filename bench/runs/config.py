@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from fairbench.core.errors import InputError
+from fairbench.core.errors import ContractError, InputError
 from fairbench.core.method import SamplingConfig
+from fairbench.storage.objects import is_address
 
 __all__ = [
     "MAXIMUM_IMAGES",
@@ -65,6 +66,27 @@ def check_batch(option: str, rows: int | None) -> None:
         raise InputError(f"--{option} must lie in 1…{LARGEST_BATCH}; seen {rows}")
 
 
+def _place(results: Path | str) -> Path | str:
+    """A path, or an address as it was given.
+
+    Raises:
+        InputError: For an address that was made a path, which loses a slash.
+    """
+    if isinstance(results, str) and is_address(results):
+        return results
+    if not isinstance(results, str | Path) or not str(results):
+        raise InputError(f"results must be a folder or an address; seen {results!r}")
+    path = Path(results)
+    scheme = path.parts[0] if len(path.parts) > 1 else ""
+    if len(scheme) > 2 and scheme.endswith(":") and not Path(scheme).exists():
+        rest = "/".join(path.parts[1:])
+        raise InputError(
+            f"{path}: no folder {scheme}; give an address as a text, not as a path: "
+            f'"{scheme}//{rest}"'
+        )
+    return path
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """One ``fairbench run``.
@@ -94,7 +116,8 @@ class RunConfig:
         judges: Judges to use instead of the data set's own: names or paths.
         accept_judge: Whether to use judges below 90 % balanced accuracy too.
         allow_download: Get weights, and a backbone of the hub, if they are nowhere.
-        results: Folder of records.
+        results: Folder of records, or a text that is an address which fsspec reaches, such as
+            ``"s3://bucket/results"``. Other texts become paths.
         force: Compute although a record exists.
     """
 
@@ -125,7 +148,7 @@ class RunConfig:
     judges: tuple[str, ...] = ()
     accept_judge: bool = False
     allow_download: bool = False
-    results: Path = Path("results")
+    results: Path | str = Path("results")
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -142,8 +165,20 @@ class RunConfig:
             object.__setattr__(self, "network_batch", self.batch_size)
         check_batch("network-batch", self.network_batch)
         check_batch("decode-batch", self.decode_batch)
+        object.__setattr__(self, "results", _place(self.results))
         if self.scheduler not in (None, "ddim", "own"):
             raise InputError(f"--scheduler must be ddim or own; seen {self.scheduler!r}")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of records.
+
+        Raises:
+            ContractError: If the results are at an address: a run mirrors them in a folder first.
+        """
+        if isinstance(self.results, str):
+            raise ContractError(f"expected a folder of records; seen the address {self.results}")
+        return self.results
 
     def sampling(self, default: SamplingConfig, *, conditional: bool) -> SamplingConfig:
         """The backbone's sampling with the user's changes.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +42,35 @@ from fairbench.scores.parts.crossings import crossing
 from fairbench.scores.strata import check_controls
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import check_writable, sweep
+from fairbench.storage.places import place_of
 from fairbench.storage.pruning import clean
 from fairbench.storage.records import find_record, read_record, record_path, write_record
 
 __all__ = ["evaluate"]
 
+P = ParamSpec("P")
 
+
+def _at_an_address(function: Callable[P, Outcome]) -> Callable[P, Outcome]:
+    """Let a function that takes a folder of records as `results` take an address, too."""
+
+    @functools.wraps(function)
+    def anywhere(*given: P.args, **named: P.kwargs) -> Outcome:
+        place = place_of(cast("Path | str", named.get("results", "results")))
+        place.update()
+        named["results"] = place.folder
+        try:
+            outcome = function(*given, **named)
+        finally:
+            place.publish_new()
+        if named.get("force"):
+            place.replace(outcome.path)
+        return outcome
+
+    return anywhere
+
+
+@_at_an_address
 def evaluate(
     folder: Path,
     *,
@@ -68,7 +92,7 @@ def evaluate(
     network_batch: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    results: Path = Path("results"),
+    results: Path | str = "results",
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Outcome:
@@ -96,7 +120,7 @@ def evaluate(
         network_batch: Images that a public encoder sees at once; None for its default.
         batch_size: What older programs call `network_batch`.
         seed: Of every resample behind the intervals.
-        results: Folder of records.
+        results: Folder of records, or an address that fsspec reaches.
         force: Compute although a record exists.
         reporter: Told what happens.
     Raises:
@@ -111,7 +135,7 @@ def evaluate(
     )
     from fairbench.runs.provenance import environment
 
-    report = reporter or Reporter()
+    report, results = reporter or Reporter(), Path(results)
     rows = batch_size if network_batch is None else network_batch
     check_batch("network-batch", rows)
     check_seed(seed)

@@ -38,7 +38,7 @@ from fairbench.runs.pixels import pixels_of
 from fairbench.runs.plan import Plan, image_side, shares_training
 from fairbench.runs.supply import reference_source, training_source
 from fairbench.storage.cache import load_arrays, remove, save_arrays
-from fairbench.storage.files import working_folder
+from fairbench.storage.files import FREE, working_folder
 from fairbench.storage.readings import ImageList
 from fairbench.storage.shards import IMAGES, ShardImages
 
@@ -251,9 +251,9 @@ def check_disk(plan: Plan, key: str, cache: Path) -> None:
     if missing * size > free:
         raise InputError(
             f"--num-images {plan.config.num_images}: {missing} images of {side}x{side} take "
-            f"{missing * size / 2**30:,.1f} GiB of the disk of {cache}, which has "
-            f"{free / 2**30:,.1f} free; at most {made + free // size} fit: ask for fewer, free "
-            "some, or set FAIRBENCH_CACHE to another folder"
+            f"{missing * size / 2**20:,.1f} MiB of the disk of {cache}, which has "
+            f"{free / 2**20:,.1f} free; at most {made + free // size} fit: ask for fewer, {FREE}, "
+            "or set FAIRBENCH_CACHE to another folder"
         )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import AssetError, InputError, UnfitError
 from fairbench.core.keys import run_key
 from fairbench.core.method import Method, MethodCard, Request, SamplingConfig
@@ -131,7 +131,7 @@ def plan_run(config: RunConfig, report: Reporter | None = None) -> Plan:
     _check_batches(config, backbone)
     for name in config.encoders:
         instrument_spec(name, "encoder")
-    folder = record_path(config.results, dataset.name, method.card.name, "key").parent
+    folder = record_path(config.folder, dataset.name, method.card.name, "key").parent
     check_writable(folder, "--results")
     check_writable(cache_folder(), "FAIRBENCH_CACHE")
     dataset.prepare(report or Reporter())
@@ -195,12 +195,12 @@ def image_side(folder: Path) -> int | None:
     """Pixels a side of a pipeline's images, as its configuration says; None if it doesn't."""
     try:
         inner = folder / "unet" / "config.json"
-        network = json.loads((inner if inner.is_file() else folder / "config.json").read_text())
+        network = from_json((inner if inner.is_file() else folder / "config.json").read_text())
         side = int(network["sample_size"])
         for decoder in (folder / name / "config.json" for name in DECODERS):
             if not decoder.is_file():
                 continue
-            side *= 2 ** (len(json.loads(decoder.read_text())["block_out_channels"]) - 1)
+            side *= 2 ** (len(from_json(decoder.read_text())["block_out_channels"]) - 1)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return side

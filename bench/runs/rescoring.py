@@ -41,7 +41,7 @@ from fairbench.runs.times import now
 from fairbench.scores.catalogue import is_older
 from fairbench.scores.known_labels import KnownLabels, expanded, scores_of_labels
 from fairbench.storage.cache import cache_folder
-from fairbench.storage.files import sweep
+from fairbench.storage.files import full_disk, sweep
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
     read_manifest,
@@ -120,6 +120,8 @@ def rescore(
         if not problem:
             return _rescored(path, record, plan, instruments, told, make_images=make_images)
     except InputError as error:
+        if full_disk(error):
+            raise
         problem = str(error).splitlines()[0]
     return Rescoring(path, "", (), old_scores(record), problem)
 
@@ -155,6 +157,8 @@ def rescore_all(
         try:
             found.append(rescore(path, record, make_images=make_images, report=told))
         except FairbenchError as error:  # one damaged sidecar doesn't stop the rest
+            if full_disk(error):
+                raise
             line = str(error).splitlines()[0]
             told.warn(line)
             found.append(Rescoring(path, "", (), old_scores(record), line))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fairbench.core.errors import InputError
+from fairbench.core.errors import FairbenchError, InputError
 from fairbench.core.measurements import Measurements
 from fairbench.core.method import MethodCard, Request
 from fairbench.core.progress import Reporter
@@ -38,6 +38,7 @@ from fairbench.runs.scoring import score_generated
 from fairbench.runs.times import now
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import sweep
+from fairbench.storage.places import place_of
 from fairbench.storage.pruning import clean
 from fairbench.storage.readings import ImageList
 from fairbench.storage.records import (
@@ -79,25 +80,33 @@ class Outcome:
 
 
 def run(config: RunConfig, reporter: Reporter | None = None) -> Outcome:
-    """Do one run, or find its record.
+    """Do one run, or find its record, in a folder or at an address.
 
     Args:
-        config: What to do.
+        config: What to do. Records at an address are mirrored in the cache, where the outcome's
+            path is; what is new is published there before this returns or raises.
         reporter: Told what happens; silent by default.
     Raises:
         FairbenchError: If the user's input or environment is wrong.
         SystemExit: With code 0, on a process that helped another, which writes the record.
     """
-    outcome = take_part(config, reporter)
+    place = place_of(config.results)
+    place.update()
+    try:
+        outcome = take_part(dataclasses.replace(config, results=place.folder), reporter)
+    finally:
+        place.publish_new()  # that of a failed run, too
     if outcome is None:
         raise SystemExit(0)
+    if config.force:
+        place.replace(outcome.path)
     return outcome
 
 
 def take_part(
     config: RunConfig, reporter: Reporter | None = None, *, tidy: bool = True
 ) -> Outcome | None:
-    """As :func:`run`, on one of several processes that share a run.
+    """As :func:`run`, on one of several processes that share a run, and in a folder alone.
 
     All of them make images and look at them; the first scores them and writes the record.
 
@@ -131,7 +140,7 @@ def take_part(
         report.note(note)
     if tidy and is_main_process():
         clean(cache_folder())
-        sweep(config.results)
+        sweep(config.folder)
     begin_run(plan.device)
     judging, instruments = _instruments(plan, report)
     keys = plan_keys(plan, instruments)
@@ -150,9 +159,9 @@ def take_part(
     blank = _blank_record(plan, key, generation_key, full_config)
     told = backbone_facts(plan) | ({} if strange is None else {"training_set": strange})
     blank = dataclasses.replace(blank, facts={**told, **judging.facts()})
-    with _failures_recorded(config.results, blank):
+    with _failures_recorded(config.folder, blank):
         record, images = _compute(plan, blank, instruments, report)
-    path = write_record(config.results, record, images)
+    path = write_record(config.folder, record, images)
     return Outcome(read_record(path), path, False)
 
 
@@ -197,7 +206,7 @@ def plan_keys_of(config: RunConfig, report: Reporter) -> tuple[Plan, Keys, Path]
 
 def _place(plan: Plan, keys: Keys) -> Path:
     name = plan.method.configured_card().name
-    return record_path(plan.config.results, plan.dataset.name, name, keys.run)
+    return record_path(plan.config.folder, plan.dataset.name, name, keys.run)
 
 
 def instruments_of(plan: Plan, report: Reporter) -> Instruments:
@@ -293,11 +302,13 @@ def _failures_recorded(results: Path, blank: Record) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        write_record(results, dataclasses.replace(blank, error="interrupted"))
+        with suppress(FairbenchError, OSError):
+            write_record(results, dataclasses.replace(blank, error="interrupted"))
         raise
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_record(results, dataclasses.replace(blank, status="failed", error=line))
+        with suppress(FairbenchError, OSError):  # what happened first is what is told
+            write_record(results, dataclasses.replace(blank, status="failed", error=line))
         raise
 
 
@@ -310,7 +321,7 @@ def _compute(
     cache = cache_folder()
     generated = generate(plan, str(blank.generation_key), cache, report)
     manifest = _manifest(plan.requests, generated.images.listing)
-    _compare_manifests(plan.config.results, blank, manifest, report)
+    _compare_manifests(plan.config.folder, blank, manifest, report)
     started = time.monotonic()
     share_readings(
         plan.question, generated.images, instruments, cache, plan.device, report.progress
@@ -335,7 +346,7 @@ def _compute(
         created=now(),
     )
     picture = record_path(
-        plan.config.results, record.dataset, record.method, record.key
+        plan.config.folder, record.dataset, record.method, record.key
     ).with_suffix(".png")
     _draw_grid(picture, record, generated.images, found.measured, plan, instruments)
     return record, found.per_image

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -20,7 +22,23 @@ from fairbench.core.errors import InputError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["alone", "atomic_write", "check_file", "check_writable", "sweep", "working_folder"]
+__all__ = [
+    "FREE",
+    "alone",
+    "atomic_write",
+    "check_file",
+    "check_writable",
+    "disk_line",
+    "full_disk",
+    "sweep",
+    "working_folder",
+]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that has no room for a file."""
+
+FREE = "free some space"
+"""What every message says whose reason is a full disk: that passes, and then all goes on."""
 
 PART = ".part"
 WORK = ".work-"
@@ -61,8 +79,35 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 part.replace(path)
         if os.name == "nt":
             part.replace(path)
+    except OSError as error:
+        if error.filename is None:  # what a write says doesn't name the file
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """What a full disk said, if that is what an error comes from.
+
+    Args:
+        error: Any; some libraries raise errors of their own on top of the system's.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FULL:
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def disk_line(error: OSError) -> str:
+    """What a disk's failure means for the user, in one line."""
+    advice = f"{FREE}, or" if error.errno in FULL else "check the disk and the rights, or"
+    return (
+        f"{error.filename or 'a file'}: {error.strerror or error}; {advice} choose other folders "
+        "by --results and FAIRBENCH_CACHE"
+    )
 
 
 def _begun(path: Path) -> tuple[IO[bytes], Path]:
@@ -265,11 +310,18 @@ def check_file(path: Path, option: str) -> None:
         folder = False
     if folder or not path.name:
         raise InputError(f"{option} {path} can't be written: it is a folder; name a file")
-    check_writable(path.parent, option)
     try:
-        path.lstat()
+        kind = path.stat().st_mode
     except FileNotFoundError:
-        return
+        kind = stat.S_IFREG
+    except NotADirectoryError:  # which the folder's check says better
+        kind = stat.S_IFREG
     except OSError as error:  # a name that is too long, for instance
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"{option} {path} can't be written: {reason}; name another") from None
+    if not stat.S_ISREG(kind):  # a new file would take the place of the device itself
+        raise InputError(
+            f"{option} {path} can't be written: it is a device, a pipe or a socket; name a file, "
+            "or leave it out and redirect what is printed"
+        )
+    check_writable(path.parent, option)

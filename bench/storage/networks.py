@@ -81,11 +81,16 @@ class _Hashing:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.digest = hashlib.sha256()
+        self.failed: OSError | None = None
         self._file = file
 
     def write(self, part: bytes) -> int:
         self.digest.update(part)
-        return self._file.write(part)
+        try:
+            return self._file.write(part)
+        except OSError as error:
+            self.failed = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -100,7 +105,12 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
     with atomic_write(path) as file:
         hashing = _Hashing(file)
-        torch.save(dict(state), cast("IO[bytes]", hashing))
+        try:
+            torch.save(dict(state), cast("IO[bytes]", hashing))
+        except RuntimeError:  # torch's own, on top of what the disk said
+            if hashing.failed is not None:
+                raise hashing.failed from None
+            raise
         file.write(MARK + hashing.digest.digest())
 
 

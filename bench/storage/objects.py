@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from fairbench.core.errors import InputError
-from fairbench.storage.files import LEFT, atomic_write
+from fairbench.storage.files import LEFT, atomic_write, full_disk
 
 __all__ = ["Entry", "Folder", "Objects", "Remote", "is_address", "objects_at"]
 
@@ -154,12 +154,10 @@ class Folder:
                 os.link(part, path)  # which no other program's can take the place of
             except FileExistsError:
                 return False
-            except OSError:  # a disk without links
-                try:
-                    with path.open("xb") as file:
-                        file.write(content)
-                except FileExistsError:
-                    return False
+            except OSError as error:
+                if full_disk(error):
+                    raise
+                return _created(path, content)  # a disk without links
             return True
         finally:
             part.unlink(missing_ok=True)
@@ -177,6 +175,21 @@ class Folder:
             return probe.stat().st_mtime
         finally:
             probe.unlink(missing_ok=True)
+
+
+def _created(path: Path, content: bytes) -> bool:
+    """Create a file under its own name; whether none was there."""
+    try:
+        with path.open("xb") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        return False
+    return True
 
 
 def _entry_of(path: Path) -> Entry | None:

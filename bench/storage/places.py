@@ -8,11 +8,11 @@ when its JSON does.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import InputError
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.files import atomic_write
@@ -232,7 +232,7 @@ def place_of(where: str | Path) -> Place:
 def _status(text: bytes) -> tuple[str, str | None]:
     """Status and sidecar of a record, or of what lies in its place."""
     try:
-        data = json.loads(text)
+        data = from_json(text)
         return str(data.get("status")), data.get("sidecar")
     except (ValueError, AttributeError):
         return "damaged", None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import FairbenchError, InputError, UnfitError
 from fairbench.core.keys import run_key
 from fairbench.core.progress import Reporter
@@ -296,6 +296,31 @@ class Standings:
         """Those of some questions that stand so."""
         return [one for one in asked if self.standing[one.key] in which]
 
+    def left(self, asked: Iterable[Asked], *, retry_failed: bool) -> list[Asked]:
+        """Those that a sweep has to do; what another one is at counts, too.
+
+        What failed isn't among them unless it is asked for, or failed of a full disk.
+        """
+        return [
+            one
+            for one in asked
+            if self.standing[one.key] in ("missing", "running")
+            or (one.key in self.failures and (retry_failed or self.failures[one.key].passing))
+        ]
+
+    def with_failed(self, failed: Mapping[str, str]) -> Standings:
+        """As they are, with those as failed that no note could be kept of.
+
+        Args:
+            failed: Run key -> why.
+        """
+        new = {key: line for key, line in failed.items() if self.standing.get(key) == "missing"}
+        return replace(
+            self,
+            standing={**self.standing, **dict.fromkeys(new, "failed")},
+            failures={**self.failures, **{key: Failure(line) for key, line in new.items()}},
+        )
+
 
 def standings(asked: Sequence[Asked], place: Place, state: State) -> Standings:
     """What became of questions, from the results alone.
@@ -333,7 +358,7 @@ def standings(asked: Sequence[Asked], place: Place, state: State) -> Standings:
 def _status(path: Path) -> tuple[str, str]:
     """Status of a record and its error, as little of it parsed as that takes."""
     try:
-        data = json.loads(path.read_bytes())
+        data = from_json(path.read_bytes())
         return str(data["status"]), str(data.get("error"))
     except FileNotFoundError:
         return "gone", ""

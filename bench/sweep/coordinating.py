@@ -50,23 +50,23 @@ class Books:
         self._place, self._state, self._clock = place, state, clock
         self._held: set[str] = set()
         self._before: Mapping[str, str] | None = None
-        self._failed: set[str] = set()
         self._seen = -math.inf
 
     def look(self, step: Step) -> Look:
         """Whether a step needs to be begun, now that its turn has come.
 
-        Claims and failures are listed now and then, not for each step: a worker asks again
-        anyway. Failures from before the sweep don't count, so that they can be tried again.
+        Claims, of which there are no more than workers, are listed now and then: a worker asks
+        again anyway. Notes of failures grow with the runs, so only the step's own is asked for.
+        Failures from before the sweep don't count, so that they can be tried again.
         """
+        if self._before is None:
+            self._before = self._state.noted()
         if self._clock() - self._seen > FRESH:
             self._held, self._seen = self._state.running(), self._clock()
-            noted = self._state.noted()
-            self._before = noted if self._before is None else self._before
-            self._failed = {key for key, tag in noted.items() if self._before.get(key) != tag}
         if step.key in self._held:
             return "held"
-        if step.key in self._failed:
+        tag = self._state.note(step.key)
+        if tag is not None and self._before.get(step.key) != tag:
             return "failed"
         if self._place.mirrored:  # its worker looks
             return "free"

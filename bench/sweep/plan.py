@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fairbench.core.documents import content, from_toml
 from fairbench.core.errors import InputError, unknown_name
 from fairbench.datasets.base import get_dataset
 from fairbench.methods import get_method, method_names
@@ -85,13 +85,14 @@ def read_plan(path: Path | None, changes: Mapping[str, Any] | None = None) -> Pl
     if path is None:
         return plan_of({}, "the command line", changes)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = from_toml(content(path))
     except OSError as error:
         raise InputError(f"{path}: expected a plan; {error.strerror}; check its name") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: expected a plan in TOML, seen no text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: expected a plan in TOML; {error}") from None
+    except ValueError as error:
+        line = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a plan in TOML; {line}") from None
     return plan_of(document, str(path), changes)
 
 

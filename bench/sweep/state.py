@@ -8,7 +8,9 @@ store's own clock, so machines' clocks may differ by hours.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,8 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fairbench.core.documents import from_json
 from fairbench.core.errors import FairbenchError
 from fairbench.runs.times import now
+from fairbench.storage.files import FREE
 from fairbench.storage.objects import Objects
 
 __all__ = ["BEAT", "EXPIRY", "ROOT", "Failure", "State"]
@@ -44,6 +48,11 @@ class Failure:
     line: str
     created: str = ""
     host: str = ""
+
+    @property
+    def passing(self) -> bool:
+        """Whether it failed of what isn't its own, a full disk: the next sweep tries it again."""
+        return FREE in self.line or os.strerror(errno.ENOSPC) in self.line
 
 
 class State:
@@ -140,6 +149,11 @@ class State:
         found = self.objects.list(f"{ROOT}/failed")
         return {_key(name): entry.tag for name, entry in found.items()}
 
+    def note(self, key: str) -> str | None:
+        """As `noted`, of one step; None if it didn't fail."""
+        entry = self.objects.entry(_failure(key))
+        return None if entry is None else entry.tag
+
     def running(self) -> set[str]:
         """Steps that living workers have."""
         claims = self.objects.list(f"{ROOT}/claims")
@@ -153,7 +167,7 @@ class State:
     def _holder(self, name: str) -> str | None:
         text = self.objects.read([name]).get(name)
         with contextlib.suppress(ValueError, AttributeError):
-            return None if text is None else str(json.loads(text).get("holder"))
+            return None if text is None else str(from_json(text).get("holder"))
         return None
 
 
@@ -172,7 +186,7 @@ def _key(name: str) -> str:
 def _read(text: bytes) -> Failure:
     told: Any = None
     with contextlib.suppress(ValueError):
-        told = json.loads(text)
+        told = from_json(text)
     if not isinstance(told, dict):
         return Failure("failed; the note that says why is damaged")
     return Failure(

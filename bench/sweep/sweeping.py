@@ -71,12 +71,13 @@ class Sweep:
         """Why a failed run failed, in one line."""
         return self.standings.failures[asked.key].line
 
+    def passing(self, asked: Asked) -> bool:
+        """Whether a failed run is tried again by itself, as it failed of a full disk."""
+        return self.standings.failures[asked.key].passing
+
     def steps(self, *, retry_failed: bool) -> list[Step]:
         """What is left to do, each behind what it needs; what another sweep is at counts, too."""
-        which: tuple[Standing, ...] = ("missing", "running")
-        if retry_failed:
-            which = (*which, "failed")
-        return steps_of(self.standings.of(self.asked, *which))
+        return steps_of(self.standings.left(self.asked, retry_failed=retry_failed))
 
     def hours(self, *, retry_failed: bool) -> tuple[float, int]:
         """Hours of what is left on one device, and of how many steps nobody knows them."""
@@ -145,7 +146,8 @@ class Sweep:
             engine = make(Crew(address, device, jobs, settings or {}))
             tally = self._driven(steps, engine, report)
         self.place.update(sidecars=False)
-        self.standings = standings(self.asked, self.place, self.state)
+        now = standings(self.asked, self.place, self.state)
+        self.standings = now.with_failed(tally.failed)
         return tally
 
     def _driven(self, steps: list[Step], engine: Any, report: Reporter) -> Tally:

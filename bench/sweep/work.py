@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from fairbench.core.errors import FairbenchError
 from fairbench.core.progress import Reporter
+from fairbench.storage.files import disk_line, full_disk
 from fairbench.storage.places import Place, place_of
 from fairbench.sweep.state import BEAT, EXPIRY, State
 from fairbench.sweep.steps import Ended, Step
@@ -82,9 +83,8 @@ def _tried(step: Step, place: Place, state: State) -> str:
         with suppress(FairbenchError, OSError):
             state.fail(step.key, line)
         return line
-    if step.kind == "run":
-        with suppress(FairbenchError, OSError):
-            state.forget(step.key)
+    with suppress(FairbenchError, OSError):
+        state.forget(step.key)
     return ""
 
 
@@ -114,6 +114,9 @@ def _published(step: Step, place: Place) -> Iterator[None]:
 
 def _line(error: BaseException) -> str:
     """An error in one line; what isn't fairbench's own says its kind."""
+    full = full_disk(error)
+    if full is not None:
+        return disk_line(full)
     text = (str(error).strip().splitlines() or [""])[0]
     return text if isinstance(error, FairbenchError) else f"{type(error).__name__}: {text}"
 

@@ -19,13 +19,15 @@ from fairbench.core.errors import ContractError
 from fairbench.core.method import ImageSet, Preparation, TrainingData
 from fairbench.core.task import Task
 from fairbench.diffusion.backbone import Backbone
-from fairbench.diffusion.devices import resolve_autocast
+from fairbench.diffusion.devices import made_once, resolve_autocast
 from fairbench.diffusion.sampling import Stream
 from fairbench.diffusion.schedule import Prediction
 from fairbench.methods.parts.finetuning import NoisedBatch, NoisedImages
 from fairbench.storage.cache import load_arrays, save_arrays
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fairbench.methods.invdiff import InvDiff
 
 __all__ = [
@@ -152,10 +154,28 @@ def denoising_risks(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = preparation.cache / "risks" / f"invdiff-{digest}.npz"
-    total = method.risk_draws * len(images)
     shape: tuple[int, ...] = ()
     if method.grouping == "components":
         shape = (int(np.prod([min(MAP_SIDE, size) for size in backbone.latent_shape[1:]])),)
+    with made_once(path):
+        risks, seconds = _measured_risks(
+            method, backbone, images, bank, path, autocast == torch.bfloat16, shape, preparation
+        )
+    return risks.reshape(method.risk_draws, len(images), *shape), seconds
+
+
+def _measured_risks(
+    method: InvDiff,
+    backbone: Backbone,
+    images: NoisedImages,
+    bank: _Bank,
+    path: Path,
+    autocast: bool,
+    shape: tuple[int, ...],
+    preparation: Preparation,
+) -> tuple[NDArray[np.float32], float]:
+    """Risks in the order of their draws, (D N, …), from where they stopped; and their seconds."""
+    total = method.risk_draws * len(images)
     nothing = np.zeros((0, *shape), np.float32)
     stored = load_arrays(path) or {"risks": nothing, "seconds": np.array(0.0)}
     parts, before = [stored["risks"]], float(stored["seconds"])
@@ -173,9 +193,7 @@ def denoising_risks(
         index = np.arange(rows.start, rows.stop)
         device = images.latents.device
         batch = images.at(index, t.to(device), noise.to(device), images.prompts(index))
-        with torch.autocast(
-            backbone.device.type, torch.bfloat16, enabled=autocast == torch.bfloat16
-        ):
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=autocast):
             parts.append(_risk(method, backbone, batch).cpu().numpy())
         done += len(rows)
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -183,7 +201,7 @@ def denoising_risks(
             keep()
     preparation.progress("measuring denoising risks", total, total)
     seconds = before if len(parts) == 1 else keep()
-    return np.concatenate(parts).reshape(method.risk_draws, len(images), *shape), seconds
+    return np.concatenate(parts), seconds
 
 
 def _chunks(done: int, total: int, n: int, width: int) -> Iterator[tuple[int, range]]:

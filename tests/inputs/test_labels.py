@@ -270,7 +270,7 @@ def test_other_files(tmp_path):
     refused(tmp_path / "labels.csv", "no such file")
     refused(tmp_path / "labels.xlsx", "as .csv or .parquet")
     (tmp_path / "folder.csv").mkdir()
-    refused(tmp_path / "folder.csv", "no such file")
+    refused(tmp_path / "folder.csv", "seen no file there")
 
 
 def test_no_images_at_all(tmp_path):

@@ -6,13 +6,16 @@ By hand, from an environment in which fairbench is installed:
 
 Each round starts one of the commands below in a folder of its own, sends SIGKILL or SIGTERM after
 a random time, reads every file that is left, then lets the same command run to its end and
-compares with what the undisturbed one left.
+compares with what the undisturbed one left. With ``--forked`` commands run in copies of this
+process, which has imported what they need: most of a short command's time is that, and kills then
+fall into its work.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -22,44 +25,57 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import stand_ins
 
-QUICK = ("--num-images", "100", "--steps", "2", "--device", "cpu", "--quiet")
 RUN = ("run", "--method")
-COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "sampling": ((*RUN, "vanilla", *QUICK, "--network-batch", "20"),),
-    "training": ((*RUN, "fairgen", *QUICK, "--param", "iterations=6", "--param", "batch=8"),),
-    "coupled": (
-        (
-            *(*RUN, "distribution_guidance", *QUICK),
+
+
+def commands_on(dataset: str) -> dict[str, tuple[str, ...]]:
+    """What is killed -> its command line.
+
+    Args:
+        dataset: Of the runs: the analytic one is quick, the embedded one has networks.
+    """
+    of = ("--dataset", dataset)
+    quick = (*of, "--num-images", "100", "--device", "cpu", "--quiet")
+    trained: tuple[str, ...] = ("latent_editing",)
+    if dataset != "analytic":
+        quick = (*quick, "--steps", "2")
+        trained = ("fairgen", "--param", "iterations=6", "--param", "batch=8")
+    return {
+        "before": (*RUN, "prompt_append", *quick),
+        "sampling": (*RUN, "vanilla", *quick, "--network-batch", "20"),
+        "training": (*RUN, *trained, *quick),
+        "coupled": (
+            *(*RUN, "distribution_guidance", *quick),
             *("--param", "trajectories=64", "--param", "batch=32"),
         ),
-    ),
-    "forced": ((*RUN, "vanilla", *QUICK, "--force"),),
-    "evaluate": (("evaluate", "images", "--quiet"),),
-    "leaderboard": (("leaderboard", "--output", "board.csv"),),
-    "rescore": (("rescore", "results", "--quiet"),),
-    "check": (
-        (
+        "forced": (*RUN, "vanilla", *quick, "--force"),
+        "evaluate": ("evaluate", "images", *of, "--quiet"),
+        "leaderboard": ("leaderboard", "--output", "board.csv"),
+        "rescore": ("rescore", "results", "--quiet"),
+        "check": (
             *("check", "--baseline", "baseline.json", "--results", "results", "--update"),
             *("--junit", "junit.xml", "--markdown", "summary.md", "--quiet"),
         ),
-    ),
-    "judge": (
-        (
+        "judge": (
             *("train-judge", "--dataset", "celeba", "--side", "32", "--device", "cpu", "--quiet"),
             *("--steps", "12", "--batch", "8"),
         ),
-    ),
-    "gate": (("check", "--baseline", "plan.json", "--markdown", "summary.md", "--quiet"),),
-}
-"""What is killed -> its command lines; the last of each is the one that is compared."""
+        "gate": ("check", "--baseline", "plan.json", "--markdown", "summary.md", "--quiet"),
+    }
+
+
+KILLED = tuple(name for name in commands_on("analytic") if name != "before")
 
 SAME = ("key", "status", "scores", "groups", "sidecar")
 """Fields of a record that don't depend on when it was made."""
@@ -68,27 +84,132 @@ PLANNED = (*RUN, "vanilla", "--dataset", "analytic", "--num-images", "100", "--d
 """The run that the gate makes again."""
 
 
-def command(words: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """Start fairbench in a folder, with a cache of its own there."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "fairbench", *words],
-        cwd=folder,
-        env=os.environ
-        | {
-            "FAIRBENCH_CACHE": str(folder / "cache"),
-            "FAIRBENCH_DATA": str(folder / "photographs"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+PATIENCE = 600.0
+"""Seconds that a command has to end by itself after a SIGTERM."""
+
+
+class Command(Protocol):
+    """A running fairbench."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or the number of the signal that ended it, negative; None if it runs."""
+
+    def send_signal(self, by: int) -> None:
+        """Send it a signal."""
+
+    def said(self) -> str:
+        """What it wrote to stderr, when it has ended."""
+
+
+class Started:
+    """fairbench in a process of its own."""
+
+    def __init__(self, words: Sequence[str], folder: Path) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fairbench", *words],
+            cwd=folder,
+            env=os.environ | surroundings(folder),
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+        )
+        self.poll, self.send_signal = self.process.poll, self.process.send_signal
+
+    def said(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+
+class Forked:
+    """fairbench in a copy of this process.
+
+    `modules` is what a command had imported that ended in one, for the next to have at once.
+    """
+
+    modules: frozenset[str] = frozenset()
+
+    def __init__(self, words: Sequence[str], folder: Path) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.listed = folder.parent / "modules.json"
+        self.code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os._exit(self.run(words, folder))
+
+    def run(self, words: Sequence[str], folder: Path) -> int:
+        """What the copy does; its exit code."""
+        code: object = 1
+        try:
+            os.chdir(folder)
+            os.environ.update(surroundings(folder))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(self.errors.fileno(), 2)
+            sys.argv = ["fairbench", *words]
+            from fairbench.__main__ import main
+
+            try:
+                main()
+            except SystemExit as left:
+                code = left.code
+            if not self.listed.exists():
+                self.listed.write_text(json.dumps([*sys.modules]))
+        except BaseException:
+            traceback.print_exc()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        return code if isinstance(code, int) else 0 if code is None else 1
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def send_signal(self, by: int) -> None:
+        os.kill(self.pid, by)
+
+    def said(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+    @staticmethod
+    def learn(folder: Path) -> None:
+        """Import what the commands that ran below a folder did."""
+        listed = folder / "modules.json"
+        if listed.exists():
+            for name in json.loads(listed.read_text()):
+                with suppress(Exception):  # one that is for another system, for instance
+                    importlib.import_module(name)
+            listed.unlink()
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """A cache and data of a folder's own."""
+    return {
+        "FAIRBENCH_CACHE": str(folder / "cache"),
+        "FAIRBENCH_DATA": str(folder / "photographs"),
+    }
+
+
+command: type[Started] | type[Forked] = Started
+"""How commands are started."""
+
+
+def ended(running: Command, seconds: float) -> int:
+    """Wait for a command; its exit code."""
+    deadline = time.monotonic() + seconds
+    while (code := running.poll()) is None:
+        assert time.monotonic() < deadline, f"it runs for more than {seconds:.0f} s"
+        time.sleep(0.005)
+    return code
 
 
 def finish(words: Sequence[str], folder: Path) -> None:
     """Run fairbench to its end, which must be a good one."""
     running = command(words, folder)
-    _, err = running.communicate()
-    assert running.returncode == 0, f"{words}: exit code {running.returncode}: {err}"
+    code = ended(running, 6 * PATIENCE)
+    assert code == 0, f"{words}: exit code {code}: {running.said()}"
 
 
 def kill(words: Sequence[str], folder: Path, after: float, by: signal.Signals) -> int:
@@ -99,11 +220,12 @@ def kill(words: Sequence[str], folder: Path, after: float, by: signal.Signals) -
         time.sleep(0.002)
     if running.poll() is None:
         running.send_signal(by)
-    _, err = running.communicate(timeout=120)
+    code = ended(running, PATIENCE)
     if by == signal.SIGTERM:
-        assert running.returncode in (0, 130, -by), f"exit code {running.returncode}: {err}"
-        assert "Traceback" not in err, err
-    return running.returncode
+        told = running.said()
+        assert code in (0, 130, -by), f"exit code {code}: {told}"
+        assert "Traceback" not in told, told
+    return code
 
 
 def check_whole(folder: Path) -> None:
@@ -151,39 +273,65 @@ def leftovers(folder: Path) -> list[str]:
     ]
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, dataset: str) -> None:
     """A folder with what the commands read: images, photographs, records, baselines, a cache."""
     import numpy as np
     from PIL import Image
 
-    from fairbench.datasets.cartoonfaces import load_split
+    from fairbench.datasets.base import get_dataset
 
     (folder / "images").mkdir(parents=True)
-    for place, image in enumerate(load_split("evaluation").images[:100]):
-        Image.fromarray(np.asarray(image)).save(folder / "images" / f"{place}.png")
+    split = get_dataset(dataset, None).split("evaluation")
+    assert split is not None
+    for place, image in enumerate(np.concatenate([*split.take(np.arange(100)).batches(100)])):
+        Image.fromarray(image).save(folder / "images" / f"{place}.png")
     stand_ins.make(folder / "photographs", "torchvision", 240)
     finish(("data", "prepare", "celeba", "--json"), folder)
-    finish((*RUN, "prompt_append", *QUICK), folder)
+    finish(commands_on(dataset)["before"], folder)
     finish((*PLANNED, "--results", "planned", "--quiet"), folder)
     for name, records in (("baseline", "results"), ("plan", "planned")):
         words = ("--baseline", f"{name}.json", "--results", records, "--update", "--quiet")
         finish(("check", *words), folder)
 
 
-def rounds(names: Sequence[str], times: int, seed: int) -> None:
-    """Kill each command in turn until `times` rounds are done."""
-    rng = random.Random(seed)
+def one_round(
+    words: Sequence[str],
+    folder: Path,
+    expected: dict[str, Any],
+    after: float,
+    by: signal.Signals,
+) -> int:
+    """Kill a command in a prepared folder, and let it run to its end; the killed one's code."""
+    code = kill(words, folder, after, by)
+    check_whole(folder)
+    finish(words, folder)
+    check_whole(folder)
+    seen = left(folder)
+    others = [file for file in {**expected, **seen} if expected.get(file) != seen.get(file)]
+    assert not others, f"it ends otherwise: {others}"
+    assert not leftovers(folder), f"left: {leftovers(folder)}"
+    return code
+
+
+def rounds(names: Sequence[str], times: int, seed: int, dataset: str = "cartoonfaces") -> None:
+    """Kill each command in turn until `times` rounds are done; tell all that went wrong."""
+    rng, commands = random.Random(seed), commands_on(dataset)
+    wrong: list[str] = []
+    counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as work:
         template = Path(work) / "template"
-        prepare(template)
+        prepare(template, dataset)
+        Forked.learn(Path(work))
         wanted: dict[str, tuple[dict[str, Any], float]] = {}
         for name in names:
             folder = Path(work) / name
             shutil.copytree(template, folder)
             started = time.monotonic()
-            for words in COMMANDS[name]:
-                finish(words, folder)
+            finish(commands[name], folder)
             wanted[name] = left(folder), time.monotonic() - started
+            Forked.learn(Path(work))
+            print(f"undisturbed: {name:12} {wanted[name][1]:5.2f} s", flush=True)
+            shutil.rmtree(folder)
         for number in range(times):
             name = names[number % len(names)]
             by = rng.choice([signal.SIGKILL, signal.SIGTERM])
@@ -191,19 +339,20 @@ def rounds(names: Sequence[str], times: int, seed: int) -> None:
             after = rng.uniform(0, seconds)
             folder = Path(work) / f"round-{number}"
             shutil.copytree(template, folder)
-            words = COMMANDS[name][-1]
-            code = kill(words, folder, after, by)
-            check_whole(folder)
-            finish(words, folder)
-            check_whole(folder)
-            seen = left(folder)
-            others = [
-                file for file in {**expected, **seen} if expected.get(file) != seen.get(file)
-            ]
-            assert not others, f"{name} ends otherwise after {by.name} at {after:.2f}: {others}"
-            assert not leftovers(folder), f"{name}: {leftovers(folder)}"
-            print(f"{number + 1:4} {name:12} {by.name} after {after:5.2f} s: {code}", flush=True)
+            said = f"{number + 1:4} {name:12} {by.name} after {after:5.2f} s"
+            try:
+                code = one_round(commands[name], folder, expected, after, by)
+            except Exception as error:  # told at the end, too
+                wrong.append(f"{said}: {error}")
+                print(wrong[-1], flush=True)
+            else:
+                hit = "too late" if code == 0 else "killed"
+                counts[f"{name} {by.name} {hit}"] += 1
+                print(f"{said}: {code}", flush=True)
             shutil.rmtree(folder)
+    for what, count in sorted(counts.items()):
+        print(f"{count:4} {what}")
+    assert not wrong, "\n".join(wrong)
 
 
 def main() -> None:
@@ -211,9 +360,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", choices=[*COMMANDS], default=[*COMMANDS])
+    parser.add_argument("--only", nargs="*", choices=KILLED, default=KILLED)
+    parser.add_argument("--dataset", default="cartoonfaces", choices=["cartoonfaces", "analytic"])
+    parser.add_argument("--forked", action="store_true")
     asked = parser.parse_args()
-    rounds(asked.only, asked.times, asked.seed)
+    if asked.forked:
+        global command
+        command = Forked
+        os.environ["OMP_NUM_THREADS"] = "1"  # a copy has none of its threads
+    rounds(asked.only, asked.times, asked.seed, asked.dataset)
 
 
 if __name__ == "__main__":

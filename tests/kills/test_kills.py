@@ -19,4 +19,4 @@ def test_killed_commands_leave_nothing_half_written() -> None:
     assert spec.loader is not None
     kills = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kills)
-    kills.rounds(["sampling", "forced", "leaderboard"], times=6, seed=1)
+    kills.rounds(["sampling", "forced", "leaderboard"], times=6, seed=1, dataset="analytic")

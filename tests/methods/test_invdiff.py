@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -690,6 +692,33 @@ def test_shared_risks_are_errors_at_the_same_draws(kind, prediction_type, measur
         assert risks[draw, index] == pytest.approx(expected.numpy(), rel=1e-4)
         places = (predicted.value - wanted).square().mean(1).flatten(1)
         assert maps[draw, index] == pytest.approx(places.numpy(), rel=1e-4)
+
+
+def test_risks_that_two_runs_need_at_once_are_measured_once(measured, monkeypatch):
+    taken: list[int] = []
+    barrier, true = threading.Barrier(2), _invdiff_groups._risk
+
+    def slowly(method, backbone, batch):
+        taken.append(1)
+        time.sleep(0.1)  # else the first might have ended before the second looks
+        return true(method, backbone, batch)
+
+    monkeypatch.setattr(_invdiff_groups, "_risk", slowly)
+    found = []
+
+    def measure():
+        barrier.wait()
+        found.append(measured(grouping="dispersion")[0])
+
+    threads = [threading.Thread(target=measure) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found[0] == found[1]).all()
+    both = len(taken)
+    measured(grouping="dispersion", risk_draws=1)
+    assert both == 2 * (len(taken) - both)  # 2 draws, once
 
 
 def test_maps_of_large_images_have_few_places():

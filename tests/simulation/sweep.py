@@ -57,14 +57,25 @@ class Case:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class File:
+    """A file, when it was written, and whose it is if it is a claim."""
+
+    content: bytes
+    written: float
+    holder: str | None
+
+
 class Store:
     """A store of small files in fake time, whose operations are counted."""
 
     address = "simulated://results"
 
     def __init__(self, world: World) -> None:
-        self.world, self.files = world, dict[str, tuple[bytes, float]]()
+        # By folder, as those of a disk and the prefixes of a bucket: a list costs what it lists.
+        self.world, self.folders = world, defaultdict[str, dict[str, File]](dict)
         self.operations: Counter[str] = Counter()
+        self.told: Counter[str] = Counter()
         self.caller = "coordinator"
         self.dead: dict[str, float] = {}
 
@@ -77,45 +88,58 @@ class Store:
     def count(self, number: int = 1) -> None:
         self.operations[self.caller] += number
 
-    def modified(self, name: str) -> float:
+    def modified(self, name: str, file: File) -> float:
         """When a claim's holder gave its last sign of life, or a file was written."""
-        content, written = self.files[name]
-        if not name.startswith(".sweep/claims/"):
-            return written
-        holder = json.loads(content)["holder"]
-        until = min(self.world.now, self.dead.get(f"{name} {holder}", math.inf))
-        return written + BEAT * max(0.0, (until - written) // BEAT)
+        if file.holder is None:
+            return file.written
+        until = min(self.world.now, self.dead.get(f"{name} {file.holder}", math.inf))
+        return file.written + BEAT * max(0.0, (until - file.written) // BEAT)
+
+    def file(self, name: str) -> File | None:
+        return self.folders[name.rpartition("/")[0]].get(name)
+
+    def put(self, name: str, content: bytes) -> None:
+        holder = None
+        if name.startswith(".sweep/claims/"):
+            holder = json.loads(content)["holder"]
+        self.folders[name.rpartition("/")[0]][name] = File(content, self.world.now, holder)
 
     def list(self, below: str = "") -> dict[str, Entry]:
         self.count()
-        return {
-            name: Entry(str(self.modified(name)), self.modified(name))
-            for name in self.files
-            if name.startswith(below)
-        }
+        found = {}
+        for name, file in self.folders[below].items():
+            modified = self.modified(name, file)
+            found[name] = Entry(str(modified), modified)
+        self.told[self.caller] += len(found)
+        return found
 
     def entry(self, name: str) -> Entry | None:
         self.count()
-        return Entry("", self.modified(name)) if name in self.files else None
+        file = self.file(name)
+        if file is None:
+            return None
+        modified = self.modified(name, file)
+        return Entry(str(modified), modified)
 
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         self.count(len(names))
-        return {name: self.files[name][0] for name in names if name in self.files}
+        found = {name: self.file(name) for name in names}
+        return {name: file.content for name, file in found.items() if file is not None}
 
     def write(self, name: str, content: bytes) -> None:
         self.count()
-        self.files[name] = (content, self.world.now)
+        self.put(name, content)
 
     def create(self, name: str, content: bytes) -> bool:
         self.count()
-        if name in self.files:
+        if self.file(name) is not None:
             return False
-        self.files[name] = (content, self.world.now)
+        self.put(name, content)
         return True
 
     def remove(self, name: str) -> None:
         self.count()
-        self.files.pop(name, None)
+        self.folders[name.rpartition("/")[0]].pop(name, None)
 
     def clock(self) -> float:
         self.count(3)  # write, look, remove
@@ -218,7 +242,7 @@ class Cluster:
         state = State(store)
         with store.by("worker"):
             store.count(len(step.records))
-            if any(name in store.files for name in step.records):
+            if any(store.file(name) is not None for name in step.records):
                 self.tell(Ended(key, "done", "found", 1.0))
                 return
             if not state.claim(key, holder):
@@ -246,8 +270,9 @@ class Cluster:
     def end(self, step: Step, holder: str, took: float) -> None:
         world, store, key = self.world, self.world.store, step.key
         world.worked += took
-        with store.by("worker"):
+        with store.by("signs of life"):
             store.count(int(took // BEAT))
+        with store.by("worker"):
             state = State(store)
             if key in world.bad:
                 world.wasted += took
@@ -260,9 +285,9 @@ class Cluster:
                 world.wasted += took if world.made[key] > 1 else 0.0
             world.cached.add(key)
             if step.records:
-                store.files[step.records[0]] = (b"", world.now)
+                store.put(step.records[0], b"")
                 store.count(RECORD_OPERATIONS)
-                state.forget(key)
+            state.forget(key)
             state.release(key, holder)
         self.tell(Ended(key, "done", "", took))
 
@@ -301,7 +326,13 @@ def graph(case: Case, world: World) -> list[Step]:
 
 @dataclass(frozen=True)
 class Found:
-    """What a simulation came to."""
+    """What a simulation came to.
+
+    Attributes:
+        operations: Caller -> operations of the store a run.
+        listed: Files a run whose names the store told the coordinator: what its own cost grows by.
+        own_seconds: Of the CPU, the coordinator's, with what the store takes to answer it.
+    """
 
     runs: int
     records: int
@@ -310,6 +341,7 @@ class Found:
     worked: float
     wasted: float
     operations: dict[str, float]
+    listed: float
     own_seconds: float
     twice: int
     tallies: tuple[Tally | None, ...]
@@ -374,12 +406,13 @@ def simulate(case: Case) -> Found:
     runs = [step for step in steps if step.records]
     return Found(
         case.runs,
-        sum(step.records[0] in world.store.files for step in runs),
+        sum(world.store.file(step.records[0]) is not None for step in runs),
         world.now - began,
         max(_shortest(needed, case), max(chains.values())),
         world.worked,
         world.wasted,
         {who: number / case.runs for who, number in world.store.operations.items()},
+        world.store.told["coordinator"] / case.runs,
         sum(own.values()),
         sum(number > 1 for number in world.made.values()),
         tuple(tallies[number] for number in range(case.sweeps)),
@@ -420,9 +453,15 @@ def main() -> None:
             + f"; own cost {found.own_seconds:.2f} s ({found.own_seconds / found.makespan:.4%});"
             f" done twice {found.twice}"
         )
-    for runs in (1000, 2000, 4000, 8000, 16000):
+    for runs in (1000, 4000, 16000, 64000):
         found = simulate(replace(case, runs=runs))
-        print(f"own cost of {runs} runs: {found.own_seconds / runs * 1e6:.0f} microseconds a run")
+        print(
+            f"own cost of {runs} runs: {found.own_seconds / runs * 1e6:.0f} microseconds a run"
+            f" ({found.own_seconds / found.makespan:.4%}), {found.listed:.0f} files listed a run;"
+            " operations a run: "
+            + ", ".join(f"{who} {number:.2f}" for who, number in found.operations.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

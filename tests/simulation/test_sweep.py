@@ -52,6 +52,15 @@ def test_what_a_sweep_that_died_was_at_is_taken_over():
     assert found.makespan < 1.3 * found.bound
 
 
+def test_what_a_run_costs_the_coordinator_does_not_grow_with_the_runs():
+    some, many = (
+        SWEEP.simulate(replace(SMALL, runs=runs, workers=20, failing=0.2)) for runs in (500, 2000)
+    )
+    assert many.listed < 1.1 * some.listed
+    assert many.operations["coordinator"] < 1.1 * some.operations["coordinator"]
+    assert many.operations["worker"] < 1.1 * some.operations["worker"] < 20
+
+
 @pytest.mark.slow
 def test_its_own_cost_is_small_and_grows_with_the_runs_alone():
     some, many = (SWEEP.simulate(replace(SMALL, runs=runs, workers=128)) for runs in (2000, 8000))

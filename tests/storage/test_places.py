@@ -16,7 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fairbench.app.cli import app
+from fairbench.core.errors import ContractError, InputError
 from fairbench.core.record import PerImage, Record
+from fairbench.datasets.base import get_dataset
+from fairbench.runs.config import RunConfig
 from fairbench.storage.objects import Folder
 from fairbench.storage.places import Place, place_of
 from fairbench.storage.records import read_record, write_record
@@ -195,6 +198,63 @@ def test_operations_of_a_record_are_those_that_the_simulator_counts(
     told = re.search(r"^RECORD_OPERATIONS = (\d+)$", simulator.read_text(), re.MULTILINE)
     assert told is not None
     assert len(counted) == int(told[1])
+
+
+def test_the_python_api_takes_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fairbench
+
+    config = fairbench.RunConfig(
+        "vanilla", dataset="analytic", num_images=100, device="cpu", results=ADDRESS
+    )
+    made = fairbench.run(config)
+    assert not made.found
+    assert not (tmp_path / "memory:").exists()
+    monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "another machine"))
+    again = fairbench.run(config)
+    assert again.found
+    assert again.record == made.record
+    split = get_dataset("analytic", None).split("evaluation")
+    assert split is not None
+    images_ = np.concatenate([*split.take(np.arange(100)).batches(100)])
+    np.savez(tmp_path / "images.npz", images=images_)
+    told = fairbench.evaluate(
+        tmp_path / "images.npz", name="mine", dataset="analytic", device="cpu", results=ADDRESS
+    )
+    there = place_of(ADDRESS).objects.list()
+    for outcome in (made, told):
+        assert sum(outcome.record.key in name for name in there if "images" not in name) >= 1
+    rows = {row.method for row in fairbench.leaderboard(ADDRESS)}
+    assert rows == {"vanilla", "mine"}
+
+
+def test_a_run_that_fails_at_an_address_leaves_its_record_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import fairbench
+    from fairbench.runs import running
+
+    def fail(*given: object) -> None:
+        raise fairbench.InputError("no luck")
+
+    monkeypatch.setattr(running, "_compute", fail)
+    config = fairbench.RunConfig(
+        "vanilla", dataset="analytic", num_images=100, device="cpu", results=ADDRESS
+    )
+    with pytest.raises(fairbench.InputError, match="no luck"):
+        fairbench.run(config)
+    (name,) = place_of(ADDRESS).objects.list()
+    assert json.loads(place_of(ADDRESS).objects.read([name])[name])["status"] == "failed"
+
+
+def test_an_address_that_was_made_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r'"s3://bucket/results"'):
+        RunConfig("vanilla", results=Path("s3://bucket/results"))
+    for wrong in ("", None, 3):
+        with pytest.raises(InputError, match="results must be a folder or an address"):
+            RunConfig("vanilla", results=wrong)  # type: ignore[arg-type]
+    assert RunConfig("vanilla", results="some/where").folder == Path("some/where")
+    with pytest.raises(ContractError, match="expected a folder"):
+        _ = RunConfig("vanilla", results=ADDRESS).folder
 
 
 @pytest.fixture

@@ -137,6 +137,30 @@ def test_jobs_of_submitit_leave_what_one_machine_leaves(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_three_engines_leave_the_same_bytes(
+    sweep_of: Callable[..., Sweep],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Path], dict[str, Any]],
+) -> None:
+    pytest.importorskip("submitit", reason="pip install submitit")
+    pytest.importorskip("ray", reason="pip install ray")
+    settings = {"local": {}, "slurm": {"cluster": "local"}, "ray": {"address": "local"}}
+    found = {}
+    for engine, said in settings.items():
+        monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / f"cache of {engine}"))
+        whole = sweep_of(engine, methods=["vanilla"])
+        make = load_engine(engine)
+        whole.run(make, jobs=2, device="cpu", settings=said, report=Reporter())
+        assert whole.counts()["done"] == len(whole.asked) == 2
+        found[engine] = left(tmp_path / engine)
+    assert len(found["local"]) == 3 * 2  # a record, its sidecar and its picture each
+    assert found["slurm"] == found["local"]
+    assert found["ray"] == found["local"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_ray_cluster_of_three_nodes_loses_one_and_leaves_the_same(
     sweep_of: Callable[..., Sweep],
     tmp_path: Path,
@@ -164,14 +188,14 @@ def test_a_ray_cluster_of_three_nodes_loses_one_and_leaves_the_same(
 
     killer = threading.Thread(target=kill)
     try:
-        whole = sweep_of()
+        whole = sweep_of(seeds=[0, 1])
         killer.start()
         whole.run(load_engine("ray"), settings={"address": cluster.address}, report=Reporter())
         killer.join()
     finally:
         cluster.shutdown()
     assert killed
-    assert whole.counts()["done"] == len(whole.asked) == 4
+    assert whole.counts()["done"] == len(whole.asked) == 8
     compare_with_one_machine(whole, tmp_path, monkeypatch, left)
 
 

@@ -109,7 +109,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path: Path, text: str, to
         (["sweep", "none.toml"], "No such file"),
         (["sweep", "a.toml", "b.toml"], "one plan at a time"),
         (["sweep", "a.toml", "--committed"], "not both"),
-        (["sweep", "--methods", "vanilla", "--jobs", "0"], "--jobs must be at least 1"),
+        (["sweep", "--methods", "vanilla", "--jobs", "0"], "--jobs must lie in 1"),
         (["sweep", "--methods", "vanilla,"], "--methods must be all"),
         (["sweep", "--methods", "vanilla", "--seeds", "x"], "--seeds must be numbers"),
         (["sweep", "--methods", "vanilla", "--engine", "loacl"], "did you mean local"),

@@ -147,11 +147,11 @@ def _done(config: RunConfig, speech: Speech, tracker: str | None, where: Place) 
             return []
         if config.force:
             where.replace(outcome.path)
-        baseline = find_baseline(outcome.record, config.results, reporter.warn)
+        baseline = find_baseline(outcome.record, config.folder, reporter.warn)
         if tracker is not None:
             from fairbench.app.tracking import track
 
-            track(tracker, outcome.record, config.results, reporter.warn)
+            track(tracker, outcome.record, config.folder, reporter.warn)
     if not speech.json_:
         print_outcome(outcome, baseline, quiet=speech.quiet)
     return [outcome.record]

@@ -25,6 +25,9 @@ STATUS = "status"
 MOST_ROWS = 40
 """Runs that the terminal lists; the rest is counted."""
 
+MOST_JOBS = 10_000
+"""Steps at once; more than any cluster gives one user is a slip of the keyboard."""
+
 FAILED = 2
 """Exit code of a sweep some of whose runs failed."""
 
@@ -78,8 +81,8 @@ def sweep(
         status, file = _what(words or [])
         if file is not None and committed:
             raise InputError(f"give a plan or --committed, not both; seen {file}")
-        if jobs is not None and jobs < 1:
-            raise InputError(f"--jobs must be at least 1; seen {jobs}")
+        if jobs is not None and not 1 <= jobs <= MOST_JOBS:
+            raise InputError(f"--jobs must lie in 1…{MOST_JOBS}; seen {jobs}")
         from fairbench.sweep.engine import load_engine
         from fairbench.sweep.plan import COMMITTED, read_plan
 
@@ -169,7 +172,7 @@ def _print(whole: Sweep, *, retry_failed: bool, listed: bool) -> None:
         print_lines([f"running  {shown(one.title)}"])
     for one in whole.of_standing("failed")[:MOST_ROWS]:
         print_lines([f"failed   {shown(f'{one.title}: {whole.why(one)}')}"])
-    if count["failed"] and not retry_failed:
+    if not retry_failed and any(not whole.passing(one) for one in whole.of_standing("failed")):
         print_lines(["         --retry-failed runs them again"])
     steps = whole.steps(retry_failed=retry_failed)
     if listed and steps:

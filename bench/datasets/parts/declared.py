@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import re
-import tomllib
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fairbench.core.documents import content, from_toml
 from fairbench.core.errors import InputError, unknown_name
 from fairbench.core.prompts import Phrase
 from fairbench.datasets.parts.index import Found, stamps
@@ -151,9 +151,8 @@ def declare(root: Path) -> Declared:
 
 def _options(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            found = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = from_toml(content(path))
+    except ValueError as error:
         raise InputError(f"{path}: expected TOML, seen {' '.join(str(error).split())}") from error
     _check(path, "", found, KEYS)
     for name, one in found.get("attributes", {}).items():

@@ -23,7 +23,10 @@ from fairbench.sweep.work import perform
 __all__ = ["ENGINE", "Slurm", "Work"]
 
 POLL = 2.0
-"""Seconds between looks at the jobs, of which SLURM itself is asked far less often."""
+"""Seconds between looks at the jobs, at least; SLURM itself is asked far less often."""
+
+SHARE = 0.005
+"""Of the time, that looking at the jobs may take: with thousands on a slow disk it is seldom."""
 
 LIMIT_MINUTES = 720
 """Time limit of jobs of which nobody knows how long they take."""
@@ -109,6 +112,7 @@ class Slurm:
         self._update(LEAST_MINUTES)
         self._waiting: list[Step] = []
         self._jobs: dict[str, tuple[Any, float]] = {}
+        self._next = 0.0
 
     def full(self) -> bool:
         """As `Engine.full`: SLURM queues what it has no place for."""
@@ -128,10 +132,14 @@ class Slurm:
         self._submit()
         until = time.monotonic() + seconds
         while True:
+            # Each look at thousands of jobs takes its time, and so is one for several that end.
+            time.sleep(max(0.0, min(self._next, until) - time.monotonic()))
+            began = time.monotonic()
             ended = [key for key, (job, _) in self._jobs.items() if job.done()]
-            if ended or time.monotonic() >= until:
+            now = time.monotonic()
+            self._next = now + max(POLL, (now - began) / SHARE)
+            if ended or now >= until:
                 break
-            time.sleep(min(POLL, max(0.0, until - time.monotonic())))
         return [self._told(key) for key in ended]
 
     def close(self) -> None:
