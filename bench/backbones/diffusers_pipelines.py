@@ -385,8 +385,9 @@ def _prompt_width(pipeline: PipelineFolder, *names: Collection[str]) -> int | No
     ]
     if not encoders or not all(part.kind.startswith("CLIPText") for part in encoders):
         return None
-    widths = [part.config().get("hidden_size") for part in encoders]
-    return sum(widths) if all(isinstance(width, int) for width in widths) else None
+    told = [part.config().get("hidden_size") for part in encoders]
+    widths = [width for width in told if isinstance(width, int)]
+    return sum(widths) if len(widths) == len(told) else None
 
 
 @contextmanager

@@ -147,10 +147,13 @@ def describe(pipeline: PipelineFolder) -> Description:
         unet.get(name)
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
     )
-    numbers = all(isinstance(one, int) for one in (each, takes, pooled))
-    if pipeline.index.get("requires_aesthetics_score") or (
-        numbers and takes != pooled + SIZES * each
-    ):
+    other = (
+        isinstance(each, int)
+        and isinstance(takes, int)
+        and isinstance(pooled, int)
+        and takes != pooled + SIZES * each
+    )
+    if other or pipeline.index.get("requires_aesthetics_score"):
         raise AssetError(
             f"{pipeline.path} is a {pipeline.kind} whose U-Net isn't told the prompt and "
             f"{SIZES} sizes of the image: a refiner, which starts from a picture, or another "

@@ -485,9 +485,10 @@ def train_or_load(
     Raises:
         InputError: If the loss stops being finite; the last good checkpoint is kept.
     """
+    budget = plan.content()
     whole = {
         "content": dict(content),
-        "plan": plan.content(),
+        "plan": budget,
         "precision": str(resolve_autocast(plan.precision, device)),
         "seed": preparation.seed,
         "dtype": preparation.dtype,
@@ -497,7 +498,7 @@ def train_or_load(
     finished = folder / f"{name}-{_digest(whole)}.safetensors"
     ends = None
     if plan.rate_schedule == "constant":
-        whole["plan"].pop("steps")
+        del budget["steps"]
         ends = _Ends(folder, f"{name}-{_digest(whole)}")
     with made_once(finished if ends is None else ends.lock):
         found = _load_finished(module, finished)

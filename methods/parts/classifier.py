@@ -202,6 +202,7 @@ def train_classifier(
         classifier = AttributeClassifier(attributes, data.reference.images.shape[1])
     classifier.to(device)
     pixels = _Drawn(data.reference.images, device)
+    held_at_once = chunk_of(data.reference.images, ROWS)
     labels = {k: v.to(device) for k, v in _labels(data.reference, list(attributes)).items()}
     order = np.random.default_rng(0).permutation(len(data.reference.images))
     count = round(HELD_OUT * len(order))
@@ -222,7 +223,7 @@ def train_classifier(
     @torch.no_grad()
     def validate() -> float:
         # Not all may be held; where they are, they are one part.
-        parts = torch.split(held_out, chunk_of(data.reference.images, ROWS))
+        parts = torch.split(held_out, held_at_once)
         losses = [float(loss_at(part, pixels[part])) for part in parts]
         if len(losses) == 1:
             return losses[0]

@@ -93,7 +93,7 @@ def latents_of(backbone: Backbone, images: Sequence[NDArray[np.uint8]]) -> Tenso
     return held
 
 
-def whole(latents: Tensor, what: str) -> Tensor:
+def whole(latents: Tensor | DrawnLatents, what: str) -> Tensor:
     """The latents as one tensor, for what is fitted to all of them at once.
 
     Args:
@@ -112,7 +112,7 @@ def whole(latents: Tensor, what: str) -> Tensor:
     )
 
 
-def in_chunks(latents: Tensor) -> Iterator[Tensor]:
+def in_chunks(latents: Tensor | DrawnLatents) -> Iterator[Tensor]:
     """The latents in order, a tensor that is held as one, others some at a time."""
     if isinstance(latents, Tensor):
         yield latents

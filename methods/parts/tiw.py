@@ -230,8 +230,8 @@ def value_range(latents: Tensor) -> Tensor:
     ends = [
         torch.stack([part.amax((0, 2, 3)), -part.amin((0, 2, 3))]) for part in in_chunks(latents)
     ]
-    high, low = torch.stack(ends).amax(0)
-    return (high + low)[None, :, None, None]
+    widths: Tensor = torch.stack(ends).amax(0).sum(0)
+    return widths[None, :, None, None]
 
 
 def both_sets(method: Reweighted, data: TrainingData) -> tuple[ImageSet, ImageSet]:
