@@ -39,19 +39,26 @@ FEWEST = 100
 TRAINED_ON = 8_000
 """Images of the pool that `balanced_data` trains on."""
 
-PEAK = """
-import resource, sys
+TOLD = """
+lines = open("/proc/self/status").read().splitlines()
+held = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
+print(int(held) * 1024, file=sys.stderr)
+"""
+"""Tells the peak. ``ru_maxrss`` begins at what the program held that started this one."""
+
+PEAK = f"""
+import sys
 from fairbench.app.cli import main
 from fairbench.runs import external
 external.MOST_HELD = 0  # as if they were many: fewer bytes than that are simply held
 try:
     main()
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+    exec({TOLD!r})
 """
 
-IDLE = """
-import resource, sys
+IDLE = f"""
+import sys
 from pathlib import Path
 import torch
 from fairbench.backbones.base import load_backbone
@@ -64,7 +71,7 @@ for role in ("evaluation", "method_reference", "pool"):
     dataset.split(role)
 if len(sys.argv) > 1:
     load_backbone("m", Path(sys.argv[1]), device=torch.device("cpu"), dtype=torch.float32)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)
+exec({TOLD!r})
 """
 
 
