@@ -131,6 +131,8 @@ def _budgets(rows: Sequence[Row]) -> str:
         *("kernel distance ×1000 ↓", "valid faces, % ↑", "memorisation"),
     ]
     found = [row for row in rows if _is_curve(row) and row.task == "gender"]
+    if not found:
+        return "No such row is committed yet."
     return _lines(header, map(told, sorted(found, key=place)), 1)
 
 
