@@ -48,7 +48,8 @@ def commands_on(dataset: str) -> dict[str, tuple[str, ...]]:
     of = ("--dataset", dataset)
     quick = (*of, "--num-images", "100", "--device", "cpu", "--quiet")
     trained: tuple[str, ...] = ("latent_editing",)
-    if dataset != "analytic":
+    small = dataset != "analytic"  # where networks train; the analytic one has formulas
+    if small:
         quick = (*quick, "--steps", "2")
         trained = ("fairgen", "--param", "iterations=6", "--param", "batch=8")
     return {
@@ -57,7 +58,7 @@ def commands_on(dataset: str) -> dict[str, tuple[str, ...]]:
         "training": (*RUN, *trained, *quick),
         "coupled": (
             *(*RUN, "distribution_guidance", *quick),
-            *("--param", "trajectories=64", "--param", "batch=32"),
+            *(("--param", "trajectories=64", "--param", "batch=32") if small else ()),
         ),
         "forced": (*RUN, "vanilla", *quick, "--force"),
         "evaluate": ("evaluate", "images", *of, "--quiet"),
@@ -347,6 +348,8 @@ def rounds(names: Sequence[str], times: int, seed: int, dataset: str = "cartoonf
                 print(wrong[-1], flush=True)
             else:
                 hit = "too late" if code == 0 else "killed"
+                if code == 0:  # the machine is less busy than when it was measured
+                    wanted[name] = expected, after
                 counts[f"{name} {by.name} {hit}"] += 1
                 print(f"{said}: {code}", flush=True)
             shutil.rmtree(folder)
