@@ -133,7 +133,7 @@ class Row:
         if not isinstance(given, Mapping) or given.get("start") != "scratch":
             return self.backbone
         noise = ", noise prediction" if given.get("prediction") == "noise" else ""
-        return f"{self.backbone} from random weights{noise}, {given.get('steps')} steps"
+        return f"{self.backbone} from random weights{noise}, {given.get('steps')} training steps"
 
     @property
     def block(self) -> tuple[str, str, str]:

@@ -188,7 +188,7 @@ def test_networks_from_random_weights_have_a_block_of_their_own(make_record):
     by_title = {title: [row.config["parameters"] for row in block] for title, block in tables}
     titles = [title for title, _ in tables]
     assert len(titles) == len(by_title) == 4
-    (noise,) = [t for t in titles if "random weights, noise prediction, 2500 steps" in t]
+    (noise,) = [t for t in titles if "random weights, noise prediction, 2500 training steps" in t]
     assert sorted(p["loss_weighting"] for p in by_title[noise]) == ["constant", "debias"]
     assert sum("random weights" in title for title in titles) == 3
 
