@@ -40,7 +40,7 @@ def test_lazy_images_are_the_same_array(source, side):
 def test_large_sets_are_lazy_and_mean_the_same(source, monkeypatch):
     whole = ImageSet(pixels_of(source, 16), np.zeros(50, np.int64))
     monkeypatch.setattr(pixels, "MOST_HELD", 1000)
-    monkeypatch.setattr(finetuning, "AT_ONCE", 7)
+    monkeypatch.setattr(finetuning, "chunk_of", lambda images: 7)
     lazy = ImageSet(pixels_of(source, 16), np.zeros(50, np.int64))
     assert isinstance(lazy.images, LazyImages)
     assert images_sha256(lazy) == images_sha256(whole)
