@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ def compare_with_one_machine(
     monkeypatch: pytest.MonkeyPatch,
     left: Callable[[Path], dict[str, Any]],
 ) -> None:
+    # Workers have one thread; sums of two differ in their last digits.
+    assert os.environ.get("OMP_NUM_THREADS") == "1", "set OMP_NUM_THREADS=1, as tests/run.sh does"
     monkeypatch.setenv("FAIRBENCH_CACHE", str(tmp_path / "another"))
     for one in whole.asked:
         run(replace(one.config, results=tmp_path / "alone"))
