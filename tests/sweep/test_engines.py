@@ -24,6 +24,9 @@ from fairbench.runs.running import run
 from fairbench.sweep.engine import ENGINES, Crew, load_engine
 from fairbench.sweep.sweeping import Sweep
 
+# A machine that is busy takes longer to begin a node than Ray waits; read when it is imported.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
+
 WORDS = ("sweep", "--methods", "vanilla", "--dataset", "analytic", "--num-images", "100")
 
 
