@@ -105,8 +105,9 @@ class GaussianMixture(Backbone):
         prior = self.log_weights if context is None else context[:, 0].double()
         logits = (prior - away.square().sum(-1) / (2 * variance)).log_softmax(-1)
         if self._edit is not None:
-            edited = self._edit(logits[:, :, None, None], int(t[0]))
-            logits = edited[:, :, 0, 0].log_softmax(-1)
+            excluded = torch.isneginf(prior).expand_as(logits)
+            edited = self._edit(logits.masked_fill(excluded, 0)[:, :, None, None], int(t[0]))
+            logits = edited[:, :, 0, 0].masked_fill(excluded, -torch.inf).log_softmax(-1)
         shrink = alpha * self.std**2 / variance
         clean = torch.einsum("bk,bkd->bd", logits.exp(), means + shrink[:, :, None] * away)
         noise = (flat - alpha * clean) / sigma
@@ -119,7 +120,10 @@ class GaussianMixture(Backbone):
 
     @contextmanager
     def edit_bottleneck(self, edit: Edit) -> Iterator[None]:
-        """Edit the (B, K, 1, 1) log posterior of the components; it is normalised again."""
+        """Edit the (B, K, 1, 1) log posterior of the components; it is normalised again.
+
+        Components that the prompt excludes are 0 there, and stay excluded whatever the edit does.
+        """
         outer = self._edit
         self._edit = edit if outer is None else lambda h, t: edit(outer(h, t), t)
         try:

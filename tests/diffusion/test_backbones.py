@@ -325,6 +325,29 @@ def test_guidance_one_is_the_conditional_prediction():
     assert not torch.allclose(conditional, unconditional, atol=1e-3)
 
 
+def test_components_that_a_prompt_excludes_are_finite_to_an_edit_and_stay_excluded():
+    backbone, seen = mixture(words=WORDS), []
+
+    def towards_all(h, t):
+        seen.append(h)
+        return torch.zeros_like(h)  # as likely as each other
+
+    context = backbone.embed(["male"])
+    allowed = context[0, 0].isfinite()
+    assert allowed.tolist() == [False, True, True]
+    x = randn(4, 3, 2, 2).double()
+    with torch.no_grad(), backbone.edit_bottleneck(towards_all):
+        clean = backbone.predict(x, 0, context.expand(4, -1, -1)).clean
+    h = seen[0][:4]  # what follows fills the network's batch up
+    assert h.isfinite().all()
+    assert (h[:, ~allowed] == 0).all()
+    # At the clean end an image of allowed components alone lies near their mean.
+    alpha, sigma = float(backbone.schedule.alpha(0)), float(backbone.schedule.sigma(0))
+    mean = backbone.means[allowed].mean(0)
+    shrink = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
+    torch.testing.assert_close(clean, (1 - shrink * alpha) * mean + shrink * x)
+
+
 def test_mixture_rejects_weights_that_are_no_shares():
     for weights in ((0.5, 0.2), (0.5, 0.3, 0.2)):
         with pytest.raises(ContractError, match=f"seen {len(weights)} summing to"):
