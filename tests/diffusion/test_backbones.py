@@ -310,6 +310,23 @@ def test_bottleneck_edits_move_the_share_compose_and_end():
     np.testing.assert_array_equal(shares(backbone, sampler, 200), before)
 
 
+def test_an_edit_sees_finite_numbers_and_revives_nothing_that_a_prompt_rules_out():
+    backbone, seen = mixture(words=WORDS), []
+
+    def pushed(h, t):
+        seen.append(h)
+        return h + torch.tensor([200.0, 0, 0], dtype=torch.float64).reshape(1, 3, 1, 1)
+
+    with backbone.edit_bottleneck(lambda h, t: h):
+        male = shares(backbone, mixture_sampler(backbone, "male", steps=20), 100)
+    np.testing.assert_array_equal(
+        male, shares(backbone, mixture_sampler(backbone, "male", steps=20), 100)
+    )
+    with backbone.edit_bottleneck(pushed):
+        assert shares(backbone, mixture_sampler(backbone, "male", steps=20), 100)[0] == 0
+    assert torch.isfinite(torch.cat(seen)).all()
+
+
 def test_guidance_one_is_the_conditional_prediction():
     backbone = mixture(words=WORDS)
     context, empty = backbone.embed(["male"] * 4), backbone.embed([""] * 4)
