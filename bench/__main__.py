@@ -4,11 +4,17 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is still being imported is one line, too."""
+    """Run the command line; an interruption while it is still being imported is one line, too."""
     try:
-        from fairbench.app.cli import main as run
+        from fairbench.core.interrupts import listen, no_more
 
-        run()
+        try:
+            listen()
+            from fairbench.app.cli import main as run
+
+            run()
+        finally:
+            no_more()
     except KeyboardInterrupt:
         print("fairbench: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,9 @@ Result = TypeVar("Result")
 _WORTH_IT = 400
 _AT_ONCE = 16
 _MOST = 8
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Signals that end a command."""
 
 _work: Callable[[Any], Any] | None = None
 
@@ -45,13 +49,16 @@ def mapped(
         yield from map(work, items)
         return
     _work = work
+    # A helper must not hear what this process does on a signal before it is one.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         with warnings.catch_warnings():
             # Python can't know that no thread of ours holds a lock here.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool = multiprocessing.get_context("fork").Pool(count, initializer=gc.disable)
+            pool = multiprocessing.get_context("fork").Pool(count, initializer=_begin)
     finally:
         _work = None
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with pool:
         for start in range(0, len(items), 64 * _AT_ONCE * count):
             # In portions: results that nobody has asked for yet would pile up.
@@ -69,6 +76,17 @@ def uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def _begin() -> None:
+    """Make this process a helper: it ends when the one that it helps has it end, without a word.
+
+    A terminal sends Ctrl-C to every process of a command, and each would tell it at length.
+    """
+    gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _called(item: Any) -> Any:

@@ -9,12 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from importlib import metadata
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -95,31 +91,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A pipe on Windows couldn't carry an arrow; a file's name may not be text at all.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    with _ended_as_by_hand():
-        try:
-            code = _code()
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _say_no_more()
-            code = PIPE_CLOSED
-    raise SystemExit(code)
-
-
-@contextlib.contextmanager
-def _ended_as_by_hand() -> Iterator[None]:
-    """Within the block, what asks a program to end is as good as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():  # which alone hears of it
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _interrupted)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        code = _code()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _say_no_more()
+        code = PIPE_CLOSED
+    raise SystemExit(code)
 
 
 def _say_no_more() -> None:

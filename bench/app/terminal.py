@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from fairbench.core.errors import FairbenchError
+from fairbench.core.interrupts import no_more
 from fairbench.core.tables import Column, lay_out
 from fairbench.core.text import shown
 from fairbench.storage.files import disk_line, full_disk
@@ -110,6 +111,7 @@ def leave(line: str, code: int) -> NoReturn:
     What ends one of them ends the others: all have the same mistake before them, or they are told
     to end.
     """
+    no_more()
     if _is_first_to_leave():
         print(line, file=sys.stderr)
     raise SystemExit(code) from None

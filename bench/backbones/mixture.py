@@ -20,12 +20,17 @@ from fairbench.core.method import SamplingConfig
 from fairbench.diffusion.backbone import Backbone, Bottleneck, Capability, Edit
 from fairbench.diffusion.schedule import Schedule
 
+LEAST = -40.0
+"""Least log posterior in the bottleneck: such a component's part is below float64's rounding."""
+
 
 class GaussianMixture(Backbone):
     """Exact denoiser of sum_k w_k N(mean_k, std² I): a right answer in milliseconds.
 
     Its bottleneck is the (B, K, 1, 1) log posterior of the components, so that an edit there moves
-    an image between components, as an edit of a U-Net's bottleneck moves it between attributes.
+    an image between components, as an edit of a U-Net's bottleneck moves it between attributes. It
+    is finite, as activations of a network are: less than `LEAST` counts as `LEAST` there. What a
+    prompt rules out stays so under every edit.
 
     Args:
         means: (K, 3, S, S) component means in [-1, 1].
@@ -105,9 +110,8 @@ class GaussianMixture(Backbone):
         prior = self.log_weights if context is None else context[:, 0].double()
         logits = (prior - away.square().sum(-1) / (2 * variance)).log_softmax(-1)
         if self._edit is not None:
-            excluded = torch.isneginf(prior).expand_as(logits)
-            edited = self._edit(logits.masked_fill(excluded, 0)[:, :, None, None], int(t[0]))
-            logits = edited[:, :, 0, 0].masked_fill(excluded, -torch.inf).log_softmax(-1)
+            edited = self._edit(logits.clamp(min=LEAST)[:, :, None, None], int(t[0]))[:, :, 0, 0]
+            logits = edited.masked_fill(prior == -torch.inf, -torch.inf).log_softmax(-1)
         shrink = alpha * self.std**2 / variance
         clean = torch.einsum("bk,bkd->bd", logits.exp(), means + shrink[:, :, None] * away)
         noise = (flat - alpha * clean) / sigma
@@ -120,10 +124,7 @@ class GaussianMixture(Backbone):
 
     @contextmanager
     def edit_bottleneck(self, edit: Edit) -> Iterator[None]:
-        """Edit the (B, K, 1, 1) log posterior of the components; it is normalised again.
-
-        Components that the prompt excludes are 0 there, and stay excluded whatever the edit does.
-        """
+        """Edit the (B, K, 1, 1) log posterior of the components; it is normalised again."""
         outer = self._edit
         self._edit = edit if outer is None else lambda h, t: edit(outer(h, t), t)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from fairbench.core.errors import FairbenchError
+from fairbench.core.interrupts import listen, no_more
 from fairbench.core.progress import Reporter
 from fairbench.storage.files import disk_line, full_disk
 from fairbench.storage.places import Place, place_of
@@ -126,16 +126,13 @@ def main() -> None:
 
     The step comes in as JSON by standard input, and a line says what became of it.
     """
-
-    def ended(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, ended)
+    listen()
     step = Step.of(sys.stdin.read())
     try:
         told = perform(step, sys.argv[1], sys.argv[2])
     except KeyboardInterrupt:
         told = Ended(step.key, "lost", "it was ended")
+    no_more()
     print(SAID + json.dumps([told.key, told.outcome, told.line, told.seconds]), flush=True)
 
 

@@ -501,9 +501,7 @@ def test_an_interrupted_run_says_so_and_goes_on(
 ) -> None:
     code, out, err = stop_after_a_batch(tmp_path, by)
 
-    # CPython ends by the signal, which a shell sees as 130, if it struck inside exec("…").
-    assert code in (130, -by)
-    assert out == ""
+    assert (code, out) == (130, "")
     (line,) = err.splitlines()
     assert line.startswith("fairbench: interrupted; the same command")
     left = record_in(tmp_path / "results")
@@ -532,28 +530,6 @@ def test_a_killed_run_goes_on_to_the_same_images(
     assert done["status"] == "complete"
     assert done["scores"] == undisturbed["scores"]
     assert done["sidecar"] == undisturbed["sidecar"]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("module", ["typer", "fairbench.runs.config"])
-def test_an_interrupted_import_is_one_line(tmp_path: Path, module: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import signal, sys\n"
-        "class Stop:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name == {module!r}:\n"
-        "            signal.raise_signal(signal.SIGINT)\n"
-        "sys.meta_path.insert(0, Stop())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "fairbench", "list", "methods"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "fairbench: interrupted\n"
 
 
 @pytest.mark.parametrize("left", [130, typer.Abort()])
