@@ -48,7 +48,7 @@ def commands_on(dataset: str) -> dict[str, tuple[str, ...]]:
     of = ("--dataset", dataset)
     quick = (*of, "--num-images", "100", "--device", "cpu", "--quiet")
     trained: tuple[str, ...] = ("latent_editing", "--param", "classifier_steps=8")
-    trained = (*trained, "--param", "trajectories=64")
+    trained = (*trained, "--param", "trajectories=64", "--steps", "4")
     small = dataset != "analytic"  # where networks train; the analytic one has formulas
     if small:
         quick = (*quick, "--steps", "2")
@@ -337,7 +337,7 @@ def rounds(names: Sequence[str], times: int, seed: int, dataset: str = "cartoonf
         wanted: dict[str, tuple[dict[str, Any], float]] = {}
         for name in names:
             folder = Path(work) / name
-            for _ in range(1 if command is Started else 2):  # the first copy imports a lot
+            for _ in range(2 if command is Forked else 1):  # the first copy imports a lot
                 shutil.copytree(template, folder)
                 started = time.monotonic()
                 finish(commands[name], folder)
