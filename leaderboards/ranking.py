@@ -127,7 +127,7 @@ def stand(rows: Sequence[Ranked]) -> list[Standing]:
 
 
 def _least_p(one: Ranked, other: Ranked) -> float:
-    """What the p-value of no difference is at least; the p-value itself for rows without counts."""
+    """What the p-value of no difference is at least; that p-value itself without counts."""
     if one.contender is not None and other.contender is not None:
         return least_p(one.contender, other.contender)
     # Without counts only the intervals tell how sure the values are.

@@ -312,9 +312,7 @@ class MeanShares:
     ) -> float:
         """Radius of the error between runs, with the confusion's.
 
-        Args:
-            measure, gaps, far, level: As `estimate` has them.
-            each: (P,) bound of the size of the error between runs of each prompt.
+        ``each``, (P,), bounds the size of the error between runs for every prompt alone.
         """
         spread = self._spread
         prompts, count = len(far), len(spread)

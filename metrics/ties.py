@@ -180,7 +180,7 @@ def difference_p(first: Contender, second: Contender) -> float:
 
 
 def least_p(first: Contender, second: Contender) -> float:
-    """What `difference_p` is at least: the p-value of the runs alone, which takes little time.
+    """What `difference_p` is at least: the p-value of the runs alone, a quick one.
 
     Args:
         first: A row.
@@ -206,8 +206,8 @@ def may_differ(least: ArrayLike, *, level: float = LEVEL) -> NDArray[np.bool_]:
     """Which pairs `standings` could find to differ, whatever their p-values above given ones.
 
     Holm's method finds no more differences with larger p-values than with smaller ones. So a pair
-    that it doesn't find with the least p-values doesn't differ, and its least p-value may stand for
-    its own without changing what is found of the others.
+    that it doesn't find with the least p-values doesn't differ, and its least p-value may stand
+    for its own without changing what is found of the others.
 
     Args:
         least: What the two-sided p-values of all pairs are at least, (M, M), symmetric; the
