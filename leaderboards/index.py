@@ -158,7 +158,8 @@ class Index:
             self._tell(problem)
         if packed is None:
             return None
-        return [int(one) for one in np.frombuffer(packed, dtype=np.uint64)]
+        hashes: list[int] = np.frombuffer(packed, dtype=np.uint64).tolist()
+        return hashes
 
     def _images(self, record: Record) -> PerImage | None:
         name = self._places[_place(record)]
