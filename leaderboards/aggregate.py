@@ -163,7 +163,7 @@ def _standings(
 ) -> list[list[Any]]:
     """Tie class, first and last rank and whether it is compared in pairs, of each admitted row."""
     ranked = [
-        ranked_row([shelf.whole(run) for run in runs], cell, by, counts, shelf.images)
+        ranked_row([shelf.counted(run) for run in runs], cell, by, counts, shelf.images)
         for runs, cell in zip(rows_, cells, strict=True)
     ]
     return [

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -200,7 +201,7 @@ class Averages:
         return self._counted[place]
 
     def _measured(self, judge: str, made: MeanShares, column: Column) -> SeedsEstimate:
-        place = judge, replace(column, relative=False)
+        place = judge, replace(column, relative=False) if column.relative else column
         if place not in self._estimates:
             self._estimates[place] = made.estimate(column.size)
         one = self._estimates[place]
@@ -208,6 +209,7 @@ class Averages:
         return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
 
 
+@lru_cache(maxsize=1024)
 def _without_size(column: Column) -> Column:
     """What decides which counts a column comes from."""
     return replace(column, size="", relative=False)
@@ -269,28 +271,27 @@ def _of_numbers(
 ) -> tuple[float, float | None, float | None, str]:
     """Mean of numbers that no counts of groups decide, its ends and how they were found."""
     name, unit, count = scores[0].name, scores[0].unit, len(scores)
+    kind = _kind(name)
     values = [score.value for score in scores]
     known = [(s.low, s.high) for s in scores if s.low is not None and s.high is not None]
-    if unit == "share" and len(known) == count and not _matches(name, (*_CHOSEN, *_OF_REAL)):
+    if unit == "share" and len(known) == count and kind.pooled:
         mean, (low, high) = mean_rate(values, [_worth(score) for score in scores])
         return mean, low, high, f"pooled counts of {count} seeds, wilson, their spread included"
-    logarithms = next((logs for p, logs in _POSITIVE.items() if fnmatchcase(name, p)), False)
-    errors = _errors(name)
     ends = known if len(known) == count else None
     _, found = mean_number(
         values,
         None if ends is None else [low for low, _ in ends],
         None if ends is None else [high for _, high in ends],
         bounds=_bounds(name, unit, target),
-        errors=errors,
-        logarithms=logarithms,
+        errors=kind.errors,
+        logarithms=kind.logarithms,
     )
     mean = exact_mean(values)
     if found is None:
         return mean, None, None, ""
-    rule = f"t over {count} seeds{' of logarithms' if logarithms else ''}"
+    rule = f"t over {count} seeds{' of logarithms' if kind.logarithms else ''}"
     if ends is not None:
-        rule = f"{_OWN[errors]} or {rule}, whichever is wider"
+        rule = f"{_OWN[kind.errors]} or {rule}, whichever is wider"
     return mean, min(found[0], mean), max(found[1], mean), rule
 
 
@@ -309,13 +310,38 @@ _OWN: Mapping[Errors, str] = {
 }
 
 
-def _errors(name: str) -> Errors:
-    """How errors of runs add up."""
-    if _matches(name, _CHOSEN):
-        return "one way"
-    if _matches(name, _SHARED):
-        return "shared"
-    return "apart" if _matches(name, _APART) else "one way"
+@dataclass(frozen=True)
+class _Kind:
+    """What the name of a column says of its average.
+
+    Attributes:
+        errors: How errors of runs add up.
+        logarithms: Whether Student's t is of logarithms.
+        pooled: Whether a share is that of the images of all runs.
+        ends: What the true number can be, if its unit and the target don't say.
+    """
+
+    errors: Errors
+    logarithms: bool
+    pooled: bool
+    ends: tuple[float, float]
+
+
+@lru_cache(maxsize=4096)  # few names, asked for in every row
+def _kind(name: str) -> _Kind:
+    errors: Errors = "one way"
+    if not _matches(name, _CHOSEN):
+        if _matches(name, _SHARED):
+            errors = "shared"
+        elif _matches(name, _APART):
+            errors = "apart"
+    ranges = {**dict.fromkeys(_POSITIVE, (0.0, math.inf)), **_RANGES}
+    return _Kind(
+        errors,
+        next((logs for p, logs in _POSITIVE.items() if fnmatchcase(name, p)), False),
+        not _matches(name, (*_CHOSEN, *_OF_REAL)),
+        next((e for p, e in ranges.items() if fnmatchcase(name, p)), (-math.inf, math.inf)),
+    )
 
 
 def _bounds(name: str, unit: str, target: Sequence[float]) -> tuple[float, float]:
@@ -324,12 +350,7 @@ def _bounds(name: str, unit: str, target: Sequence[float]) -> tuple[float, float
         return 0.0, 1.0
     if is_discrepancy(name):
         return 0.0, _largest_discrepancy(name, target)
-    if _matches(name, tuple(_POSITIVE)):
-        return 0.0, math.inf
-    return next(
-        (ends for pattern, ends in _RANGES.items() if fnmatchcase(name, pattern)),
-        (-math.inf, math.inf),
-    )
+    return _kind(name).ends
 
 
 def _largest_discrepancy(name: str, target: Sequence[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -102,6 +101,8 @@ class Counts:
 
     def column(self, record: Record, name: str) -> Column | None:
         """How a column comes from counts; None if it doesn't, or if that isn't known."""
+        if not is_discrepancy(name):  # most names; they take no look into the record
+            return None
         ranked = _ranked_crossing(record)
         by_prompt = _by_prompt(record)
         if name == RANKED:
@@ -109,8 +110,6 @@ class Counts:
         if name.startswith(f"{RANKED}_"):
             crossing = _crossing_of(record, name)
             return Column(crossing, False, corrected=True) if crossing else None
-        if name != RAW and not name.startswith(f"{RAW}_"):
-            return None
         end = name.removeprefix(RAW).removeprefix("_")
         if end in _NORMS:
             size, relative = _NORMS[end]
@@ -207,7 +206,7 @@ def levels_of(record: Record, attribute: str) -> int:
 
 def is_discrepancy(name: str) -> bool:
     """Whether a column is a distance of shares from the target."""
-    return name == RAW or fnmatchcase(name, f"{RAW}_*")
+    return name == RAW or name.startswith(f"{RAW}_")
 
 
 def _counted(entry: Mapping[str, Any]) -> Counted:

@@ -46,14 +46,14 @@ from fairbench.storage.records import (
 
 __all__ = ["Index"]
 
-_VERSION = 3
+_VERSION = 4
 _SCORE = attrgetter(*(one.name for one in fields(Score)))
 _HEAVY = ("scores", "groups", "facts", "manifest")
 _LIGHT = [one.name for one in fields(Record) if one.name not in _HEAVY]
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
-    path TEXT PRIMARY KEY, stamp TEXT, light TEXT, heavy BLOB, confusions TEXT, hashes BLOB,
-    problem TEXT);
+    path TEXT PRIMARY KEY, stamp TEXT, light TEXT, scores BLOB, counts BLOB, confusions TEXT,
+    hashes BLOB, problem TEXT);
 CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, code TEXT, found BLOB);
 """
 
@@ -84,15 +84,27 @@ class Index:
     def shelf(self) -> Shelf:
         """What rows are made from."""
         return Shelf(
-            self.records, self.whole, self._hashes, self._images, self._confusions, self._kept
+            self.records,
+            self.whole,
+            self._counted,
+            self._hashes,
+            self._images,
+            self._confusions,
+            self._kept,
         )
 
     def whole(self, record: Record) -> Record:
         """A record with everything but its manifest."""
-        (packed,) = self._one("heavy", record)
-        scores, groups, facts = marshal.loads(zlib.decompress(packed))
-        made = tuple(Score(*values) for values in scores)
+        scores, counts = self._one("scores, counts", record)
+        groups, facts = _unpacked(counts)
+        made = tuple(Score(*values) for values in _unpacked(scores))
         return replace(record, scores=made, groups=groups, facts=facts)
+
+    def _counted(self, record: Record) -> Record:
+        """A record with its groups and facts."""
+        (counts,) = self._one("counts", record)
+        groups, facts = _unpacked(counts)
+        return replace(record, groups=groups, facts=facts)
 
     def _refresh(self) -> None:
         """Read the files that are new or changed, forget those that are gone."""
@@ -110,7 +122,7 @@ class Index:
             (name, self._stamps[name], *entry)
             for name, entry in zip(changed, entries, strict=True)
         )
-        self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", fresh)
+        self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", fresh)
         self._base.commit()
 
     def _light(self) -> Iterator[Record]:
@@ -146,7 +158,8 @@ class Index:
             self._tell(problem)
         if packed is None:
             return None
-        return [int(one) for one in np.frombuffer(packed, dtype=np.uint64)]
+        hashes: list[int] = np.frombuffer(packed, dtype=np.uint64).tolist()
+        return hashes
 
     def _images(self, record: Record) -> PerImage | None:
         name = self._places[_place(record)]
@@ -232,22 +245,30 @@ def _text(text: str) -> str:
 
 
 def _entry(path: Path) -> tuple[Any, ...]:
-    """A record as the index holds it: light, heavy, confusions, hashes, problem."""
+    """A record as the index holds it: all columns but its path and stamp."""
     try:
         record = read_record(path)
     except RecordError as error:
-        return None, None, None, None, _text(str(error))
+        return None, None, None, None, None, _text(str(error))
     light = {name: json.dumps(getattr(record, name)) for name in _LIGHT}
     scores = [_SCORE(score) for score in record.scores]
-    heavy: Any = scores, record.groups, record.facts
     hashes, problem = _hashes_of(path, record)
     return (
         json.dumps(light),
-        zlib.compress(marshal.dumps(heavy), 1),
+        _packed(scores),
+        _packed((record.groups, record.facts)),
         json.dumps(confusions_in(record)),
         hashes,
         problem,
     )
+
+
+def _packed(values: Any) -> bytes:
+    return zlib.compress(marshal.dumps(values), 1)
+
+
+def _unpacked(packed: bytes) -> Any:
+    return marshal.loads(zlib.decompress(packed))
 
 
 def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:

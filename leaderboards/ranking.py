@@ -15,7 +15,15 @@ from fairbench.core.record import PerImage, Record
 from fairbench.core.score import RANKED
 from fairbench.leaderboards.averages import Cell, means_of, shifts
 from fairbench.leaderboards.counts import Column, Counts, judge_values, levels_of
-from fairbench.metrics.ties import Contender, ImageLabels, Standing, difference_p, standings
+from fairbench.metrics.ties import (
+    Contender,
+    ImageLabels,
+    Standing,
+    difference_p,
+    least_p,
+    may_differ,
+    standings,
+)
 
 __all__ = ["ImagesOf", "Ranked", "stand"]
 
@@ -104,16 +112,24 @@ def stand(rows: Sequence[Ranked]) -> list[Standing]:
     """
     floors = [row.cell.floor for row in rows if row.cell.floor is not None]
     least = min(floors, default=-math.inf)
+    values = [row.cell.value for row in rows]
+    at_floor = [value <= least for value in values]
     table = np.ones((len(rows), len(rows)))
     for one, other in itertools.combinations(range(len(rows)), 2):
-        table[one, other] = table[other, one] = _p_value(rows[one], rows[other])
-    values = [row.cell.value for row in rows]
-    return standings(values, table, at_floor=[value <= least for value in values])
+        if not (at_floor[one] and at_floor[other]):  # those two don't differ
+            table[one, other] = table[other, one] = _least_p(rows[one], rows[other])
+    # Whether images tell two rows apart takes long to find, and most pairs differ too little.
+    for one, other in np.argwhere(np.triu(may_differ(table))):
+        first, second = rows[one].contender, rows[other].contender
+        if first is not None and second is not None:
+            table[one, other] = table[other, one] = difference_p(first, second)
+    return standings(values, table, at_floor=at_floor)
 
 
-def _p_value(one: Ranked, other: Ranked) -> float:
+def _least_p(one: Ranked, other: Ranked) -> float:
+    """What the p-value of no difference is at least; that p-value itself without counts."""
     if one.contender is not None and other.contender is not None:
-        return difference_p(one.contender, other.contender)
+        return least_p(one.contender, other.contender)
     # Without counts only the intervals tell how sure the values are.
     errors = [_error(row.cell) for row in (one, other)]
     if None in errors:

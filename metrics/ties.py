@@ -20,7 +20,16 @@ from fairbench.metrics.confusion import confusion_rates, likeliest_shares
 from fairbench.metrics.counting import Array, normal_quantile
 from fairbench.metrics.significance import holm
 
-__all__ = ["Contender", "ImageLabels", "RankInterval", "Standing", "difference_p", "standings"]
+__all__ = [
+    "Contender",
+    "ImageLabels",
+    "RankInterval",
+    "Standing",
+    "difference_p",
+    "least_p",
+    "may_differ",
+    "standings",
+]
 
 _DRAWS = 20_000
 _SEED = 20_261  # any constant: the same rows must always give the same ranks
@@ -166,15 +175,55 @@ def difference_p(first: Contender, second: Contender) -> float:
 
     Source: ``docs/metrics.md``, "Ties".
     """
+    of_seeds = least_p(first, second)
+    return max(_p_of_images(first, second), of_seeds)
+
+
+def least_p(first: Contender, second: Contender) -> float:
+    """What `difference_p` is at least: the p-value of the runs alone, a quick one.
+
+    Args:
+        first: A row.
+        second: Another of the same task: the same P and K.
+
+    Returns:
+        In [0, 1]; 0 where a row has fewer than three seeds.
+
+    Raises:
+        ContractError: As `difference_p`.
+    """
     if first.counts.shape[1:] != second.counts.shape[1:]:
         raise ContractError(
             f"rows of one task have the same prompts and groups; seen {first.counts.shape[1:]} "
             f"and {second.counts.shape[1:]}"
         )
-    of_images = _p_of_images(first, second)
     if min(len(first.seeds), len(second.seeds)) < ENOUGH_SEEDS:
-        return of_images
-    return max(of_images, _p_of_seeds(first, second))
+        return 0.0
+    return _p_of_seeds(first, second)
+
+
+def may_differ(least: ArrayLike, *, level: float = LEVEL) -> NDArray[np.bool_]:
+    """Which pairs `standings` could find to differ, whatever their p-values above given ones.
+
+    Holm's method finds no more differences with larger p-values than with smaller ones. So a pair
+    that it doesn't find with the least p-values doesn't differ, and its least p-value may stand
+    for its own without changing what is found of the others.
+
+    Args:
+        least: What the two-sided p-values of all pairs are at least, (M, M), symmetric; the
+            diagonal is unused.
+        level: As `standings` takes it.
+
+    Returns:
+        (M, M), symmetric, False on the diagonal.
+    """
+    table = np.asarray(least, dtype=np.float64)
+    differ = np.zeros(table.shape, dtype=bool)
+    above = np.triu_indices(len(table), 1)
+    if len(above[0]):
+        differ[above] = holm(table[above]) <= level
+        differ |= differ.T
+    return differ
 
 
 def standings(
@@ -204,11 +253,7 @@ def standings(
         raise ContractError(f"p_values must be ({count}, {count}); seen {table.shape}")
     low = np.zeros(count, dtype=bool) if at_floor is None else np.asarray(at_floor, dtype=bool)
     table[low[:, None] & low[None]] = 1.0
-    differ = np.zeros((count, count), dtype=bool)
-    above = np.triu_indices(count, 1)
-    if len(above[0]):
-        differ[above] = holm(table[above]) <= level
-        differ |= differ.T
+    differ = may_differ(table, level=level)
     better = (differ & (numbers[None] < numbers[:, None])).sum(axis=1)
     worse = (differ & (numbers[None] > numbers[:, None])).sum(axis=1)
     classes = np.full(count, -1)

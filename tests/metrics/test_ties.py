@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from fairbench.core.errors import ContractError
-from fairbench.metrics.ties import Contender, ImageLabels, difference_p, standings
+from fairbench.metrics.ties import (
+    Contender,
+    ImageLabels,
+    difference_p,
+    least_p,
+    may_differ,
+    standings,
+)
 
 EVEN = np.full((1, 2), 0.5)
 
@@ -39,6 +46,31 @@ def test_p_values_are_adjusted_for_all_pairs():
     assert {one.tie_class for one in found} == {0}
     found = standings([0.1, 0.2, 0.3, 0.4], table(4, ad=0.008))
     assert [one.tie_class for one in found] == [0, 0, 0, 1]
+
+
+def test_pairs_that_cannot_differ_may_keep_their_least_p_values():
+    rng = np.random.default_rng(0)
+    left = 0
+    for count in (2, 3, 5, 9):
+        for _ in range(50):
+            least = np.triu(rng.random((count, count)) ** 4, 1)
+            least[rng.random(least.shape) < 0.2] = 0
+            own = np.triu(np.maximum(least, rng.random(least.shape) ** 6), 1)
+            least, own = least + least.T, own + own.T
+            asked = may_differ(least)
+            assert not asked.diagonal().any()
+            assert (asked == asked.T).all()
+            values = rng.random(count)
+            assert standings(values, np.where(asked, own, least)) == standings(values, own)
+            left += int(asked.sum() < count * (count - 1))
+    assert left > 50
+
+
+def test_the_least_p_value_is_that_of_the_runs():
+    move = [-0.04, 0.0, 0.04]
+    first, second = contender(0.70, 3, move=move), contender(0.76, 3, move=move[::-1])
+    assert 0 < least_p(first, second) <= difference_p(first, second)
+    assert least_p(contender(0.70, 2), second) == 0
 
 
 def test_rows_at_the_floor_do_not_differ():
