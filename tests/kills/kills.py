@@ -229,7 +229,8 @@ def kill(words: Sequence[str], folder: Path, after: float, by: signal.Signals) -
     if by == signal.SIGTERM:
         told = running.said()
         assert code in (0, 130, -by), f"exit code {code}: {told}"
-        lines = [line for line in told.splitlines() if line]
+        warning = "fairbench: warning:"  # of what it had come to before the signal
+        lines = [line for line in told.splitlines() if line and not line.startswith(warning)]
         if code == 130:
             assert len(lines) == 1, told
             assert lines[0].startswith("fairbench: interrupted"), told
