@@ -380,7 +380,8 @@ def _named(name: str) -> Dataset | None:
         raise InputError(broken[name])
     if name in by_name:
         return by_name[name]
-    if Path(name).exists() and (Path(name).is_dir() or Path(name).suffix == ".toml"):
+    # Python reads no text as this folder.
+    if name.strip() and Path(name).exists() and (Path(name).is_dir() or Path(name).suffix == ".toml"):
         return None
     raise unknown_name("data set", name, by_name)
 

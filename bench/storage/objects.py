@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +85,8 @@ class Objects(Protocol):
 def is_address(text: str) -> bool:
     """Whether a text is an address such as ``s3://bucket/results``, not a path."""
     scheme, mark, _ = text.partition("://")
-    return bool(mark) and len(scheme) > 1 and scheme.replace("+", "").isalnum()
+    # Drivers may be chained, as in simplecache::s3://bucket.
+    return bool(mark) and len(scheme) > 1 and re.sub(r"[+:.-]", "", scheme).isalnum()
 
 
 def objects_at(where: str) -> Objects:
@@ -107,6 +109,8 @@ def local_path(address: str) -> Path:
     if parts.netloc not in ("", "localhost"):
         raise InputError(f"{address}: a file's address has three slashes: file:///{parts.netloc}…")
     path = unquote(parts.path)
+    if not path.strip("/"):
+        raise InputError(f"{address}: names no folder; expected file:///folder/results")
     return Path(path[1:] if os.name == "nt" else path)
 
 
@@ -208,8 +212,12 @@ class Remote:
     """
 
     def __init__(self, address: str) -> None:
+        protocol, _, rest = address.partition("://")
+        if not rest.strip("/"):
+            raise InputError(
+                f"{address}: names no place; expected an address such as {protocol}://bucket/results"
+            )
         self.address = address.rstrip("/")
-        protocol = urlsplit(address).scheme
         try:
             import fsspec
 
@@ -226,6 +234,8 @@ class Remote:
             raise InputError(
                 f"{address}: {str(error).splitlines()[0]}; use a folder, s3://, gs:// or file://"
             ) from None
+        except Exception as error:  # some drivers connect at once, and each has its own
+            raise self._unreachable(error) from error
         self._root = self._root.rstrip("/")
 
     def list(self, below: str = "") -> dict[str, Entry]:
@@ -344,7 +354,9 @@ def _refused(error: OSError) -> bool:
 
 
 def _package(error: ImportError) -> str:
-    """What fsspec tells to install, or the module that wasn't found."""
+    """What fsspec tells to install, or the modules that weren't found."""
+    if told := re.search(r"requires (.*) to be installed", str(error)):
+        return " ".join(re.findall(r"[\w-]{2,}", told[1].replace(" and ", " ")))
     words = str(error).lower().replace('"', " ").replace("'", " ").split()
     if "install" in words[:-1]:
         return words[words.index("install") + 1]

@@ -265,4 +265,5 @@ def test_problems_are_listed_with_steps(fairbench, tmp_path, stand_ins):
         fairbench("data", "prepare", "celeba", "--data-root", str(root), "--json", code=2).stdout
     )
     assert found["problems"]
-    assert "unknown data set" in fairbench("data", "prepare", "celebb", code=2).stderr
+    for unknown in ("celebb", ""):
+        assert "unknown data set" in fairbench("data", "prepare", unknown, code=2).stderr

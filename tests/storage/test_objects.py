@@ -70,9 +70,15 @@ def test_a_folder_lists_no_parts(tmp_path: Path) -> None:
 
 
 def test_addresses_are_told_from_paths() -> None:
-    for text in ("s3://bucket/results", "gs://b", "memory://x", "file:///data/x"):
+    for text in (
+        "s3://bucket/results",
+        "gs://b",
+        "memory://x",
+        "file:///data/x",
+        "simplecache::s3://b",
+    ):
         assert is_address(text)
-    for text in ("results", "/data/results", r"C:\results", "./s3:/x", "C://results"):
+    for text in ("..://x", "results", "/data/results", r"C:\results", "./s3:/x", "C://results"):
         assert not is_address(text)
 
 
@@ -90,6 +96,21 @@ def test_what_cant_be_reached_is_one_line(s3: str, address: str, told: str) -> N
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("file://", "names no folder"),
+        ("s3://", "names no place"),
+        ("memory:///", "names no place"),
+        ("ftp://no-such-host.invalid/x", "can't be reached"),
+    ],
+)
+def test_an_address_without_a_place_is_refused_at_once(address: str, told: str) -> None:
+    with pytest.raises(InputError, match=told) as error:
+        objects_at(address)
+    assert "\n" not in str(error.value)
+
+
 def test_a_missing_package_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
@@ -101,3 +122,14 @@ def test_a_missing_package_is_named_with_what_to_type(monkeypatch: pytest.Monkey
         objects_at("s3://bucket/x")
     with pytest.raises(InputError, match="pip install s3fs"):
         objects_at("other://bucket/x")
+
+
+def test_several_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def missing(*args: object, **kept: object) -> None:
+        raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(InputError, match="pip install requests aiohttp"):
+        objects_at("http://host/x")
