@@ -381,7 +381,11 @@ def _named(name: str) -> Dataset | None:
     if name in by_name:
         return by_name[name]
     # Python reads no text as this folder.
-    if name.strip() and Path(name).exists() and (Path(name).is_dir() or Path(name).suffix == ".toml"):
+    if (
+        name.strip()
+        and Path(name).exists()
+        and (Path(name).is_dir() or Path(name).suffix == ".toml")
+    ):
         return None
     raise unknown_name("data set", name, by_name)
 

@@ -12,7 +12,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -26,6 +26,7 @@ __all__ = [
     "FREE",
     "alone",
     "atomic_write",
+    "check_apart",
     "check_file",
     "check_writable",
     "disk_line",
@@ -325,3 +326,30 @@ def check_file(path: Path, option: str) -> None:
             "or leave it out and redirect what is printed"
         )
     check_writable(path.parent, option)
+
+
+def check_apart(written: Iterable[tuple[str, Path]], read: Iterable[tuple[str, Path]]) -> None:
+    """Find out whether files that are to be written take the place of no other; nothing is.
+
+    Args:
+        written: Option and path of each file that is to be written.
+        read: Option and path of each that is read.
+
+    Raises:
+        InputError: If one that is to be written is another of them, under whatever name.
+    """
+    known: dict[object, str] = {_identity(path): option for option, path in read}
+    for option, path in written:
+        place = _identity(path)
+        if place in known:
+            raise InputError(f"{option} {path} would overwrite {known[place]}; name another file")
+        known[place] = option
+
+
+def _identity(path: Path) -> object:
+    """The same for all names of a file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return path.resolve()
+    return found.st_dev, found.st_ino

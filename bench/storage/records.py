@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RecordError",
+    "check_no_record",
     "find_record",
     "read_hashes",
     "read_record",
@@ -340,6 +341,25 @@ def record_paths(results: Path) -> list[Path]:
         for path in sorted(results.glob("*/*/*.json"))
         if not any(part.startswith(".") for part in path.relative_to(results).parts)
     ]
+
+
+def check_no_record(file: Path, option: str, results: Path) -> None:
+    """Find out whether a file that is to be written would take the place of a record's.
+
+    Args:
+        file: The file.
+        option: What the user chooses it by.
+        results: Folder of the records.
+
+    Raises:
+        InputError: If it is a record, its sidecar or its picture.
+    """
+    whole, root = file.resolve(), results.resolve()
+    record = whole.with_name(f"{whole.name.partition('.')[0]}.json")
+    beside = (record, sidecar_path(record), record.with_suffix(".png"))
+    inside = record.is_relative_to(root) and len(record.relative_to(root).parts) == 3
+    if inside and record.is_file() and whole in beside:
+        raise InputError(f"{option} {file} would overwrite a record's; name another file")
 
 
 def _to_text(record: Record) -> str:

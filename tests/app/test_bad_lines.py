@@ -166,6 +166,40 @@ def test_what_is_no_file_stays_what_it_is(folder: Path, monkeypatch: pytest.Monk
     assert (folder / "socket").is_socket()
 
 
+BASELINE = Path(__file__).parent.parent / "baselines" / "analytic.json"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "--baseline", "b.json", "--junit", "b.json"),
+        ("check", "--baseline", "b.json", "--markdown", "other-name.json"),
+        ("check", "--baseline", "b.json", "--markdown", "x.md", "--junit", "r/../x.md"),
+        ("check", "--baseline", "b.json", "r/d/m/k.json", "--junit", "r/d/m/k.json"),
+        ("check", "--baseline", "b.json", "--results", "r", "--junit", "r/d/m/k.json"),
+        ("leaderboard", "--results", "r", "--output", "r/d/m/k.json"),
+        ("leaderboard", "--results", "r", "--plot", "r/d/m/k.png"),
+        ("leaderboard", "--results", "r", "--output", "x.md", "--plot", "./x.md"),
+    ],
+    ids=" ".join,
+)
+def test_no_file_that_is_read_is_overwritten(
+    words: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "b.json").write_bytes(BASELINE.read_bytes())
+    if os.name != "nt":
+        (folder / "other-name.json").symlink_to("b.json")
+    records = folder / "r" / "d" / "m"
+    records.mkdir(parents=True)
+    for name in ("k.json", "k.png", "k.images.npz"):
+        (records / name).write_bytes(b"{}")
+    code, out, err = told(words, monkeypatch)
+    assert (code, out) == (2, "")
+    assert "would overwrite" in err
+    assert (folder / "b.json").read_bytes() == BASELINE.read_bytes()
+    assert {one.read_bytes() for one in records.iterdir()} == {b"{}"}
+
+
 def test_documents_of_any_kind_are_value_errors(tmp_path: Path) -> None:
     for text in (DEEP, "{", "\ud800"):
         with pytest.raises(ValueError, match=r"."):

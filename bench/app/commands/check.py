@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -69,15 +70,21 @@ def check(
 ) -> None:
     """Compare with a baseline: exit status 1 if anything got worse."""
     with guarded(speech.debug):
-        from fairbench.storage.files import check_file
+        from fairbench.storage.files import check_apart, check_file
+        from fairbench.storage.records import check_no_record
 
         handlings = [
             _handling("--on-inconclusive", on_inconclusive),
             _handling("--on-missing", on_missing),
         ]
-        for option, file in (("--junit", junit), ("--markdown", markdown)):
-            if file is not None:
-                check_file(file, option)
+        reports_to = [("--junit", junit), ("--markdown", markdown)]
+        written = [(option, file) for option, file in reports_to if file is not None]
+        for option, file in written:
+            check_file(file, option)
+        read = [one for one in (results, *(records or ())) if one is not None]
+        check_apart(written, [("--baseline", baseline), *(("RECORD", one) for one in read)])
+        for (option, file), one in itertools.product(written, read):
+            check_no_record(file, option, one)
         from fairbench.gate import reports
         from fairbench.gate.checking import check as checked
 

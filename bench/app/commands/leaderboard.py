@@ -58,18 +58,22 @@ def leaderboard(
         from fairbench.leaderboards.formats import formats
 
         layout = _layout(formats(), "json" if json_ and format_ is None else format_, output)
-        from fairbench.storage.files import check_file
+        from fairbench.storage.files import check_apart, check_file
 
         texts = (("--output", output if layout.build is None else None), ("--plot", plot))
-        for option, file in texts:
-            if file is not None:
-                check_file(file, option)
+        written = [(option, file) for option, file in texts if file is not None]
+        for option, file in written:
+            check_file(file, option)
+        check_apart(written, [])
         from fairbench import leaderboards
         from fairbench.leaderboards.board import open_board
         from fairbench.leaderboards.names import check_names
         from fairbench.storage.places import place_of
+        from fairbench.storage.records import check_no_record
 
         where = place_of(results)
+        for option, file in written:
+            check_no_record(file, option, where.folder)
         where.update(pictures=layout.build is not None)
         check_names(where.folder, dataset, task)
         board = open_board(where.folder, dataset=dataset, task=task, warn=warn)
