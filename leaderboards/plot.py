@@ -56,9 +56,8 @@ def to_plot(rows: Sequence[Row], suffix: str = ".png") -> bytes:
     Raises:
         InputError: If the suffix is another.
     """
+    check_suffix(suffix)
     kind = suffix.removeprefix(".").lower()
-    if kind not in _METADATA:
-        raise InputError(f"--plot must end in .png, .pdf or .svg; seen {suffix or 'no suffix'}")
     import matplotlib
 
     buffer = io.BytesIO()
@@ -66,6 +65,16 @@ def to_plot(rows: Sequence[Row], suffix: str = ".png") -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "fairbench", "pdf.fonttype": 42}):
         draw(rows).savefig(buffer, format=kind, dpi=150, metadata=_METADATA[kind])
     return buffer.getvalue()
+
+
+def check_suffix(suffix: str) -> None:
+    """Find out whether a plot can be drawn to a file that ends so.
+
+    Raises:
+        InputError: If it can't.
+    """
+    if suffix.removeprefix(".").lower() not in _METADATA:
+        raise InputError(f"--plot must end in .png, .pdf or .svg; seen {suffix or 'no suffix'}")
 
 
 def draw(rows: Sequence[Row]) -> Figure:

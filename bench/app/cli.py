@@ -115,7 +115,7 @@ def _code() -> int | str | None:
     except typer.Abort:
         code = 130
     except UsageError as error:
-        if not sys.argv[1:]:
+        if type(error).__name__ == "NoArgsIsHelpError" or not sys.argv[1:]:
             error.show()  # not an error, but all of the help
             return 2
         leave(f"fairbench: {_usage(error)}", 2)

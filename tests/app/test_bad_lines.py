@@ -102,6 +102,12 @@ LINES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("leaderboard", "--results", "pipe"), "pipe"),
     (("leaderboard", "--output", "pipe.csv"), "a device, a pipe or a socket"),
     (("leaderboard", "--plot", "socket"), "a device, a pipe or a socket"),
+    (("leaderboard", "--results", "nowhere", "--plot", "x.gif"), "must end in .png"),
+    (("leaderboard", "--results", "nowhere", "--format", "html", "--output", "file"), "a file"),
+    (
+        ("leaderboard", "--results", "nowhere", "--format", "html", "--output", "file/x"),
+        "--output file/x can't be written to",
+    ),
     (("leaderboard", "--format", "csv", "--output", "/dev/null"), "a device, a pipe"),
     (("rescore", "file"), "file"),
     (("rescore", "socket"), "socket"),
@@ -156,6 +162,14 @@ def test_it_is_one_line_and_exit_code_2(
     assert line.startswith("fairbench: ")
     assert line.isprintable()
     assert expected.lower() in line.lower()
+
+
+def test_a_group_of_commands_alone_shows_its_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fairbench", "data"])
+    assert cli._code() == 2
+    assert "prepare" in "".join(capsys.readouterr())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes and devices of POSIX")

@@ -56,15 +56,22 @@ def leaderboard(
         return
     with guarded(debug):
         from fairbench.leaderboards.formats import formats
+        from fairbench.leaderboards.plot import check_suffix
 
         layout = _layout(formats(), "json" if json_ and format_ is None else format_, output)
-        from fairbench.storage.files import check_apart, check_file
+        from fairbench.storage.files import check_apart, check_file, check_writable
 
         texts = (("--output", output if layout.build is None else None), ("--plot", plot))
         written = [(option, file) for option, file in texts if file is not None]
         for option, file in written:
             check_file(file, option)
         check_apart(written, [])
+        if plot is not None:
+            check_suffix(plot.suffix)
+        if layout.build is not None and output is not None:
+            if output.exists() and not output.is_dir():
+                raise InputError(f"--output {output} is a file; name a folder")
+            check_writable(output, "--output")
         from fairbench import leaderboards
         from fairbench.leaderboards.board import open_board
         from fairbench.leaderboards.names import check_names
