@@ -218,7 +218,7 @@ class CartoonFaces(Dataset):
             BACKBONES / "cartoonfaces-sd",
             True,
             SamplingConfig(steps=25, guidance=3.0),
-            "tiny StableDiffusionPipeline, text-to-image; understands roles and attribute words",
+            "tiny Stable Diffusion pipeline, text-to-image; understands roles and attribute words",
         ),
         BackboneSpec(
             "cartoonfaces-ddpm",
