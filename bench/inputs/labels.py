@@ -5,8 +5,9 @@ from; ``requested_<attribute>``, the level that was asked for; ``<attribute>``, 
 a person saw in it, empty or ``unsure`` for images that nobody looked at or could tell;
 ``control_<name>``, any text, within whose values groups are compared too. All but ``file`` are
 optional, and further columns are passed over. Names and levels are found whatever their Unicode
-form, names with or without ``./`` before them, levels in any case, where only one is meant. A
-table that holds nothing but what people saw may have rows for some of the images.
+form, names with or without ``./`` or one folder before all of them, levels in any case, where
+only one is meant. A table that holds nothing but what people saw may have rows for some of the
+images.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import difflib
 import hashlib
 import io
 import json
+import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,6 +55,9 @@ MOST_LEVELS = 100
 
 TEXTS = (".csv", ".tsv", ".txt")
 """Endings of tables of text."""
+
+EXCEL = re.compile(r"sep=.\r?\n")
+"""A first line that Excel writes in some countries."""
 
 NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What may stand between cells -> what messages call it."""
@@ -114,16 +119,14 @@ def read_labels(
         raise ContractError("expected the name of at least one image, seen none")
     table = _read(path)
     known = ["file", "prompt", *(REQUESTED + name for name in attributes), *attributes]
-    table, notes = _columns(path, table, known)
+    whole, (table, notes) = table, _columns(path, table, known)
     if "file" not in table:
-        raise InputError(
-            f"{path}: expected a column file with the images' names, seen "
-            f"{', '.join(map(repr, table)) or 'no column'}; add it"
-        )
+        raise _without_names(path, whole, {*names, *unread})
     seen = [column for column in table if column in attributes]
     _check_cells(path, {name: cells for name, cells in table.items() if name not in seen})
     some = bool(seen) and {*table} == {"file", *seen}
-    rows = _match(path, table["file"], names, unread, some=some)
+    files, cut = _without_folder(path, table["file"], {*names, *unread})
+    rows = _match(path, files, names, unread, some=some)
     prompts = tuple(table["prompt"][row] for row in rows) if "prompt" in table else None
     levels: dict[str, NDArray[np.int64]] = {}
     for column, cells in table.items():
@@ -159,7 +162,20 @@ def read_labels(
         MappingProxyType(given),
         hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         controls,
-        notes,
+        (*notes, *cut),
+    )
+
+
+def _without_names(path: Path, table: Table, names: Collection[str]) -> InputError:
+    """What to say of a table that names no image in a column called ``file``."""
+    known = _by_plain_name(names)
+    holders = [
+        column for column, cells in table.items() if any(_plain_name(c) in known for c in cells)
+    ]
+    todo = f"rename {holders[0]!r}" if len(holders) == 1 else "add it"
+    return InputError(
+        f"{path}: expected a column file with the images' names, seen "
+        f"{', '.join(map(repr, table)) or 'no column'}; {todo}"
     )
 
 
@@ -178,6 +194,12 @@ def _columns(path: Path, table: Table, known: Sequence[str]) -> tuple[Table, tup
             or difflib.get_close_matches(_folded(column), known, cutoff=NEAR)
         ):
             raise InputError(f"{path}: {unknown_name('column', column, known)}")
+        if name is None and any(
+            _unfolded(part, known) for mark in NAMES for part in column.split(mark)
+        ):
+            raise InputError(
+                f"{path}: column {column!r} names several; put the same mark between all cells"
+            )
         if name is None:
             ignored.append(column)
         elif name in kept:
@@ -263,6 +285,8 @@ def _read(path: Path) -> Table:
 def _read_csv(path: Path) -> Table:
     with _damage(path, "CSV in UTF-8"):
         text = _decoded(path.read_bytes())
+        if told := EXCEL.match(text):  # which says itself what stands between cells
+            text = text[told.end() :]
         delimiter = _delimiter(text)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = next(rows, [])
@@ -290,7 +314,10 @@ def _read_csv(path: Path) -> Table:
 def _decoded(content: bytes) -> str:
     """Text with or without a byte order mark; spreadsheets call UTF-16 "Unicode text"."""
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if wide else "utf-8-sig")
+    text = content.decode("utf-16" if wide else "utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it holds zero bytes: no text, or UTF-16 that doesn't say so")
+    return text
 
 
 def _delimiter(text: str) -> str:
@@ -355,6 +382,31 @@ def _check_cells(path: Path, table: Table) -> None:
                 f"{path}: {_row(table['file'], empty[0])}{more}: column {column} is empty; fill "
                 "it in, or leave the whole column out"
             )
+
+
+def _without_folder(
+    path: Path, files: Sequence[str], names: Collection[str]
+) -> tuple[Sequence[str], tuple[str, ...]]:
+    """Names without the folder that all begin with, if only so they are images; what is said."""
+    known = _by_plain_name(names)
+    plain = [_plain_name(file) for file in files]
+    if any(file in names or name in known for file, name in zip(files, plain, strict=True)):
+        return files, ()
+    parts = [name.split("/") for name in plain]
+    folders = [one[:-1] for one in parts]
+    first = folders[0]
+    shared = max(d for d in range(len(first) + 1) if all(f[:d] == first[:d] for f in folders))
+    found = [
+        depth
+        for depth in range(1, shared + 1)
+        if all("/".join(one[depth:]) in known for one in parts)
+    ]
+    if len(found) != 1:
+        return files, ()
+    (depth,) = found
+    folder = "/".join(parts[0][:depth])
+    note = f"{path}: {folder + '/'!r} is left out of the images' names, as all begin with it"
+    return ["/".join(one[depth:]) for one in parts], (note,)
 
 
 def _match(
@@ -434,5 +486,7 @@ def _indices(
     for row, cell in enumerate(cells):
         if cell not in places:
             error = unknown_name(f"level of {column}", cell, levels)
-            raise InputError(f"{path}: {_row(files, row)}: {error}")
+            sure = str(error).endswith("?") or not told
+            empty = "" if sure else "; leave it empty where nobody could tell"
+            raise InputError(f"{path}: {_row(files, row)}: {error}{empty}")
     return np.array([places[cell] for cell in cells], np.int64)

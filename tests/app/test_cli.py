@@ -280,7 +280,10 @@ def test_the_leaderboard_as_json(
 def test_tables_in_a_pipe_have_no_padding_and_in_80_columns_no_broken_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands = [*(("list", kind) for kind in Kind), ("leaderboard", "--results", str(shelved(tmp_path)))]
+    commands = [
+        *(("list", kind) for kind in Kind),
+        ("leaderboard", "--results", str(shelved(tmp_path))),
+    ]
     for command in commands:
         monkeypatch.delenv("COLUMNS", raising=False)
         _, piped, _ = of_main(command, monkeypatch, capsys)

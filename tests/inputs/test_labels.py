@@ -128,6 +128,11 @@ def test_an_unknown_level(tmp_path):
     refused(path, "unknown level of requested_gender 'woman'", "female")
 
 
+def test_a_level_that_nobody_could_tell_is_an_empty_cell(tmp_path):
+    path = write(tmp_path / "labels.csv", {"file": NAMES, "race": ["asian", "n/a", "white"]})
+    refused(path, "unknown level of race 'n/a'", "leave it empty")
+
+
 def test_levels_are_found_whatever_their_case_where_one_is_meant(tmp_path):
     path = changed(
         tmp_path, race=["ASIAN", " white", "Black "], requested_gender=["M\uff41le"] * 3
@@ -164,6 +169,47 @@ def test_names_of_another_unicode_form_are_the_same_names(tmp_path):
     path = write(tmp_path / "labels.csv", {"file": [decomposed], "gender": ["male"]})
     assert read_labels(path, [composed], ATTRIBUTES).given["gender"].tolist() == [1]
     refused(path, "no image", names=[composed, "./" + composed])  # which of both isn't told
+
+
+def test_a_folder_before_all_names_is_left_out_with_a_word(tmp_path):
+    path = tmp_path / "labels.csv"
+    for folder in ("out", "/data/out", r"C:\out", "./out"):
+        write(path, {"file": [f"{folder}/{name}" for name in NAMES], "race": ["asian"] * 3})
+        labels = read_labels(path, NAMES, ATTRIBUTES)
+        assert labels.given["race"].tolist() == [2, 2, 2]
+        (note,) = labels.notes
+        assert "out/" in note
+    write(path, {"file": ["out/a.png", "b/1.png", "b/2.png"], "race": ["asian"] * 3})
+    refused(path, "1 row of 3 name no image", "out/a.png")
+    # Both b/1.png and 1.png could be meant.
+    write(path, {"file": ["out/b/1.png"], "race": ["asian"]})
+    refused(path, "out/b/1.png", names=("1.png", "b/1.png"))
+
+
+def test_a_column_of_names_that_is_called_otherwise_is_pointed_out(tmp_path):
+    path = write(tmp_path / "labels.csv", {"filename": NAMES, "race": ["asian"] * 3})
+    refused(path, "seen 'filename', 'race'; rename 'filename'")
+    path.write_text("file|race\na.png|asian\n")
+    refused(path, "seen 'file|race'")
+
+
+def test_two_kinds_of_marks_between_cells_are_refused(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("file,gender;race\na.png,male;white\n")
+    refused(path, "'gender;race'", "the same mark")
+
+
+def test_a_first_line_of_excel_is_no_header(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("sep=;\nfile;race\n" + "".join(f"{name};asian\n" for name in NAMES))
+    assert read_labels(path, NAMES, ATTRIBUTES).given["race"].tolist() == [2, 2, 2]
+
+
+def test_what_is_no_text_is_said_to_be_none(tmp_path):
+    path = tmp_path / "labels.csv"
+    for content in ("file,race\n".encode("utf-16-le"), b"PK\3\4\0\0\0\0file\n"):
+        path.write_bytes(content)
+        refused(path, "zero bytes")
 
 
 def test_other_columns_are_passed_over_with_a_word(tmp_path):
