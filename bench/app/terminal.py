@@ -22,7 +22,7 @@ from fairbench.core.errors import FairbenchError
 from fairbench.core.interrupts import no_more
 from fairbench.core.tables import Column, lay_out
 from fairbench.core.text import shown
-from fairbench.storage.files import disk_line, full_disk
+from fairbench.storage.files import TAKEN, disk_line, full_disk
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,8 +45,12 @@ __all__ = [
     "width",
 ]
 
-ENVIRONMENT = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EROFS)
-"""Failures of a disk or of rights to it: the user's environment, not this program."""
+ENVIRONMENT = (
+    *(errno.EACCES, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EPERM, errno.EROFS),
+    *TAKEN,
+)
+"""Failures of a disk, of rights to it or of what lies on it: the user's environment, not this
+program."""
 
 NAMES = (errno.ELOOP, errno.ENAMETOOLONG)
 """What the system says of names that the user gave and no file can have."""

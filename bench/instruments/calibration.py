@@ -27,7 +27,7 @@ from fairbench.instruments.class_readers import Calibrated, Cut
 from fairbench.instruments.trained import judge_folder
 from fairbench.metrics import check_calibration
 from fairbench.metrics.counting import count_groups
-from fairbench.storage.files import atomic_write
+from fairbench.storage.files import atomic_write, is_file
 
 __all__ = [
     "ACCEPTED",
@@ -242,6 +242,8 @@ def _path(judge: Calibrated, dataset: Dataset, cache: Path) -> Path:
 
 def _stored(path: Path, judge: Calibrated) -> Calibrated | None:
     """The judge with what a file says of it; None if there is none or it is damaged."""
+    if not is_file(path):
+        return None
     try:
         document = from_json(path.read_bytes())
         digest = document.pop("content_sha256")

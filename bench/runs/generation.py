@@ -37,8 +37,8 @@ from fairbench.runs.hidden_labels import hidden_label_facts
 from fairbench.runs.pixels import pixels_of
 from fairbench.runs.plan import Plan, image_side, shares_training
 from fairbench.runs.supply import reference_source, training_source
-from fairbench.storage.cache import load_arrays, remove, save_arrays
-from fairbench.storage.files import FREE, working_folder
+from fairbench.storage.cache import load_arrays, save_arrays
+from fairbench.storage.files import FREE, remove, working_folder
 from fairbench.storage.readings import ImageList
 from fairbench.storage.shards import IMAGES, ShardImages
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 
 from fairbench.core.errors import InputError
 from fairbench.core.npy import read_header
-from fairbench.storage.files import atomic_write
+from fairbench.storage.files import atomic_write, is_file
 
-__all__ = ["Header", "array_headers", "cache_folder", "load_arrays", "remove", "save_arrays"]
+__all__ = ["Header", "array_headers", "cache_folder", "load_arrays", "save_arrays"]
 
 Result = TypeVar("Result")
 
@@ -93,6 +92,8 @@ def _names(stored: Any) -> list[str]:
 
 
 def _opened(path: Path, look: Callable[[Any], Result]) -> Result | None:
+    if not is_file(path):
+        return None
     try:
         # Opened here: np.load leaves its own handle open when the archive is truncated.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -114,11 +115,3 @@ def _header(stored: Any, name: str) -> Header:
     if dtype.hasobject:
         raise ValueError("pickled objects are never loaded")
     return Header(shape, dtype)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

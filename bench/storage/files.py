@@ -24,6 +24,7 @@ if sys.platform != "win32":
 
 __all__ = [
     "FREE",
+    "TAKEN",
     "alone",
     "atomic_write",
     "check_apart",
@@ -31,12 +32,17 @@ __all__ = [
     "check_writable",
     "disk_line",
     "full_disk",
+    "is_file",
+    "remove",
     "sweep",
     "working_folder",
 ]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk says that has no room for a file."""
+
+TAKEN = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+"""What a disk says of a path where something of another kind lies."""
 
 FREE = "free some space"
 """What every message says whose reason is a full disk: that passes, and then all goes on."""
@@ -88,6 +94,25 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file lies there. What is none, such as a folder or a pipe, is removed.
+
+    For files that can be made again: a pipe would be waited for, for ever.
+    """
+    if path.is_file():
+        return True
+    remove(path)
+    return False
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or whatever else is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def full_disk(error: BaseException) -> OSError | None:
     """What a full disk said, if that is what an error comes from.
 
@@ -104,7 +129,11 @@ def full_disk(error: BaseException) -> OSError | None:
 
 def disk_line(error: OSError) -> str:
     """What a disk's failure means for the user, in one line."""
-    advice = f"{FREE}, or" if error.errno in FULL else "check the disk and the rights, or"
+    advice = "check the disk and the rights, or"
+    if error.errno in FULL:
+        advice = f"{FREE}, or"
+    elif error.errno in TAKEN:
+        advice = "move away what lies in its place, or"
     return (
         f"{error.filename or 'a file'}: {error.strerror or error}; {advice} choose other folders "
         "by --results and FAIRBENCH_CACHE"

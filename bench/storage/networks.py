@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from fairbench.storage.files import atomic_write
+from fairbench.storage.files import atomic_write, is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
+    if not is_file(path):
+        return None
     try:
         with safe_open(path, "pt") as file:
             told: dict[str, str] = file.metadata() or {}
@@ -123,6 +125,8 @@ def load_state(path: Path, device: Any = "cpu") -> dict[str, Any] | None:
     """
     import torch
 
+    if not is_file(path):
+        return None
     try:
         with path.open("rb") as file:
             _check_end(file)

@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from fairbench.app.cli import app
+from fairbench.app.terminal import ENVIRONMENT
 from fairbench.core.progress import Reporter
 from fairbench.runs.baselines import SHIPPED
 from fairbench.storage import files
@@ -173,6 +174,9 @@ def test_a_state_of_a_training_that_does_not_fit_is_told_as_what_it_is(
 
 
 def test_what_lies_behind_an_error_is_found() -> None:
+    taken = OSError(errno.ENOTDIR, "Not a directory", "cache/images/a.npz")
+    assert "images/a.npz: Not a directory; move away what lies" in files.disk_line(taken)
+    assert taken.errno in ENVIRONMENT
     full, own = OSError(errno.EDQUOT, "Disk quota exceeded"), RuntimeError("a library's own")
     own.__context__ = full
     assert files.full_disk(own) is full

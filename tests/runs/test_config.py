@@ -35,8 +35,8 @@ from fairbench.runs.config import RunConfig
 from fairbench.runs.plan import find_backbone
 from fairbench.runs.provenance import environment
 from fairbench.storage import cache
-from fairbench.storage.cache import cache_folder, load_arrays, remove, save_arrays
-from fairbench.storage.files import atomic_write, check_writable
+from fairbench.storage.cache import cache_folder, load_arrays, save_arrays
+from fairbench.storage.files import atomic_write, check_writable, remove
 
 DATASET = get_dataset("cartoonfaces")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +96,25 @@ def test_arrays_in_the_place_of_others_are_not_taken_for_them(tmp_path: Path) ->
     moved.parent.mkdir(parents=True)
     moved.write_bytes(one.read_bytes())
     assert load_arrays(moved) is not None  # the whole cache may lie anywhere
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and links of POSIX")
+@pytest.mark.parametrize("load", [load_tensors, load_state, load_arrays, array_headers])
+@pytest.mark.parametrize("what", ["folder", "pipe", "dangling", "link to a folder"])
+def test_what_is_no_file_is_removed_and_never_waited_for(tmp_path, load, what):
+    path, other = tmp_path / "a", tmp_path / "other"
+    if what == "folder":
+        path.mkdir()
+        (path / "x").write_bytes(b"x")
+    elif what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(other)
+        if what != "dangling":
+            other.mkdir()
+            (other / "x").write_bytes(b"kept")
+    assert load(path) is None
+    assert not path.is_symlink()
+    assert not path.exists()
+    if what == "link to a folder":
+        assert (other / "x").read_bytes() == b"kept"
