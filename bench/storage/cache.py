@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,12 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     The archive has a checksum of each array, and says what it is stored as: a file in the place
     of another one isn't taken for it.
     """
-    named: dict[str, Any] = {**arrays, STORED_AS: np.array(_place(path))}
-    with atomic_write(path) as file:
-        np.savez(file, **named)
+    named = {**arrays, STORED_AS: np.array(_place(path))}
+    # As np.savez, which leaves the archive open when the disk is full: NumPy before 2.
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in named.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
 @dataclass(frozen=True)
