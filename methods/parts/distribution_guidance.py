@@ -39,6 +39,7 @@ __all__ = [
     "distribution_gradient",
     "newton_size",
     "paper_size",
+    "split",
 ]
 
 LEAST_SHARE = 1e-3
@@ -163,6 +164,16 @@ class SplitPrediction(Prediction):
         edited_one = super().bounded(bound, consistent=consistent)
         direction = self.direction.bounded(bound, consistent=consistent)
         return dataclasses.replace(cast("SplitPrediction", edited_one), direction=direction)
+
+
+def split(edited_one: Denoiser, direction: Denoiser) -> Denoiser:
+    """The clean image of an edited denoiser with the noise of an unedited one."""
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        one, unedited = edited_one(x, t), direction(x, t)
+        return SplitPrediction(one.x_t, one.alpha, one.sigma, one.kind, one.value, unedited)
+
+    return denoise
 
 
 @dataclass(frozen=True)
@@ -322,12 +333,7 @@ class CoupledSampler(DDIMSampler):
         if not self.method.asymmetric:
             return steered, calls
         direction, more = self.joined(plain)
-
-        def denoise(x: Tensor, t: int) -> Prediction:
-            one, unedited = steered(x, t), direction(x, t)
-            return SplitPrediction(one.x_t, one.alpha, one.sigma, one.kind, one.value, unedited)
-
-        return denoise, calls + more
+        return split(steered, direction), calls + more
 
     @torch.inference_mode()
     def __call__(self, requests: Sequence[Request]) -> Samples:

@@ -30,9 +30,8 @@ from fairbench.core.task import Prompt
 from fairbench.datasets.base import get_dataset
 from fairbench.diffusion.denoisers import Denoiser, conditioned, edited
 from fairbench.diffusion.sampling import DDIMSampler
-from fairbench.diffusion.schedule import Prediction
 from fairbench.instruments.measuring import load_instruments
-from fairbench.methods.parts.distribution_guidance import SplitPrediction
+from fairbench.methods.parts.distribution_guidance import split
 from fairbench.metrics.counting import wilson_interval
 
 
@@ -77,12 +76,7 @@ class Lending(DDIMSampler):
         direction, more = self.joined(
             {name: conditioned(self.backbone, one) for name, one in contexts.items()}
         )
-
-        def denoise(x: Tensor, t: int) -> Prediction:
-            one, unedited = steered(x, t), direction(x, t)
-            return SplitPrediction(one.x_t, one.alpha, one.sigma, one.kind, one.value, unedited)
-
-        return denoise, calls + more
+        return split(steered, direction), calls + more
 
 
 def main() -> None:
