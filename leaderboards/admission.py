@@ -25,7 +25,15 @@ from fairbench.metrics.counting import wilson_interval
 from fairbench.runs.config import MINIMUM_IMAGES
 from fairbench.runs.copies import MOST_COPIES
 
-__all__ = ["Baselines", "Reason", "admit", "differences", "flatten", "told_defaults"]
+__all__ = [
+    "Baselines",
+    "Reason",
+    "admit",
+    "differences",
+    "flatten",
+    "samplings",
+    "told_defaults",
+]
 
 BASELINE = "vanilla"
 
@@ -153,7 +161,10 @@ def admit(block: Sequence[Row], baselines: Baselines) -> Admission:
         baselines: Of all rows, whatever their task.
     """
     protocol = baselines.protocol(block)
-    comparable = {row.place: _compare(row, protocol, block) for row in block}
+    if protocol is None:  # no row is ranked then, but what they don't share is still said
+        protocol = max(block, key=lambda one: (one.may_rank, *_weight(one), one.keys))
+    expected = _settings(protocol.config)
+    comparable = {row.place: _compare(row, protocol, expected) for row in block}
     reasons: dict[tuple[str, ...], list[Reason]] = {row.place: [] for row in block}
     candidates = []
     for row in block:
@@ -361,13 +372,16 @@ def told_defaults(method: str, preset: str) -> Mapping[str, str]:
     return {}
 
 
-@cache
 def declared_sampling(dataset: str, backbone: str) -> Mapping[str, Any]:
     """How a backbone says that it is sampled; empty for one that no data set names."""
+    return samplings(dataset).get(backbone, {})
+
+
+@cache
+def samplings(dataset: str) -> Mapping[str, Mapping[str, Any]]:
+    """Backbone of a data set -> how it says that it is sampled."""
     with suppress(InputError):  # another package's data set
-        for spec in get_dataset(dataset).backbones:
-            if spec.name == backbone:
-                return asdict(spec.sampling)
+        return {spec.name: asdict(spec.sampling) for spec in get_dataset(dataset).backbones}
     return {}
 
 
@@ -388,19 +402,16 @@ def sampled(dataset: str, backbone: str, config: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
-def _compare(row: Row, protocol: Row | None, block: Sequence[Row]) -> str:
-    """Whether a row has the protocol of its block."""
-    other = protocol
-    if other is None:  # no row is ranked then, but what they don't share is still said
-        other = max(block, key=lambda one: (one.may_rank, *_weight(one), one.keys))
-    mine, theirs = _settings(row.config), _settings(other.config)
-    if other.task != row.task:  # a baseline's own question isn't the row's
+def _compare(row: Row, protocol: Row, expected: Mapping[str, str]) -> str:
+    """Whether a row has the protocol of its block, and its settings, which are given."""
+    mine, theirs = _settings(row.config), dict(expected)
+    if protocol.task != row.task:  # a baseline's own question isn't the row's
         for name in list(theirs):
             if name == "task" or name.startswith(("target.", "readings.")):
                 del theirs[name]
         if not _even(row.config):
             return "no: its target isn't even"
-    theirs |= dict(flatten({"sampling": block_sampling(row)}))
+    theirs |= flatten({"sampling": block_sampling(row)})
     apart = differences(mine, theirs)
     told = [f"{name} {_short(mine[name])}, protocol {_short(theirs[name])}" for name in apart]
     return f"no: {'; '.join(told)}" if told else "yes"
@@ -415,7 +426,7 @@ def differences(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted name and text of every value of a tree."""
     for name, value in tree.items():
-        if isinstance(value, Mapping):
+        if type(value) is dict or isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else canonical(value)

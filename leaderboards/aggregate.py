@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from fnmatch import fnmatchcase
 from sys import intern
-from typing import Any
+from typing import Any, get_args
 
 from fairbench.core.keys import canonical
 from fairbench.core.record import PerImage, Record
-from fairbench.core.score import RANKED, Score
+from fairbench.core.score import RANKED, Better, Score
 from fairbench.leaderboards.admission import (
     Admission,
     Baselines,
@@ -25,9 +25,10 @@ from fairbench.leaderboards.admission import (
     declared_sampling,
     flatten,
     sampled,
+    samplings,
     told_defaults,
 )
-from fairbench.leaderboards.averages import Averages, Cell, exact_mean
+from fairbench.leaderboards.averages import Averages, Cell, exact_mean, measure_together
 from fairbench.leaderboards.counts import Counts
 from fairbench.leaderboards.ranking import ImagesOf, ranked_row, stand
 from fairbench.leaderboards.row import UNRANKED, Copies, Distance, Row
@@ -78,11 +79,12 @@ def rows_of(
     warn: Callable[[str], None],
 ) -> list[Row]:
     """As `rows`, from a shelf that may hold more records than there is room for in memory."""
-    for remembered in (declared_sampling, told_defaults):
+    for remembered in (samplings, told_defaults):
         remembered.cache_clear()  # what is installed, or on the disk, may have changed since
     by_configuration: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     kept = shelf.records
-    newest = _newest(kept)
+    answered = [_question(record) for record in kept]
+    newest = _newest(kept, answered)
 
     def is_asked_for(record: Record) -> bool:
         return dataset in (None, record.dataset) and task in (None, record.task)
@@ -90,11 +92,11 @@ def rows_of(
     def tell(record: Record) -> Callable[[str], None]:
         return warn if is_asked_for(record) else lambda line: None
 
-    for record in kept:
+    for record, question in zip(kept, answered, strict=True):
         if record.status != "complete":
             tell(record)(f"{_name(record)}: left out, because its run is {record.status}")
             continue
-        if _breadth(record) < newest[_question(record)]:
+        if _breadth(record) < newest[question]:
             tell(record)(
                 f"{_name(record)}: left out, because another record scores its images anew"
             )
@@ -114,8 +116,13 @@ def rows_of(
         if is_asked_for(group[0]) or group[0].method == "vanilla"
     ]
 
-    def work(group: Group) -> Any:
-        return _worked_out([shelf.whole(run) for run in group.rows[0]], counts, shelf)
+    def work(groups: Sequence[Group]) -> Iterator[Any]:
+        every = [[shelf.whole(run) for run in group.rows[0]] for group in groups]
+        averages = [Averages(runs, counts) for runs in every]
+        columns = [_columns(runs) for runs in every]
+        measure_together(zip(averages, columns, strict=True))
+        for runs, one, columns_ in zip(every, averages, columns, strict=True):
+            yield _worked_out(runs, one, columns_, shelf)
 
     merged: dict[tuple[str, ...], tuple[Row, list[Record]]] = {}
     every = shelf.kept([Group([runs]) for runs, _ in wanted], counts.known, work)
@@ -134,10 +141,11 @@ def rows_of(
         for block, one in zip(blocks, decided, strict=True)
     ]
 
-    def compare(group: Group) -> Any:
-        by, values = group.detail
-        cells = [Cell(*value) for value in values]
-        return _standings(group.rows, cells, by, counts, shelf)
+    def compare(groups: Sequence[Group]) -> Iterator[Any]:
+        for group in groups:
+            by, values = group.detail
+            cells = [Cell(*value) for value in values]
+            yield _standings(group.rows, cells, by, counts, shelf)
 
     questions = [
         Group(
@@ -172,12 +180,13 @@ def _standings(
     ]
 
 
-def _newest(records: Iterable[Record]) -> dict[str, tuple[int, int, int]]:
+def _newest(
+    records: Iterable[Record], questions: Iterable[str]
+) -> dict[str, tuple[int, int, int]]:
     """Question -> the best `_breadth` that a complete record answers it with."""
     newest: dict[str, tuple[int, int, int]] = {}
-    for record in records:
+    for record, question in zip(records, questions, strict=True):
         if record.status == "complete":
-            question = _question(record)
             newest[question] = max(newest.get(question, (0, 0, 0)), _breadth(record))
     return newest
 
@@ -259,16 +268,19 @@ def _merged(runs: Sequence[Record], found: Mapping[str, Any]) -> Row:
     return row if told is None else replace(row, given=_given(row, told))
 
 
-def _worked_out(runs: Sequence[Record], counts: Counts, shelf: Shelf) -> dict[str, Any]:
+def _worked_out(
+    runs: Sequence[Record], averages: Averages, columns: _Columns, shelf: Shelf
+) -> dict[str, Any]:
     """What a row has of its records beside their configuration, as plain values.
 
     Args:
         runs: Whole records, one a seed.
-        counts: Reads their counts.
+        averages: Of their columns.
+        columns: Of their scores.
         shelf: Knows their images.
     """
     lines: list[str] = []
-    cells = _cells(runs, counts, lines.append)
+    cells = _cells(runs, averages, columns, lines.append)
     copies, quality = _copies(runs, shelf.hashes), _quality(runs)
     return {
         "flags": list(_flags(runs)),
@@ -282,12 +294,13 @@ def _worked_out(runs: Sequence[Record], counts: Counts, shelf: Shelf) -> dict[st
 
 
 _CELL = [one.name for one in fields(Cell)]
+_BETTER: Mapping[str, Better] = {name: name for name in get_args(Better)}
 
 
 def _cell(values: Sequence[Any]) -> Cell:
     """A cell whose texts, of which there are few, are those of other cells."""
-    told: list[Any] = [intern(one) if type(one) is str else one for one in values]
-    return Cell(*told)
+    value, low, high, interval, floor, n, better, unit, older = values
+    return Cell(value, low, high, intern(interval), floor, n, _BETTER[better], intern(unit), older)
 
 
 def _values(cell: Cell) -> list[Any]:
@@ -374,13 +387,23 @@ def _flags(runs: Sequence[Record]) -> tuple[str, ...]:
     return ("quota",) if degrees and chance < QUOTA_CHANCE else ()
 
 
-def _cells(runs: Sequence[Record], counts: Counts, warn: Callable[[str], None]) -> dict[str, Cell]:
+_Columns = Mapping[str, Sequence[Score]]
+
+
+def _columns(runs: Sequence[Record]) -> _Columns:
+    """Name -> a score, in every run that has it."""
     by_name: dict[str, list[Score]] = defaultdict(list)
     for run in runs:
         for score in run.scores:
             by_name[score.name].append(score)
-    averages, cells = Averages(runs, counts), {}
-    for name, scores in by_name.items():
+    return by_name
+
+
+def _cells(
+    runs: Sequence[Record], averages: Averages, columns: _Columns, warn: Callable[[str], None]
+) -> dict[str, Cell]:
+    cells = {}
+    for name, scores in columns.items():
         if len(scores) < len(runs):
             warn(f"{_name(runs[0])}: {name} left out; {len(scores)} of {len(runs)} seeds have it")
             continue
@@ -448,12 +471,14 @@ def _label(block: Sequence[Row]) -> list[Row]:
         groups[row.method, _preset(row)].append(row)
     labels: dict[tuple[str, ...], str] = {}
     for group in groups.values():
-        varying = _varying(group)
-        short = [_label_of(row, varying, _defaults(row)) for row in group]
-        whole = [_label_of(row, varying, {}) for row in group]
+        choices = [_choices(row) for row in group]
+        varying = _varying(choices)
+        told = list(zip(group, choices, strict=True))
+        short = [_label_of(row, chosen, varying, _defaults(row)) for row, chosen in told]
+        whole = [_label_of(row, chosen, varying, {}) for row, chosen in told]
         # Records from before a parameter was there are told from its default by whole ones only.
-        told = short if len(set(short)) == len(set(whole)) else whole
-        labels.update((row.place, label) for row, label in zip(group, told, strict=True))
+        names = short if len(set(short)) == len(set(whole)) else whole
+        labels.update((row.place, label) for row, label in zip(group, names, strict=True))
     return [replace(row, label=labels[row.place]) for row in block]
 
 
@@ -470,9 +495,8 @@ def _choices(row: Row) -> dict[str, str]:
     return dict(flatten({**row.config.get("parameters", {}), **chosen}))
 
 
-def _varying(group: Sequence[Row]) -> list[str]:
-    """Names of the parameters in which the rows differ, sorted."""
-    choices = [_choices(row) for row in group]
+def _varying(choices: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of the parameters in which rows of these choices differ, sorted."""
     names = sorted(set().union(*choices))
     return [name for name in names if len({choice.get(name) for choice in choices}) > 1]
 
@@ -484,8 +508,9 @@ def _defaults(row: Row) -> dict[str, str]:
     return {**told_defaults(row.method, _preset(row)), **sampling}
 
 
-def _label_of(row: Row, varying: Sequence[str], defaults: Mapping[str, str]) -> str:
-    choices = _choices(row)
+def _label_of(
+    row: Row, choices: Mapping[str, str], varying: Sequence[str], defaults: Mapping[str, str]
+) -> str:
     told = [name for name in varying if name in choices and choices[name] != defaults.get(name)]
     parts = [f"{name}={choices[name]}" for name in told]
     return ", ".join(filter(None, [_preset(row), *parts]))

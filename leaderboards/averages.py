@@ -28,6 +28,7 @@ from fairbench.metrics.seeds import (
     SIZES,
     MeanShares,
     SeedsEstimate,
+    estimates,
     mean_number,
     mean_rate,
     mean_shares,
@@ -35,7 +36,7 @@ from fairbench.metrics.seeds import (
 )
 from fairbench.scores.catalogue import is_older
 
-__all__ = ["Averages", "Cell", "exact_mean", "means_of", "shifts"]
+__all__ = ["Averages", "Cell", "exact_mean", "means_of", "measure_together", "shifts"]
 
 _WIDER = {"images": "finite images decide", "seeds": "differences between seeds decide"}
 Errors = Literal["apart", "shared", "one way"]
@@ -124,7 +125,23 @@ class Averages:
         self._runs, self._counts = runs, counts
         self._counted: dict[Column, list[dict[str, Counted]]] = {}
         self._made: dict[tuple[str, Column], MeanShares | None] = {}
-        self._estimates: dict[tuple[str, Column], SeedsEstimate] = {}
+        self._parts: dict[str, _Parts | None] = {}
+        self._estimates: dict[tuple[str, Column], dict[str, SeedsEstimate]] = {}
+
+    def unmeasured(self, names: Iterable[str]) -> list[_Unmeasured]:
+        """Mean shares that the columns of these names need measured, and by which sizes."""
+        asked: dict[tuple[str, Column], _Unmeasured] = {}
+        if len(self._runs) > 1:
+            for parts in filter(None, map(self._parts_of, names)):
+                for judge, made in parts.made.items():
+                    place = judge, _without_size(parts.column)
+                    had = asked.setdefault(place, (self, place, made, []))
+                    had[3].append(parts.column.size)
+        return list(asked.values())
+
+    def hold(self, place: tuple[str, Column], found: Mapping[str, SeedsEstimate]) -> None:
+        """Keep what `unmeasured` asked for."""
+        self._estimates.setdefault(place, {}).update(found)
 
     def cell(self, scores: Sequence[Score]) -> Cell | None:
         """One score over the seeds; None if that would mix versions of its definition.
@@ -157,20 +174,11 @@ class Averages:
     ) -> tuple[SeedsEstimate, float | None, str] | None:
         """Distance of the mean shares, its floor and what is to be said of it."""
         name = scores[0].name
-        columns = {self._counts.column(run, name) for run in self._runs}
-        if len(columns) != 1 or (column := columns.pop()) is None:
+        parts = self._parts_of(name)
+        if parts is None:
             return None
-        by_run = self._by_run(column)
-        judges = [judge for judge in by_run[0] if all(judge in one for one in by_run)]
-        if not judges:
-            return None
-        made = [self._means(judge, column, [one[judge] for one in by_run]) for judge in judges]
-        known = [one for one in made if one is not None]
-        if len(known) < len(made):
-            return None
-        found = [
-            self._measured(judge, one, column) for judge, one in zip(judges, known, strict=True)
-        ]
+        column, judges, by_run = parts.column, list(parts.made), parts.by_run
+        found = [self._measured(judge, one, column) for judge, one in parts.made.items()]
         rule = ""
         if column.corrected:
             others = shifts([judge_values(run, name) for run in self._runs], judges)
@@ -183,8 +191,29 @@ class Averages:
                 rule = f", the worse of {len(found)} judges{rule}"
         # Where batches can't be seen, the spread of a fair generator isn't known.
         seen = all(one[judge].effect is not None for one in by_run for judge in judges)
-        floor = max(_floor(one, column) for one in known) if seen and _has_floor(column) else None
+        floor = None
+        if seen and _has_floor(column):
+            floor = max(_floor(one, column) for one in parts.made.values())
         return united_judges(found), floor, rule
+
+    def _parts_of(self, name: str) -> _Parts | None:
+        """What a column is made of; None if counts don't decide it, or aren't known."""
+        if name not in self._parts:
+            self._parts[name] = self._parts_from(name)
+        return self._parts[name]
+
+    def _parts_from(self, name: str) -> _Parts | None:
+        columns = {self._counts.column(run, name) for run in self._runs}
+        if len(columns) != 1 or (column := columns.pop()) is None:
+            return None
+        by_run = self._by_run(column)
+        judges = [judge for judge in by_run[0] if all(judge in one for one in by_run)]
+        made = {
+            judge: one
+            for judge in judges
+            if (one := self._means(judge, column, [one[judge] for one in by_run])) is not None
+        }
+        return _Parts(column, by_run, made) if judges and len(made) == len(judges) else None
 
     def _means(self, judge: str, column: Column, counted: Sequence[Counted]) -> MeanShares | None:
         """Mean shares of one judge; None if its errors aren't known or can't be undone."""
@@ -201,12 +230,42 @@ class Averages:
         return self._counted[place]
 
     def _measured(self, judge: str, made: MeanShares, column: Column) -> SeedsEstimate:
-        place = judge, replace(column, relative=False) if column.relative else column
-        if place not in self._estimates:
-            self._estimates[place] = made.estimate(column.size)
-        one = self._estimates[place]
+        known = self._estimates.setdefault((judge, _without_size(column)), {})
+        if column.size not in known:
+            known[column.size] = made.estimate(column.size)
+        one = known[column.size]
         scale = 1 / _largest(made, column.size) if column.relative else 1.0
         return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """What a column is made of.
+
+    Attributes:
+        column: How it comes from counts.
+        by_run: What every judge counted in each run.
+        made: Judge -> mean shares, the first judge first.
+    """
+
+    column: Column
+    by_run: Sequence[Mapping[str, Counted]]
+    made: Mapping[str, MeanShares]
+
+
+_Unmeasured = tuple[Averages, tuple[str, Column], MeanShares, list[str]]
+
+
+def measure_together(rows: Iterable[tuple[Averages, Iterable[str]]]) -> None:
+    """Measure what the columns of many rows need at once, in a fraction of the time.
+
+    Args:
+        rows: Of each row its averages and the names of its columns.
+    """
+    asked = [one for averages, names in rows for one in averages.unmeasured(names)]
+    found = estimates([(made, sizes) for _, _, made, sizes in asked])
+    for (averages, place, _, _), one in zip(asked, found, strict=True):
+        averages.hold(place, one)
 
 
 @lru_cache(maxsize=1024)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fairbench.core.record import Record
 from fairbench.leaderboards.aggregate import Row, rows_of
-from fairbench.leaderboards.helpers import uncollected
+from fairbench.leaderboards.helpers import one_thread, uncollected
 from fairbench.leaderboards.index import Index
 from fairbench.storage.places import place_of
 
@@ -62,7 +62,7 @@ def open_board(
     place = place_of(results)
     place.update()
     folder = place.folder
-    with uncollected():
+    with uncollected(), one_thread():
         index = Index(folder, warn)
         made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
     by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}

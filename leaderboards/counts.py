@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +166,7 @@ class Counts:
         if record.card.get("batch_coupled") or "no_floor" in record.facts.get("fairness", {}):
             worth = None if name is None else sum(record.facts["fair"][name]["n"])
             effect = None if not worth else float(pooled.sum()) / worth
-        table = None if confusion is None else np.array(confusion, dtype=np.int64)
-        return {judge: Counted(np.stack(by_prompt), target, table, effect)}
+        return {judge: Counted(np.stack(by_prompt), target, _confusion(confusion), effect)}
 
 
 Confusion = tuple[str, str, Any]
@@ -210,13 +209,18 @@ def is_discrepancy(name: str) -> bool:
 
 
 def _counted(entry: Mapping[str, Any]) -> Counted:
-    confusion = entry["confusion"]
     return Counted(
         np.array(entry["counts"], dtype=np.int64),
         np.array(entry["target"], dtype=np.float64),
-        None if confusion is None else np.array(confusion, dtype=np.int64),
+        _confusion(entry["confusion"]),
         entry["effect"],
     )
+
+
+def _confusion(rows: Sequence[Sequence[int]] | None) -> NDArray[np.int64] | None:
+    """A judge's confusion; None if a group has no labelled image: its errors aren't known."""
+    table = None if rows is None else np.array(rows, dtype=np.int64)
+    return table if table is not None and table.sum(axis=1).all() else None
 
 
 def _pooled(one: Counted) -> Counted:

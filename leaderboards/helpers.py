@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["mapped", "uncollected"]
+from threadpoolctl import threadpool_limits
+
+__all__ = ["mapped", "one_thread", "uncollected"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,11 +26,11 @@ _MOST = 8
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals that end a command."""
 
-_work: Callable[[Any], Any] | None = None
+_work: Callable[[Sequence[Any]], Iterable[Any]] | None = None
 
 
 def mapped(
-    work: Callable[[Item], Result],
+    work: Callable[[Sequence[Item]], Iterable[Result]],
     items: Sequence[Item],
     *,
     alone: bool = False,
@@ -39,14 +41,16 @@ def mapped(
     caller's is imported again; where processes can't be copied, or for few items, there are none.
 
     Args:
-        work: Called with one item; what it gives must survive pickling.
+        work: Called with some items, gives a result of each; those must survive pickling.
         items: What to work on.
         alone: Whether this process must do it all.
     """
     global _work
     count = min(_MOST, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
+    portions = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]
     if alone or len(items) < _WORTH_IT or count < 2:
-        yield from map(work, items)
+        for portion in portions:
+            yield from work(portion)
         return
     _work = work
     # A helper must not hear what this process does on a signal before it is one.
@@ -60,10 +64,20 @@ def mapped(
         _work = None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with pool:
-        for start in range(0, len(items), 64 * _AT_ONCE * count):
-            # In portions: results that nobody has asked for yet would pile up.
-            portion = items[start : start + 64 * _AT_ONCE * count]
-            yield from pool.imap(_called, portion, _AT_ONCE)
+        for start in range(0, len(portions), 64 * count):
+            # Some at a time: results that nobody has asked for yet would pile up.
+            for results in pool.imap(_called, portions[start : start + 64 * count]):
+                yield from results
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra by a single thread meanwhile, in helpers too.
+
+    Matrices of rows are small, and threads that wait for each other take the helpers' cores.
+    """
+    with threadpool_limits(1):
+        yield
 
 
 @contextmanager
@@ -89,6 +103,6 @@ def _begin() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
-def _called(item: Any) -> Any:
+def _called(items: Sequence[Any]) -> list[Any]:
     assert _work is not None
-    return _work(item)
+    return list(_work(items))

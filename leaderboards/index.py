@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from fairbench.core.record import PerImage, Record
 from fairbench.core.score import Score
 from fairbench.leaderboards.counts import Confusion, confusions_in
 from fairbench.leaderboards.helpers import mapped
-from fairbench.leaderboards.shelf import Group, Shelf
+from fairbench.leaderboards.shelf import Group, Shelf, Work
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.records import (
     RecordError,
@@ -46,7 +46,7 @@ from fairbench.storage.records import (
 
 __all__ = ["Index"]
 
-_VERSION = 4
+_VERSION = 5
 _SCORE = attrgetter(*(one.name for one in fields(Score)))
 _HEAVY = ("scores", "groups", "facts", "manifest")
 _LIGHT = [one.name for one in fields(Record) if one.name not in _HEAVY]
@@ -111,13 +111,13 @@ class Index:
         had = dict(self._base.execute("SELECT path, stamp FROM records"))
         for path in record_paths(self._results):
             # A file's name may be no text, which the index couldn't hold.
-            name = _text(path.relative_to(self._results).as_posix())
+            name = _text("/".join(path.parts[-3:]))
             self._paths[name], self._stamps[name] = path, _stamp(path)
         self._base.execute("DELETE FROM rows WHERE code != ?", (_code(),))
         gone = [(name,) for name in had.keys() - self._stamps.keys()]
         self._base.executemany("DELETE FROM records WHERE path = ?", gone)
         changed = [name for name, stamp in self._stamps.items() if had.get(name) != stamp]
-        entries = mapped(_entry, [self._paths[name] for name in changed])
+        entries = mapped(partial(map, _entry), [self._paths[name] for name in changed])
         fresh = (
             (name, self._stamps[name], *entry)
             for name, entry in zip(changed, entries, strict=True)
@@ -178,23 +178,23 @@ class Index:
         (text,) = self._one("confusions", record)
         return [tuple(one) for one in self._shared(text)]
 
-    def _kept(
-        self, groups: Sequence[Group], about: Any, work: Callable[[Group], Any]
-    ) -> Iterator[Any]:
+    def _kept(self, groups: Sequence[Group], about: Any, work: Work) -> Iterator[Any]:
         start = hashlib.sha256(canonical(about).encode()).hexdigest()
         keys = [self._key(start, group) for group in groups]
         had = {key for (key,) in self._base.execute("SELECT key FROM rows")}
         missing = [place for place, key in enumerate(keys) if key not in had]
 
-        def worked_out(place: int) -> bytes:
+        def worked_out(places: Sequence[int]) -> Iterator[bytes]:
             self._use_own_connection()
-            warn, told, lines = self._warn, self._told, list[str]()
-            self._warn, self._told = lines.append, set()
-            try:
-                found = work(groups[place])
-            finally:
-                self._warn, self._told = warn, told
-            return zlib.compress(json.dumps([found, lines]).encode(), 1)
+            every = work([groups[place] for place in places])
+            for _ in places:
+                warn, told, lines = self._warn, self._told, list[str]()
+                self._warn, self._told = lines.append, set()
+                try:
+                    found = next(every)
+                finally:
+                    self._warn, self._told = warn, told
+                yield zlib.compress(json.dumps([found, lines]).encode(), 1)
 
         self._base.commit()  # so that helpers see everything
         fresh = iter(mapped(worked_out, missing, alone=not self._file))
@@ -230,14 +230,14 @@ def _place(record: Record) -> tuple[str, ...]:
 
 def _stamp(path: Path) -> str:
     """What changes with a file, with the sidecar beside it and with the code that reads them."""
-    told: list[Any] = [_code()]
+    told = _code()
     for one in (path, sidecar_path(path)):
         try:
             had = one.stat()
-            told.append([had.st_size, had.st_mtime_ns, had.st_ctime_ns, had.st_ino])
+            told += f" {had.st_size} {had.st_mtime_ns} {had.st_ctime_ns} {had.st_ino}"
         except OSError:
-            told.append([])
-    return json.dumps(told)
+            told += " none"
+    return told
 
 
 def _text(text: str) -> str:
@@ -273,16 +273,19 @@ def _unpacked(packed: bytes) -> Any:
 
 def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:
     try:
-        hexes = read_hashes(path, record)
+        found = read_hashes(path, record)
     except RecordError as error:
         return None, _text(str(error))
-    if not hexes:
+    if found is None or not len(found):
         return None, None
     try:
-        words = np.frombuffer(bytes.fromhex("".join(hexes)), dtype=np.uint64).reshape(-1, 4)
+        digests = (
+            found.tobytes() if isinstance(found, np.ndarray) else bytes.fromhex("".join(found))
+        )
+        words = np.frombuffer(digests, dtype=np.uint64).reshape(-1, 4)
         return np.bitwise_xor.reduce(words, axis=1).tobytes(), None
     except ValueError:  # made by hand: any text that tells images apart
-        every = (hashlib.sha256(one.encode("utf-8", "surrogatepass")).digest() for one in hexes)
+        every = (hashlib.sha256(one.encode("utf-8", "surrogatepass")).digest() for one in found)
         return b"".join(one[:8] for one in every), None
 
 

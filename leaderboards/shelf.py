@@ -9,7 +9,7 @@ from typing import Any
 from fairbench.core.record import PerImage, Record
 from fairbench.leaderboards.counts import Confusion, confusions_in
 
-__all__ = ["Group", "Shelf", "in_memory", "nothing_kept"]
+__all__ = ["Group", "Shelf", "Work", "in_memory", "nothing_kept"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Shelf:
         confusions: Of the judges that counted, in a record.
         kept: Gives what a function works out of each of many groups of records, plain JSON, in
             their order; what was worked out before, of the same records and ``about``, is kept.
+            The function is given some groups at a time.
     """
 
     records: Sequence[Record]
@@ -47,14 +48,15 @@ class Shelf:
     hashes: Callable[[Record], Sequence[Any] | None]
     images: Callable[[Record], PerImage | None]
     confusions: Callable[[Record], list[Confusion]]
-    kept: Callable[[Sequence[Group], Any, Callable[[Group], Any]], Iterator[Any]]
+    kept: Callable[[Sequence[Group], Any, Work], Iterator[Any]]
 
 
-def nothing_kept(
-    groups: Sequence[Group], about: Any, work: Callable[[Group], Any]
-) -> Iterator[Any]:
+Work = Callable[[Sequence[Group]], Iterator[Any]]
+
+
+def nothing_kept(groups: Sequence[Group], about: Any, work: Work) -> Iterator[Any]:
     """Works everything out anew."""
-    return map(work, groups)
+    return work(groups)
 
 
 def in_memory(records: Iterable[Record], images: Callable[[Record], PerImage | None]) -> Shelf:

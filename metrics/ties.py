@@ -7,9 +7,10 @@ of the two counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from statistics import NormalDist
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics.confusion import confusion_rates, likeliest_shares
-from fairbench.metrics.counting import Array, normal_quantile
+from fairbench.metrics.counting import Array, normal_quantile, quantile
 from fairbench.metrics.significance import holm
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
 
 _DRAWS = 20_000
 _SEED = 20_261  # any constant: the same rows must always give the same ranks
+_KEPT = 160  # prompts times groups up to which normal draws are kept: 50 MiB
 _RARE = 20  # draws below which a tail is taken from a normal distribution
 ENOUGH_SEEDS = 3
 LEVEL = 0.05
@@ -277,28 +279,33 @@ def _p_of_images(first: Contender, second: Contender) -> float:
     blocks = np.block(
         [[first.covariance, between], [between.transpose(0, 2, 1), second.covariance]]
     )
-    errors = [np.zeros((_DRAWS, prompts, groups)) for _ in range(2)]
-    for prompt, block in enumerate(blocks):
-        weights, vectors = np.linalg.eigh(block)
-        root = vectors * np.sqrt(np.maximum(weights, 0))
-        drawn = _normals(prompts, groups, prompt) @ root.T
-        errors[0][:, prompt], errors[1][:, prompt] = drawn[:, :groups], drawn[:, groups:]
-    judged: dict[str, Array] = {}
-    signed, unsigned = np.zeros(_DRAWS), np.zeros(_DRAWS)
-    for sign, row, error in ((1.0, first, errors[0]), (-1.0, second, errors[1])):
+    misread = [np.empty(0), np.empty(0)]
+    judges: list[str] = []
+    for place, row in enumerate((first, second)):
         if row.confusion is not None:
-            if row.judge not in judged:
-                place = prompts + len(judged)
-                table = tuple(tuple(one) for one in row.confusion.tolist())
-                judged[row.judge] = _confusion_errors(table, prompts, place)
-            answers = row.gaps + row.target
-            error = error - np.einsum("pk,rkj->rpj", answers, judged[row.judge])
-        error = error @ row.inverse
-        sizes, norms = np.linalg.norm(row.gaps, axis=1), np.linalg.norm(error, axis=2)
-        far = sizes > 2 * np.quantile(norms, 0.95, axis=0)
-        moved = np.linalg.norm(row.gaps[far] + error[:, far], axis=2)
-        signed += sign * (moved - sizes[far]).sum(axis=1) / prompts
-        unsigned += norms[:, ~far].sum(axis=1) / prompts
+            if row.judge not in judges:
+                judges.append(row.judge)
+            table = tuple(tuple(one) for one in row.confusion.tolist())
+            misread[place] = _misread(table, prompts, judges.index(row.judge))
+    signed, unsigned = np.zeros(_DRAWS), np.zeros(_DRAWS)
+    for prompt, (block, normals) in enumerate(
+        zip(blocks, _normals(prompts, groups), strict=False)
+    ):
+        weights, vectors = np.linalg.eigh(block)
+        root = (vectors * np.sqrt(np.maximum(weights, 0))).T
+        for sign, row, judge, part in (
+            (1.0, first, misread[0], root[:, :groups]),
+            (-1.0, second, misread[1], root[:, groups:]),
+        ):
+            error = normals @ (part @ row.inverse)
+            gap = row.gaps[prompt]
+            if row.confusion is not None:
+                error -= ((gap + row.target[prompt]) @ judge).reshape(error.shape)
+            size, norms = float(np.linalg.norm(gap)), _lengths(error)
+            if size > 2 * quantile(norms, 0.95):
+                signed += sign / prompts * (_lengths(gap + error) - size)
+            else:
+                unsigned += norms / prompts
     gap = first.value - second.value
     # What the difference could be pushed to if there were none.
     pushed = (signed if gap > 0 else -signed) + unsigned
@@ -310,6 +317,11 @@ def _p_of_images(first: Contender, second: Contender) -> float:
         return 1.0 if gap == 0 else 0.0
     tail = NormalDist().cdf((float(pushed.mean()) - abs(gap)) / spread)
     return min(2 * tail, 2 * _RARE / _DRAWS)
+
+
+def _lengths(rows: Array) -> Array:
+    """(R, K) -> (R,) Euclidean lengths, in a fraction of the time of `np.linalg.norm`."""
+    return np.asarray(np.sqrt(np.einsum("rk,rk->r", rows, rows)), dtype=np.float64)
 
 
 def _p_of_seeds(first: Contender, second: Contender) -> float:
@@ -387,35 +399,44 @@ def _shrunk_covariance(counts: NDArray[np.int64]) -> Array:
     return np.asarray((np.diag(share) - np.outer(share, share)) / n, dtype=np.float64)
 
 
-@lru_cache(maxsize=16)
-def _normals(prompts: int, groups: int, place: int) -> Array:
+def _normals(prompts: int, groups: int) -> Iterable[Array]:
     """Standard normal draws, the same for every pair of rows of P prompts and K groups.
 
-    Args:
-        prompts: P.
-        groups: K.
-        place: The first P are (R, 2 K) for the two rows' shares of a prompt, the next (R, K, K),
-            for a judge each.
+    First (R, 2 K) a prompt, for the two rows' shares of it, then (R, K, K) a judge, of up to two.
     """
+    few = prompts * groups <= _KEPT
+    return _kept_normals(prompts, groups) if few else _drawn(prompts, groups)
+
+
+def _drawn(prompts: int, groups: int) -> Iterator[Array]:
     rng = np.random.default_rng(_SEED)
-    for passed in range(place + 1):
-        size = (2 * groups,) if passed < prompts else (groups, groups)
-        drawn = rng.standard_normal((_DRAWS, *size))
-    return drawn
+    for _ in range(prompts):
+        yield rng.standard_normal((_DRAWS, 2 * groups))
+    for _ in range(2):
+        yield rng.standard_normal((_DRAWS, groups, groups))
+
+
+@lru_cache(maxsize=2)
+def _kept_normals(prompts: int, groups: int) -> tuple[Array, ...]:
+    return tuple(_drawn(prompts, groups))
 
 
 @lru_cache(maxsize=8)
-def _confusion_errors(table: tuple[tuple[int, ...], ...], prompts: int, place: int) -> Array:
-    """Normal errors of the rates of a confusion, (R, K, K), the same for every pair of rows.
+def _misread(table: tuple[tuple[int, ...], ...], prompts: int, judge: int) -> Array:
+    """What the errors of a judge's rates add to corrected shares, the same for every pair of rows.
+
+    Its K rows, (K, R K), are added in the shares of the groups; each holds R draws of K numbers.
 
     Args:
         table: (K, K) labelled images by true and judged group.
         prompts: P.
-        place: As `_normals` takes it.
+        judge: 0 or 1, which of the judges' normal draws these are.
     """
-    normals = _normals(prompts, len(table), place)
+    normals = next(islice(_normals(prompts, len(table)), prompts + judge, None))
     smoothed = np.array(table) + 0.5
     rates = smoothed / smoothed.sum(axis=1, keepdims=True)
     scaled = np.sqrt(rates) * normals
     errors = scaled - rates * scaled.sum(axis=2, keepdims=True)
-    return np.asarray(errors / np.sqrt(smoothed.sum(axis=1))[:, None], dtype=np.float64)
+    errors /= np.sqrt(smoothed.sum(axis=1))[:, None]
+    corrected = errors @ np.linalg.inv(confusion_rates(np.array(table)))
+    return np.ascontiguousarray(corrected.transpose(1, 0, 2)).reshape(len(table), -1)

@@ -24,6 +24,9 @@ Check = Callable[[Any, Field], None]
 """Raises a ValueError that names the field if a value isn't of its kind."""
 
 _SHOWN = 60
+_FLOATS = {float}
+_OFF = 1e-6
+"""How far from 1 the sum of shares may lie."""
 
 
 def check_layout(record: Mapping[str, Any]) -> None:
@@ -121,6 +124,8 @@ def _list(check: Check) -> Check:
     def checked(value: Any, field: Field) -> None:
         if not isinstance(value, list):
             _refuse(field, "a list", value)
+        if check is _number and set(map(type, value)) == _FLOATS:
+            return
         for place, item in enumerate(value):
             check(item, (field, place))
 
@@ -148,6 +153,43 @@ def _fields(**checks: Check) -> Check:
                 check(value[name], (field, name))
 
     return checked
+
+
+def _needed(names: tuple[str, ...], check: Check) -> Check:
+    """An object that lacks none of these fields."""
+
+    def checked(value: Any, field: Field) -> None:
+        check(value, field)
+        if missing := [name for name in names if name not in value]:
+            raise ValueError(f"{_spelled(field)} lacks {', '.join(missing)}")
+
+    return checked
+
+
+def _table(value: Any, field: Field) -> None:
+    """Whole numbers, of which every row has as many."""
+    _NUMBERS(value, field)
+    if not value or not value[0] or len(set(map(len, value))) > 1:
+        _refuse(field, "a table whose rows are equally long", value)
+
+
+def _square(value: Any, field: Field) -> None:
+    _table(value, field)
+    if len(value) != len(value[0]) or len(value) < 2:
+        _refuse(field, "a table of as many rows as columns, 2 or more", value)
+
+
+def _counted(value: Any, field: Field) -> None:
+    """What a judge counted of one crossing: shapes agree, wanted shares are shares."""
+    _COUNTED(value, field)
+    groups = len(value["target"])
+    if groups < 2 or min(value["target"]) < 0 or abs(sum(value["target"]) - 1) > _OFF:
+        _refuse((field, "target"), "shares of 2 groups or more that sum to 1", value["target"])
+    for name in ("counts", "confusion"):
+        if value[name] is not None and len(value[name][0]) != groups:
+            _refuse((field, name), f"columns for {groups} groups, as in target", value[name])
+    if value["effect"] is not None and value["effect"] <= 0:
+        _refuse((field, "effect"), "a number above 0", value["effect"])
 
 
 _ENDS = _fields(
@@ -203,9 +245,38 @@ _CARD = _fields(
     reference_images=_whole,
 )
 
+_NUMBERS = _list(_list(_whole))
+
+_COUNTED = _needed(
+    ("counts", "target", "confusion", "effect"),
+    _fields(
+        counts=_table,
+        target=_list(_number),
+        confusion=_or_nothing(_square),
+        effect=_or_nothing(_number),
+    ),
+)
+
 _FACTS = _fields(
     fair=_by_name(
-        _fields(n=_list(_whole), target=_list(_number), confusion=_list(_list(_number)))
+        _needed(("n",), _fields(n=_list(_whole), target=_list(_number), confusion=_square))
+    ),
+    estimate=_needed(
+        ("per_prompt", "ranked", "images", "judges"),
+        _fields(
+            per_prompt=_yes_or_no,
+            ranked=_text,
+            images=_list(_whole),
+            judges=_by_name(_by_name(_counted)),
+            real_distance=_or_nothing(_number),
+        ),
+    ),
+    baseline=_needed(
+        ("method", "scores"),
+        _fields(
+            method=_text,
+            scores=_by_name(_needed(("value", "low", "high", "n"), _ENDS)),
+        ),
     ),
     fairness=_fields(
         corrected=_by_name(
@@ -220,32 +291,38 @@ _FACTS = _fields(
                 )
             )
         ),
-        quota=_fields(
-            statistic=_or_nothing(_number),
-            degrees=_whole,
-            p_value=_or_nothing(_number),
-            quota=_yes_or_no,
+        quota=_needed(
+            ("statistic", "degrees"),
+            _fields(
+                statistic=_or_nothing(_number),
+                degrees=_whole,
+                p_value=_or_nothing(_number),
+                quota=_yes_or_no,
+            ),
         ),
         by_prompt=_by_name(_ENDS),
         design_effect=_by_name(_number),
         lattice=_by_name(_by_name(_number)),
     ),
-    copies=_by_name(_whole),
+    copies=_needed(("images", "distinct"), _by_name(_whole)),
     not_measured=_by_name(_text),
 )
 
 _GROUPS = _by_name(
     _list(
-        _fields(
-            group=_text,
-            count=_whole,
-            n=_whole,
-            share=_or_nothing(_number),
-            low=_or_nothing(_number),
-            high=_or_nothing(_number),
-            target=_or_nothing(_number),
-            corrected=_or_nothing(_ENDS),
-            prompt_accuracy=_or_nothing(_ENDS),
+        _needed(
+            ("group", "count", "n"),
+            _fields(
+                group=_text,
+                count=_whole,
+                n=_whole,
+                share=_or_nothing(_number),
+                low=_or_nothing(_number),
+                high=_or_nothing(_number),
+                target=_or_nothing(_number),
+                corrected=_or_nothing(_ENDS),
+                prompt_accuracy=_or_nothing(_ENDS),
+            ),
         )
     )
 )
@@ -301,8 +378,6 @@ _QUESTION = _fields(
     judges=_list(_text),
     accept_judge=_yes_or_no,
 )
-
-_NUMBERS = _list(_list(_whole))
 
 _BASELINE: Mapping[str, Check] = MappingProxyType(
     {

@@ -11,13 +11,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import stat
+import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +32,6 @@ from fairbench.core.record import SCHEMA, PerImage, Record, Status
 from fairbench.core.score import Score
 from fairbench.storage.files import atomic_write
 from fairbench.storage.layout import check_layout
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = [
     "RecordError",
@@ -185,8 +186,11 @@ def read_per_image(path: Path, record: Record) -> PerImage | None:
     )
 
 
-def read_hashes(path: Path, record: Record) -> Sequence[str] | None:
-    """The SHA-256 of each image of a record of any schema, in image order; None if it has none.
+def read_hashes(path: Path, record: Record) -> NDArray[np.uint8] | Sequence[str] | None:
+    """The SHA-256 of each image of a record, in image order; None if it has none.
+
+    Returns:
+        (N, 32) from a sidecar; from a manifest what it says, 64 hexadecimal digits each.
 
     Raises:
         RecordError: As `read_per_image`.
@@ -194,7 +198,7 @@ def read_hashes(path: Path, record: Record) -> Sequence[str] | None:
     if record.manifest:
         return [digest for _, _, digest in record.manifest]
     packed = _sidecar(path, record)
-    return None if packed is None else _hexes(_arrays(packed, only="sha256")["sha256"])
+    return None if packed is None else _arrays(packed, only="sha256")["sha256"]
 
 
 def _sidecar(path: Path, record: Record) -> bytes | None:
@@ -217,12 +221,14 @@ def _sidecar(path: Path, record: Record) -> bytes | None:
 def _arrays(packed: bytes, *, only: str = "") -> dict[str, NDArray[Any]]:
     """The arrays of a sidecar, or one of them, by name.
 
-    NumPy's own reader takes ten times as long, most of it to parse headers as Python.
+    NumPy's own reader takes ten times as long, most of it to parse headers as Python, and
+    `zipfile` would read files of a few hundred bytes through three layers of buffers.
     """
     found = {}
     with zipfile.ZipFile(io.BytesIO(packed)) as stored:
-        for name in [f"{only}.npy"] if only else stored.namelist():
-            told = stored.read(name)
+        members = [stored.getinfo(f"{only}.npy")] if only else stored.infolist()
+        for member in members:
+            name, told = member.filename, _inflated(packed, member) or stored.read(member)
             header = _HEADER.match(told)
             if header is None:  # not as NumPy wrote it when this was written
                 array = np.lib.format.read_array(io.BytesIO(told), allow_pickle=False)
@@ -233,6 +239,17 @@ def _arrays(packed: bytes, *, only: str = "") -> dict[str, NDArray[Any]]:
                 array = np.frombuffer(told, kind.decode(), offset=start).reshape(sizes)
             found[name.removesuffix(".npy")] = array
     return found
+
+
+def _inflated(packed: bytes, member: zipfile.ZipInfo) -> bytes | None:
+    """A file of a zip archive whose hash was checked; None if it isn't as NumPy compresses it."""
+    if member.compress_type != zipfile.ZIP_DEFLATED or member.flag_bits & 1:
+        return None
+    names = packed[member.header_offset + 26 : member.header_offset + 30]
+    start = member.header_offset + 30 + sum(struct.unpack("<HH", names))
+    return zlib.decompress(
+        packed[start : start + member.compress_size], -zlib.MAX_WBITS, max(1, member.file_size)
+    )
 
 
 _HEADER = re.compile(
@@ -336,11 +353,19 @@ def record_paths(results: Path) -> list[Path]:
     """
     if not results.is_dir():
         raise InputError(f"{results}: expected a folder of records, seen none; check --results")
-    return [
-        path
-        for path in sorted(results.glob("*/*/*.json"))
-        if not any(part.startswith(".") for part in path.relative_to(results).parts)
-    ]
+    folders = [inner for outer in _shown(results) for inner in _shown(outer)]
+    files = [file for folder in folders for file in _shown(folder)]
+    return [Path(file) for file in files if file.name.endswith(".json")]
+
+
+def _shown(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name; nothing of a file, or where it may not be looked."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [one for one in entries if not one.name.startswith(".")]
+    except OSError:
+        return []
+    return sorted(shown, key=lambda one: one.name)
 
 
 def check_no_record(file: Path, option: str, results: Path) -> None:
@@ -389,14 +414,24 @@ def _may_overflow(text: bytes) -> bool:
     told = text.translate(_DIGITS)
     if b"0" * 300 in told:
         return True
-    for exponent in (b"e000", b"e+000"):
-        at = told.find(exponent)
-        while at >= 0:  # most are in the middle of a hash
-            before = told[max(0, at - 340) : at].rstrip(b"0.").removesuffix(b"-")
-            if told[at - 1] in b"0." and (not before or before[-1] in b" \t\r\n:,["):
-                return True
-            at = told.find(exponent, at + 1)
-    return False
+    return any(_is_exponent(told, at) for at in _places(told, b"e000")) or any(
+        # To look for the rarest byte alone takes a tenth of the time.
+        told.startswith(b"e+000", at - 1) and _is_exponent(told, at - 1)
+        for at in _places(told, b"+")
+    )
+
+
+def _places(text: bytes, part: bytes) -> Iterator[int]:
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)
+
+
+def _is_exponent(told: bytes, at: int) -> bool:
+    """Whether a number ends where an exponent seems to begin; most do in the middle of a hash."""
+    before = told[max(0, at - 340) : at].rstrip(b"0.").removesuffix(b"-")
+    return told[at - 1] in b"0." and (not before or before[-1] in b" \t\r\n:,[")
 
 
 def _parse_float(text: str) -> float:
@@ -503,7 +538,17 @@ def score_of(row: object) -> Score:
         ValueError: If a value is missing, unknown or of another type.
     """
     data = {"version": _UNSAID, **row} if isinstance(row, dict) else row
+    if isinstance(data, dict):
+        told = (*data, *map(type, data.values()))
+        if told not in _SOUND_SCORES:  # there are few ways to write one down, and many scores
+            _checked(data, _SCORE_V1, "a score")
+            _SOUND_SCORES.add(told)
+        return Score(**data)
     return Score(**_checked(data, _SCORE_V1, "a score"))
+
+
+_SOUND_SCORES: set[tuple[Any, ...]] = set()
+"""Names and types of values of scores that were found to be right."""
 
 
 def _checked(data: object, kinds: Mapping[str, tuple[type, ...]], what: str) -> dict[str, Any]:

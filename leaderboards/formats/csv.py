@@ -22,27 +22,32 @@ def to_csv(rows: Sequence[Row]) -> str:
     """
     names = score_names(rows)
     floors = {name for name in names if any(floor_of(row, name) is not None for row in rows)}
-    # Without rows there is still a header, of the columns that every table has.
-    header = list(_flat(rows[0], names, floors)) if rows else [*IDENTITY, *COSTS]
+    header = [*IDENTITY]
+    for name in names:
+        header += (name, f"{name}_low", f"{name}_high")
+        if name in floors:
+            header.append(f"{name}_floor")
+    header += COSTS
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     # No cell is a formula, whatever a record is called.
     writer.writerow(map(cell, header))
-    flat = (_flat(row, names, floors) for row in rows)
-    writer.writerows([cell(row[name]) for name in header] for row in flat)
+    writer.writerows(_flat(row, names, floors) for row in rows)
     return text.getvalue()
 
 
-def _flat(row: Row, names: Iterable[str], floors: set[str]) -> dict[str, str]:
-    cells: dict[str, str] = {}
+def _flat(row: Row, names: Iterable[str], floors: set[str]) -> list[str]:
+    cells = [cell(text(row)) for text in IDENTITY.values()]
     for name in names:
         score = row.scores.get(name)
-        value, low, high = (score.value, score.low, score.high) if score else (None, None, None)
-        cells |= {name: exact(value), f"{name}_low": exact(low), f"{name}_high": exact(high)}
+        if score is None:
+            cells += ("", "", "")
+        else:
+            cells += (exact(score.value), exact(score.low), exact(score.high))
         if name in floors:
-            cells[f"{name}_floor"] = exact(floor_of(row, name))
-    identity = {name: text(row) for name, text in IDENTITY.items()}
-    return {**identity, **cells, **{name: text(row) for name, text in COSTS.items()}}
+            cells.append("" if score is None else exact(score.floor))
+    cells += [cell(text(row)) for text in COSTS.values()]
+    return cells
 
 
 FORMAT = Format("csv", (".csv",), to_csv)

@@ -72,7 +72,12 @@ def test_a_record_of_today_has_nothing_wrong(good, images, tmp_path):
         ),
         ({"facts": {}}, ("warning", "disjointness")),
         (
-            {"facts": {"copies": {"evaluation": 0}, "fairness": {"quota": {"quota": True}}}},
+            {
+                "facts": {
+                    "copies": {"images": 200, "distinct": 200, "evaluation": 0},
+                    "fairness": {"quota": {"quota": True, "statistic": 0.0, "degrees": 1}},
+                }
+            },
             ("warning", "quota"),
         ),
         ({"environment": {"code": {"clean": False}}}, ("unverified", "origin")),
