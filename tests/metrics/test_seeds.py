@@ -5,11 +5,13 @@ import pytest
 
 from fairbench.core.errors import ContractError
 from fairbench.metrics import discrepancy_family
-from fairbench.metrics.counting import wilson_interval, wilson_size
+from fairbench.metrics import seeds as seeds_module
+from fairbench.metrics.counting import quantile, wilson_interval, wilson_size
 from fairbench.metrics.floors import noise_floor
 from fairbench.metrics.seeds import (
     SIZES,
     SeedsEstimate,
+    estimates,
     mean_number,
     mean_rate,
     mean_shares,
@@ -125,6 +127,47 @@ def test_every_size_gives_ends_around_its_value():
         assert 0 <= found.low < found.value < found.high
 
 
+@pytest.mark.parametrize(("prompts", "groups"), [(1, 2), (1, 8), (3, 4)])
+def test_many_estimates_at_once_are_those_of_each(prompts, groups):
+    """Far from the target, near it and both; with a judge's errors and without."""
+    rng = np.random.default_rng(0)
+    confusion = np.diag(np.full(groups, 95)) + 1
+    even = np.full(groups, 1 / groups)
+    asked = []
+    for size in (300, 9000):
+        for each in (even, np.r_[0.6, np.full(groups - 1, 0.4 / (groups - 1))]):
+            for errors in (None, confusion):
+                counts = rng.multinomial(size, each, size=(3, prompts))
+                counts[:, 0] = rng.multinomial(size, even, size=3)
+                made = mean_shares(counts, even, confusion=errors)
+                asked.append((made, ["l2"] if errors is not None else list(SIZES)))
+    found = estimates(asked * 9)
+    assert len(found) == 9 * len(asked)
+    for (made, sizes), one in zip(asked * 9, found, strict=True):
+        assert list(one) == list(sizes)
+        for size in sizes:
+            alone = made.estimate(size)
+            assert alone.wider == one[size].wider
+            ends = (one[size].value, one[size].low, one[size].high)
+            assert ends == pytest.approx((alone.value, alone.low, alone.high), abs=1e-12)
+
+
+def test_normal_errors_are_those_of_counts(monkeypatch):
+    """From 100 expected images of every group on, where counts would take ten times as long."""
+    rng, ends = np.random.default_rng(0), []
+    for each in ([0.5, 0.5], [0.1, 0.9], [0.2, 0.3, 0.1, 0.4]):
+        counts = rng.multinomial(2000, each, size=(1, 1))
+        made = mean_shares(counts, np.full(len(each), 1 / len(each)))
+        found = []
+        for many in (100, np.inf):
+            monkeypatch.setattr(seeds_module, "_MANY", many)
+            one = made.estimate()
+            found.append((one.low, one.high))
+        ends.append(found)
+    for normal, counted in ends:
+        assert normal == pytest.approx(counted, abs=0.002)
+
+
 def test_a_judge_that_is_no_better_than_the_limit_is_refused():
     poor = [[52, 48, 0], [48, 52, 0], [0, 0, 100]]
     made = mean_shares(runs((5, 5, 5), (4, 5, 6)), np.full(3, 1 / 3), confusion=poor)
@@ -189,3 +232,10 @@ def test_a_fair_generator_is_excluded_as_rarely_as_told(seeds):
 def test_an_interval_tells_how_many_images_it_is_of(hits, n):
     low, high = map(float, wilson_interval(hits, n))
     assert wilson_size(hits / n, low, high) == pytest.approx(n)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.025, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 200), (2, 3, 2000)])
+def test_quantiles_are_those_of_numpy(level, shape):
+    values = np.random.default_rng(0).standard_normal(shape)
+    assert (quantile(values, level) == np.quantile(values, level, axis=-1)).all()
