@@ -313,6 +313,11 @@ def train_backbone(
             f"--output {output} exists and isn't what these options make; choose another folder, "
             "or remove it"
         )
+    if len(source) < recipe.batch:
+        report.warn(
+            f"{len(source)} images to train on, fewer than a batch of {recipe.batch}: the model "
+            "will repeat them; give it more by --num-images or another --bias"
+        )
     images = Captioned(source, dataset, side)
     where = resolve_device(device)
     surroundings = _Surroundings(recipe.seed, cache / "trained", report.progress)

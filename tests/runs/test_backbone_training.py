@@ -125,6 +125,15 @@ def test_a_pixel_model_is_a_folder_that_a_run_takes(pixels):
     assert shares["female"] == np.mean(labels == 0)
 
 
+@pytest.mark.parametrize("images", [2, 4])
+def test_fewer_images_than_a_batch_are_told(tmp_path, images):
+    lines = []
+    recipe = BackboneRecipe("ddpm", steps=1, batch=4, num_images=images)
+    train_backbone(DATASET, recipe, tmp_path / "made", tmp_path, Reporter(warn=lines.append))
+    assert len(lines) == (images < 4)
+    assert all(line.startswith("2 images to train on, fewer than a batch of 4") for line in lines)
+
+
 def test_the_same_recipe_is_found_and_another_needs_its_own_folder(pixels):
     trained, cache = pixels
     assert made(BackboneRecipe("ddpm", **FEW), trained.folder, cache).found
