@@ -198,6 +198,8 @@ class Averages:
 
     def _parts_of(self, name: str) -> _Parts | None:
         """What a column is made of; None if counts don't decide it, or aren't known."""
+        if not is_discrepancy(name):  # most names
+            return None
         if name not in self._parts:
             self._parts[name] = self._parts_from(name)
         return self._parts[name]
