@@ -331,6 +331,15 @@ def _of_numbers(
     scores: Sequence[Score], target: Sequence[float]
 ) -> tuple[float, float | None, float | None, str]:
     """Mean of numbers that no counts of groups decide, its ends and how they were found."""
+    try:
+        return _of_sound_numbers(scores, target)
+    except (OverflowError, ZeroDivisionError):  # numbers of 1e200, or intervals of no images
+        return exact_mean(score.value for score in scores), None, None, ""
+
+
+def _of_sound_numbers(
+    scores: Sequence[Score], target: Sequence[float]
+) -> tuple[float, float | None, float | None, str]:
     name, unit, count = scores[0].name, scores[0].unit, len(scores)
     kind = _kind(name)
     values = [score.value for score in scores]

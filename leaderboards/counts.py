@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fairbench.core.record import Record
 from fairbench.core.score import RANKED
+from fairbench.metrics.counting import SUM_TOLERANCE
 
 __all__ = [
     "RAW",
@@ -149,6 +150,8 @@ class Counts:
         if pooled is None:
             return {}
         target = np.array([row["target"] for row in record.groups[column.crossing]], dtype=float)
+        if target.min() < 0 or abs(target.sum() - 1) > SUM_TOLERANCE:
+            return {}
         by_prompt = [
             rows
             for name in record.groups
@@ -166,7 +169,10 @@ class Counts:
         if record.card.get("batch_coupled") or "no_floor" in record.facts.get("fairness", {}):
             worth = None if name is None else sum(record.facts["fair"][name]["n"])
             effect = None if not worth else float(pooled.sum()) / worth
-        return {judge: Counted(np.stack(by_prompt), target, _confusion(confusion), effect)}
+        known = _confusion(confusion)
+        if known is not None and len(known) != len(target):
+            known = None  # of other groups by the same name
+        return {judge: Counted(np.stack(by_prompt), target, known, effect)}
 
 
 Confusion = tuple[str, str, Any]

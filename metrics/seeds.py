@@ -156,7 +156,8 @@ class MeanShares:
         Errors of prompts far from the target may have either sign and partly cancel; near it
         they only push the value up, so there the norm of the error bounds it.
 
-        - Error of finite runs: resampled pooled counts, mapped through the distance.
+        - Error of finite runs: resampled pooled counts (normal errors where every group is
+          expected 100 times or more), mapped through the distance.
         - Error between runs: far from the target, Student's t of the runs' distances along the
           direction of the mean, S - 1 degrees of freedom. Near it the root of the trace of the
           covariance between runs, over S, times the root of a quantile of F with f and
@@ -363,18 +364,20 @@ def _table(made: Sequence[MeanShares]) -> _Table:
     first = made[0]
     shares = np.stack([one.shares for one in made])
     images = np.empty((*shares.shape[:2], _DRAWS, shares.shape[2]))
-    for one, drawn in zip(made, images, strict=True):
-        _resample(one, drawn)
     judge = None
     if first.confusion is not None:
         rows = _rows(first.confusion)
         inverse = _judge_of(rows).inverse
-        # As one table: NumPy takes ten times as long to multiply many small ones.
-        images = (images.reshape(-1, len(inverse)) @ inverse).reshape(images.shape)
         misread = _misread if len(rows) <= _KEPT_GROUPS else _misread.__wrapped__
-        parts = shares.reshape(-1, len(rows)) @ misread(rows, first.seed)
-        judge = parts.reshape(images.shape)
-        images += judge
+        errors, judge = misread(rows, first.seed), np.empty_like(images)
+    # Row by row, so that a row's last digit doesn't depend on how many it is worked out with.
+    for place, one in enumerate(made):
+        _resample(one, images[place])
+        if judge is not None:
+            np.matmul(one.shares, errors, out=judge[place].reshape(len(one.shares), -1))
+            # As one table: NumPy takes ten times as long to multiply many small ones.
+            undone = images[place].reshape(-1, len(rows)) @ inverse
+            np.add(undone.reshape(judge[place].shape), judge[place], out=images[place])
     return _Table(
         shares,
         np.stack([one.target for one in made]),
@@ -686,7 +689,7 @@ def _misread(confusion: tuple[tuple[int, ...], ...], seed: int) -> Array:
 def _resample(made: MeanShares, drawn: Array) -> None:
     """Draw errors of pooled shares, (P, R, K), from shares shrunk towards even ones."""
     rng = np.random.default_rng(made.seed)
-    prompts, groups = made.measured.shape
+    groups = made.measured.shape[1]
     added = normal_quantile(made.level) ** 2 / (2 * (groups - 1))
     sizes = made.pooled[:, None]
     bases = (made.measured * sizes + added) / (sizes + added * groups)
@@ -696,21 +699,21 @@ def _resample(made: MeanShares, drawn: Array) -> None:
         else:
             free = base[:-1]
             root = np.linalg.cholesky((np.diag(free) - np.outer(free, free)) / size)
-            normals = _normals(prompts, groups, made.seed)[prompt]
+            normals = _normals(groups, prompt, made.seed)
             np.matmul(normals, np.vstack([root, -root.sum(axis=0)]).T, out=drawn[prompt])
 
 
-@lru_cache(maxsize=8)  # the same for all rows of as many prompts and groups
-def _normals(prompts: int, groups: int, seed: int) -> Array:
-    """Standard normal draws, (P, R, K - 1), as even in each direction as so many can be.
+@lru_cache(maxsize=32)  # the same for all rows of as many groups
+def _normals(groups: int, prompt: int, seed: int) -> Array:
+    """Standard normal draws, (R, K - 1), as even in each direction as so many can be.
 
     Source: McKay, Beckman and Conover 1979, doi 10.2307/1268522.
     """
     from scipy.special import ndtri
 
-    rng = np.random.default_rng([seed, 2])  # apart from the other draws
-    places = np.tile(np.arange(_DRAWS)[:, None], (prompts, 1, groups - 1))
-    return np.asarray(ndtri((rng.permuted(places, axis=1) + 0.5) / _DRAWS), dtype=np.float64)
+    rng = np.random.default_rng([seed, 2, prompt])  # apart from the other draws
+    places = np.tile(np.arange(_DRAWS)[:, None], (1, groups - 1))
+    return np.asarray(ndtri((rng.permuted(places, axis=0) + 0.5) / _DRAWS), dtype=np.float64)
 
 
 @lru_cache(maxsize=1024)

@@ -34,7 +34,7 @@ __all__ = [
 
 _DRAWS = 20_000
 _SEED = 20_261  # any constant: the same rows must always give the same ranks
-_KEPT = 160  # prompts times groups up to which normal draws are kept: 50 MiB
+_KEPT = 160  # prompts times groups up to which normal draws are kept: 49 MiB
 _RARE = 20  # draws below which a tail is taken from a normal distribution
 ENOUGH_SEEDS = 3
 LEVEL = 0.05
@@ -288,9 +288,9 @@ def _p_of_images(first: Contender, second: Contender) -> float:
             table = tuple(tuple(one) for one in row.confusion.tolist())
             misread[place] = _misread(table, prompts, judges.index(row.judge))
     signed, unsigned = np.zeros(_DRAWS), np.zeros(_DRAWS)
-    for prompt, (block, normals) in enumerate(
-        zip(blocks, _normals(prompts, groups), strict=False)
-    ):
+    draws = iter(_normals(prompts, groups))
+    for prompt, block in enumerate(blocks):
+        normals = next(draws)
         weights, vectors = np.linalg.eigh(block)
         root = (vectors * np.sqrt(np.maximum(weights, 0))).T
         for sign, row, judge, part in (
@@ -400,15 +400,13 @@ def _shrunk_covariance(counts: NDArray[np.int64]) -> Array:
 
 
 def _normals(prompts: int, groups: int) -> Iterable[Array]:
-    """Standard normal draws, the same for every pair of rows of P prompts and K groups.
-
-    First (R, 2 K) a prompt, for the two rows' shares of it, then (R, K, K) a judge, of up to two.
-    """
+    """Standard normal draws for two rows' shares of each prompt, (R, 2 K): same for all pairs."""
     few = prompts * groups <= _KEPT
     return _kept_normals(prompts, groups) if few else _drawn(prompts, groups)
 
 
 def _drawn(prompts: int, groups: int) -> Iterator[Array]:
+    """Draws for each prompt, then (R, K, K) for a judge, of up to two."""
     rng = np.random.default_rng(_SEED)
     for _ in range(prompts):
         yield rng.standard_normal((_DRAWS, 2 * groups))
@@ -418,10 +416,10 @@ def _drawn(prompts: int, groups: int) -> Iterator[Array]:
 
 @lru_cache(maxsize=2)
 def _kept_normals(prompts: int, groups: int) -> tuple[Array, ...]:
-    return tuple(_drawn(prompts, groups))
+    return tuple(islice(_drawn(prompts, groups), prompts))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _misread(table: tuple[tuple[int, ...], ...], prompts: int, judge: int) -> Array:
     """What the errors of a judge's rates add to corrected shares, the same for every pair of rows.
 
@@ -432,7 +430,7 @@ def _misread(table: tuple[tuple[int, ...], ...], prompts: int, judge: int) -> Ar
         prompts: P.
         judge: 0 or 1, which of the judges' normal draws these are.
     """
-    normals = next(islice(_normals(prompts, len(table)), prompts + judge, None))
+    normals = next(islice(_drawn(prompts, len(table)), prompts + judge, None))
     smoothed = np.array(table) + 0.5
     rates = smoothed / smoothed.sum(axis=1, keepdims=True)
     scaled = np.sqrt(rates) * normals

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
+
+from fairbench.core.score import Better
 
 __all__ = ["LARGEST_WHOLE", "check_baseline", "check_layout"]
 
@@ -27,6 +29,8 @@ _SHOWN = 60
 _FLOATS = {float}
 _OFF = 1e-6
 """How far from 1 the sum of shares may lie."""
+_MOST_IMAGES = 10**12
+"""Sums and squares of more would leave what whole numbers and floats hold."""
 
 
 def check_layout(record: Mapping[str, Any]) -> None:
@@ -155,6 +159,32 @@ def _fields(**checks: Check) -> Check:
     return checked
 
 
+def _direction(value: Any, field: Field) -> None:
+    if value not in get_args(Better):
+        _refuse(field, f"one of {', '.join(get_args(Better))}", value)
+
+
+def _count(value: Any, field: Field) -> None:
+    _whole(value, field)
+    if value > _MOST_IMAGES:
+        _refuse(field, f"a number of images, at most {_MOST_IMAGES}", value)
+
+
+def _shares(value: Any, field: Field) -> None:
+    """Wanted shares of the groups."""
+    told = value.values() if isinstance(value, dict) else value
+    if told and (min(told) < 0 or abs(sum(told) - 1) > _OFF):
+        _refuse(field, "shares that sum to 1", value)
+
+
+def _all(*checks: Check) -> Check:
+    def checked(value: Any, field: Field) -> None:
+        for check in checks:
+            check(value, field)
+
+    return checked
+
+
 def _needed(names: tuple[str, ...], check: Check) -> Check:
     """An object that lacks none of these fields."""
 
@@ -168,7 +198,7 @@ def _needed(names: tuple[str, ...], check: Check) -> Check:
 
 def _table(value: Any, field: Field) -> None:
     """Whole numbers, of which every row has as many."""
-    _NUMBERS(value, field)
+    _COUNTS(value, field)
     if not value or not value[0] or len(set(map(len, value))) > 1:
         _refuse(field, "a table whose rows are equally long", value)
 
@@ -183,8 +213,8 @@ def _counted(value: Any, field: Field) -> None:
     """What a judge counted of one crossing: shapes agree, wanted shares are shares."""
     _COUNTED(value, field)
     groups = len(value["target"])
-    if groups < 2 or min(value["target"]) < 0 or abs(sum(value["target"]) - 1) > _OFF:
-        _refuse((field, "target"), "shares of 2 groups or more that sum to 1", value["target"])
+    if groups < 2:
+        _refuse((field, "target"), "shares of 2 groups or more", value["target"])
     for name in ("counts", "confusion"):
         if value[name] is not None and len(value[name][0]) != groups:
             _refuse((field, name), f"columns for {groups} groups, as in target", value[name])
@@ -195,6 +225,8 @@ def _counted(value: Any, field: Field) -> None:
 _ENDS = _fields(
     value=_or_nothing(_number), low=_or_nothing(_number), high=_or_nothing(_number), n=_whole
 )
+
+_VALUE = _fields(value=_number)
 
 _CONFIG = _fields(
     method=_text,
@@ -214,7 +246,7 @@ _CONFIG = _fields(
     network_batch=_whole,
     decode_batch=_whole,
     batch_size=_or_nothing(_whole),
-    target=_by_name(_number),
+    target=_all(_by_name(_number), _shares),
     data_sha256=_text,
     dataset=_text,
     task=_text,
@@ -246,12 +278,13 @@ _CARD = _fields(
 )
 
 _NUMBERS = _list(_list(_whole))
+_COUNTS = _list(_list(_count))
 
 _COUNTED = _needed(
     ("counts", "target", "confusion", "effect"),
     _fields(
         counts=_table,
-        target=_list(_number),
+        target=_all(_list(_number), _shares),
         confusion=_or_nothing(_square),
         effect=_or_nothing(_number),
     ),
@@ -275,7 +308,7 @@ _FACTS = _fields(
         ("method", "scores"),
         _fields(
             method=_text,
-            scores=_by_name(_needed(("value", "low", "high", "n"), _ENDS)),
+            scores=_by_name(_needed(("value", "low", "high", "n"), _all(_ENDS, _VALUE))),
         ),
     ),
     fairness=_fields(
@@ -314,8 +347,8 @@ _GROUPS = _by_name(
             ("group", "count", "n"),
             _fields(
                 group=_text,
-                count=_whole,
-                n=_whole,
+                count=_count,
+                n=_count,
                 share=_or_nothing(_number),
                 low=_or_nothing(_number),
                 high=_or_nothing(_number),
@@ -334,6 +367,7 @@ _SCORES = _list(
         low=_or_nothing(_number),
         high=_or_nothing(_number),
         n=_whole,
+        better=_direction,
         floor=_or_nothing(_number),
         level=_number,
         version=_whole,

@@ -8,6 +8,7 @@ records count as found.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -168,7 +169,7 @@ def read_per_image(path: Path, record: Record) -> PerImage | None:
     packed = _sidecar(path, record)
     if packed is None:
         return None
-    arrays = _arrays(packed)
+    arrays = _known(path, packed)
     labels: dict[str, dict[str, NDArray[np.int64]]] = {}
     for name, array in arrays.items():
         if name.startswith("label "):
@@ -198,7 +199,7 @@ def read_hashes(path: Path, record: Record) -> NDArray[np.uint8] | Sequence[str]
     if record.manifest:
         return [digest for _, _, digest in record.manifest]
     packed = _sidecar(path, record)
-    return None if packed is None else _arrays(packed, only="sha256")["sha256"]
+    return None if packed is None else _known(path, packed, only="sha256")["sha256"]
 
 
 def _sidecar(path: Path, record: Record) -> bytes | None:
@@ -216,6 +217,25 @@ def _sidecar(path: Path, record: Record) -> bytes | None:
             "file; restore it, or run again with --force"
         )
     return packed
+
+
+def _known(path: Path, packed: bytes, *, only: str = "") -> dict[str, NDArray[Any]]:
+    """The arrays of a record's sidecar, or one of them, by name.
+
+    Raises:
+        RecordError: If it isn't as one is written.
+    """
+    try:
+        found = _arrays(packed, only=only)
+        hashes = found["sha256"]
+        if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != 32:
+            raise ValueError(f"its hashes are {hashes.dtype} of shape {hashes.shape}")
+    except (ValueError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        raise RecordError(
+            f"{sidecar_path(path)}: expected the sidecar of a record, but {error}; restore it, or "
+            "run again with --force"
+        ) from error
+    return found
 
 
 def _arrays(packed: bytes, *, only: str = "") -> dict[str, NDArray[Any]]:
@@ -358,13 +378,18 @@ def record_paths(results: Path) -> list[Path]:
     return [Path(file) for file in files if file.name.endswith(".json")]
 
 
+_NO_FOLDER = (errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)
+
+
 def _shown(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
     """What a folder holds, by name; nothing of a file, or where it may not be looked."""
     try:
         with os.scandir(folder) as entries:
             shown = [one for one in entries if not one.name.startswith(".")]
-    except OSError:
-        return []
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            return []
+        raise
     return sorted(shown, key=lambda one: one.name)
 
 

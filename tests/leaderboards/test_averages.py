@@ -215,3 +215,20 @@ def test_versions_are_never_averaged(make_record):
     assert "kernel_cartoonfaces_balanced" not in row.scores
     assert "different versions" in told[0]
     assert "fairbench rescore" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "values", "ends"),
+    [
+        ("effective_groups", "", (1e200, 1.5, 2.0), (1.0, 2.0)),
+        ("effective_groups", "", (1e308, 1e308, 1e308), (-1e308, 1e308)),
+        ("frechet_a_balanced", "", (1e-300, 5.0, 6.0), (4.0, 7.0)),
+        ("validity", "share", (0.5, 0.5, 0.5), (0.0, 1.0)),
+    ],
+)
+def test_numbers_beyond_all_measure_have_a_mean_and_no_ends(make_record, name, unit, values, ends):
+    images = 0 if unit else 10
+    scores = [Score(name, one, *ends, images, "lower", "a", unit=unit) for one in values]
+    cell = over_seeds(make_record, scores)
+    assert cell.value == pytest.approx(np.mean([value / 10 for value in values]) * 10)
+    assert (cell.low, cell.high, cell.interval) == (None, None, "")

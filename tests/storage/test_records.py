@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from fairbench.storage.records import (
     read_record,
     read_records,
     record_path,
+    sidecar_path,
     write_record,
 )
 
@@ -188,6 +190,22 @@ def test_a_sidecar_that_is_missing_or_another_is_named(tmp_path, make_record):
     with pytest.raises(RecordError, match="expected the sidecar"):
         read_per_image(path, record)
     assert read_record(path) == record  # the record itself still loads
+
+
+@pytest.mark.parametrize("content", [b"no archive", "hashes of 31 bytes", "no hashes"], ids=str)
+def test_a_sidecar_of_another_kind_is_named(tmp_path, make_record, content):
+    if isinstance(content, str):
+        buffer = io.BytesIO()
+        name = "sha256" if "31" in content else "other"
+        np.savez_compressed(buffer, **{name: np.zeros((3, 31), np.uint8)})
+        content = buffer.getvalue()
+    path = write_record(tmp_path, make_record())
+    sidecar_path(path).write_bytes(content)
+    edit(path, sidecar=hashlib.sha256(content).hexdigest())
+    record = read_record(path)
+    for read in (read_hashes, read_per_image):
+        with pytest.raises(RecordError, match="expected the sidecar of a record, but"):
+            read(path, record)
 
 
 def test_a_record_exists_when_its_json_does(tmp_path, make_record, monkeypatch):
@@ -379,9 +397,11 @@ def test_what_a_judge_counted_is_right_as_it_is_written(tmp_path, make_record):
         (counted(counts=[[1], [2, 3]]), "a.counts must be a table whose rows are equally long"),
         (counted(counts=[[1, 2, 3]]), "a.counts must be columns for 2 groups, as in target"),
         (counted(counts=[[1, -2]]), r"a.counts\[0\]\[1\] must be a whole number"),
-        (counted(target=[0.5, 0.6]), "a.target must be shares of 2 groups or more that sum to 1"),
+        (counted(target=[0.5, 0.6]), "a.target must be shares that sum to 1"),
         (counted(confusion=[[1, 2]]), "a.confusion must be a table of as many rows as columns"),
         (counted(effect=0), "a.effect must be a number above 0, seen 0"),
+        (counted(counts=[[10**18, 1]]), "must be a number of images, at most"),
+        ({"config": {"target": {"a": 0.9, "b": 0.9}}}, "target must be shares that sum to 1"),
         ({"facts": {"baseline": {"scores": {}}}}, "facts.baseline lacks method"),
         ({"groups": {"a": [{"count": 1.5}]}}, r"groups.a\[0\].count must be"),
         ({"groups": {"a": [{"group": "x"}]}}, r"groups.a\[0\] lacks count, n"),
@@ -505,6 +525,15 @@ def test_a_score_too_large_to_count_is_damage(tmp_path, make_record):
         path.write_text(json.dumps(data))
         with pytest.raises(RecordError, match=r"scores\[0\].value must be"):
             read_record(path)
+
+
+def test_a_score_without_a_direction_is_damage(tmp_path, make_record):
+    path = write_record(tmp_path, make_record(scores=(Score("a", 0.1, None, None, 1, "lower"),)))
+    data = json.loads(path.read_text())
+    data["scores"][0]["better"] = "more"
+    path.write_text(json.dumps(data))
+    with pytest.raises(RecordError, match="better must be one of lower, higher, neither"):
+        read_record(path)
 
 
 def test_committed_records_pass_the_check():
