@@ -39,6 +39,7 @@ __all__ = ["RANKED_BY", "UNRANKED", "Cell", "Row", "rows", "rows_of"]
 RANKED_BY = RANKED
 QUOTA_CHANCE = 0.001
 ENOUGH_SEEDS = 3
+_RECORDS_AT_ONCE = 48
 
 # The stage of `Record.seconds` in which images are made; training and scoring are others.
 _SAMPLING_STAGE = "generate"
@@ -117,12 +118,13 @@ def rows_of(
     ]
 
     def work(groups: Sequence[Group]) -> Iterator[Any]:
-        every = [[shelf.whole(run) for run in group.rows[0]] for group in groups]
-        averages = [Averages(runs, counts) for runs in every]
-        columns = [_columns(runs) for runs in every]
-        measure_together(zip(averages, columns, strict=True))
-        for runs, one, columns_ in zip(every, averages, columns, strict=True):
-            yield _worked_out(runs, one, columns_, shelf)
+        for some in _few(groups):
+            every = [[shelf.whole(run) for run in group.rows[0]] for group in some]
+            averages = [Averages(runs, counts) for runs in every]
+            columns = [_columns(runs) for runs in every]
+            measure_together(zip(averages, columns, strict=True))
+            for runs, one, columns_ in zip(every, averages, columns, strict=True):
+                yield _worked_out(runs, one, columns_, shelf)
 
     merged: dict[tuple[str, ...], tuple[Row, list[Record]]] = {}
     every = shelf.kept([Group([runs]) for runs, _ in wanted], counts.known, work)
@@ -160,6 +162,18 @@ def rows_of(
         places = {row.place: place for row, place in zip(rows_, found, strict=True)}
         arranged += _arrange(block, one, places)
     return arranged
+
+
+def _few(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Groups of one row each in portions of not many records, which are held in memory."""
+    some: list[Group] = []
+    for group in groups:
+        if some and sum(len(one.rows[0]) for one in [*some, group]) > _RECORDS_AT_ONCE:
+            yield some
+            some = []
+        some.append(group)
+    if some:
+        yield some
 
 
 def _standings(

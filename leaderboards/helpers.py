@@ -33,6 +33,7 @@ def mapped(
     work: Callable[[Sequence[Item]], Iterable[Result]],
     items: Sequence[Item],
     *,
+    weight: int | None = None,
     alone: bool = False,
 ) -> Iterator[Result]:
     """What `work` makes of each item, in order.
@@ -43,12 +44,14 @@ def mapped(
     Args:
         work: Called with some items, gives a result of each; those must survive pickling.
         items: What to work on.
+        weight: How much there is to do, in records; None: one an item.
         alone: Whether this process must do it all.
     """
     global _work
     count = min(_MOST, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
-    portions = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]
-    if alone or len(items) < _WORTH_IT or count < 2:
+    step = max(1, min(_AT_ONCE, len(items) // (8 * count)))
+    portions = [items[start : start + step] for start in range(0, len(items), step)]
+    if alone or (len(items) if weight is None else weight) < _WORTH_IT or count < 2:
         for portion in portions:
             yield from work(portion)
         return

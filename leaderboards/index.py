@@ -197,7 +197,8 @@ class Index:
                 yield zlib.compress(json.dumps([found, lines]).encode(), 1)
 
         self._base.commit()  # so that helpers see everything
-        fresh = iter(mapped(worked_out, missing, alone=not self._file))
+        weight = sum(len(runs) for place in missing for runs in groups[place].rows)
+        fresh = iter(mapped(worked_out, missing, weight=weight, alone=not self._file))
         for key in keys:
             if key in had:
                 query = "SELECT found FROM rows WHERE key = ?"
