@@ -226,8 +226,6 @@ _ENDS = _fields(
     value=_or_nothing(_number), low=_or_nothing(_number), high=_or_nothing(_number), n=_whole
 )
 
-_VALUE = _fields(value=_number)
-
 _CONFIG = _fields(
     method=_text,
     version=_whole,
@@ -308,7 +306,9 @@ _FACTS = _fields(
         ("method", "scores"),
         _fields(
             method=_text,
-            scores=_by_name(_needed(("value", "low", "high", "n"), _all(_ENDS, _VALUE))),
+            scores=_by_name(
+                _needed(("value", "low", "high", "n"), _all(_ENDS, _fields(value=_number)))
+            ),
         ),
     ),
     fairness=_fields(

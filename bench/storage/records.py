@@ -562,14 +562,14 @@ def score_of(row: object) -> Score:
     Raises:
         ValueError: If a value is missing, unknown or of another type.
     """
-    data = {"version": _UNSAID, **row} if isinstance(row, dict) else row
-    if isinstance(data, dict):
-        told = (*data, *map(type, data.values()))
-        if told not in _SOUND_SCORES:  # there are few ways to write one down, and many scores
-            _checked(data, _SCORE_V1, "a score")
-            _SOUND_SCORES.add(told)
-        return Score(**data)
-    return Score(**_checked(data, _SCORE_V1, "a score"))
+    if not isinstance(row, dict):
+        raise ValueError("a score isn't an object")
+    data = {"version": _UNSAID, **row}
+    told = (*data, *map(type, data.values()))
+    if told not in _SOUND_SCORES:  # there are few ways to write one down, and many scores
+        _checked(data, _SCORE_V1, "a score")
+        _SOUND_SCORES.add(told)
+    return Score(**data)
 
 
 _SOUND_SCORES: set[tuple[Any, ...]] = set()
