@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.pool import AsyncResult
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -22,6 +24,7 @@ Result = TypeVar("Result")
 _WORTH_IT = 400
 _AT_ONCE = 16
 _MOST = 8
+_AHEAD = 8
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals that end a command."""
@@ -67,10 +70,13 @@ def mapped(
         _work = None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with pool:
-        for start in range(0, len(portions), 64 * count):
-            # Some at a time: results that nobody has asked for yet would pile up.
-            for results in pool.imap(_called, portions[start : start + 64 * count]):
-                yield from results
+        asked: deque[AsyncResult[list[Any]]] = deque()
+        for portion in portions:
+            asked.append(pool.apply_async(_called, (portion,)))
+            if len(asked) == _AHEAD * count:  # results that nobody asks for yet would pile up
+                yield from asked.popleft().get()
+        while asked:
+            yield from asked.popleft().get()
 
 
 @contextmanager

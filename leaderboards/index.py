@@ -46,16 +46,22 @@ from fairbench.storage.records import (
 
 __all__ = ["Index"]
 
-_VERSION = 5
-_SCORE = attrgetter(*(one.name for one in fields(Score)))
+_VERSION = 6
+_NUMBERS = ("value", "low", "high", "floor", "n")
+_TEXTS = tuple(one.name for one in fields(Score) if one.name not in _NUMBERS)
+_numbers, _texts = attrgetter(*_NUMBERS), attrgetter(*_TEXTS)
 _HEAVY = ("scores", "groups", "facts", "manifest")
 _LIGHT = [one.name for one in fields(Record) if one.name not in _HEAVY]
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
-    path TEXT PRIMARY KEY, stamp TEXT, light TEXT, scores BLOB, counts BLOB, confusions TEXT,
-    hashes BLOB, problem TEXT);
+    path TEXT PRIMARY KEY, stamp TEXT, light TEXT, texts TEXT, numbers BLOB, counts BLOB,
+    confusions TEXT, hashes BLOB, problem TEXT);
+CREATE TABLE IF NOT EXISTS texts (key TEXT PRIMARY KEY, every BLOB);
 CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, code TEXT, found BLOB);
 """
+_MARKS = ", ".join("?" * 9)  # a column of records each
+_FORGET = "".join(f"DROP TABLE IF EXISTS {name}; " for name in ("records", "texts", "rows"))
+_LISTS = 256  # of texts at once in memory
 
 
 class Index:
@@ -76,7 +82,8 @@ class Index:
         self._places: dict[tuple[str, ...], str] = {}
         self._paths: dict[str, Path] = {}
         self._stamps: dict[str, str] = {}
-        self._texts: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
+        self._scores: dict[str, list[dict[str, Any]]] = {}
         self._told: set[str] = set()
         self._refresh()
         self.records = list(self._light())
@@ -95,10 +102,23 @@ class Index:
 
     def whole(self, record: Record) -> Record:
         """A record with everything but its manifest."""
-        scores, counts = self._one("scores, counts", record)
+        texts, numbers, counts = self._one("texts, numbers, counts", record)
         groups, facts = _unpacked(counts)
-        made = tuple(Score(*values) for values in _unpacked(scores))
-        return replace(record, scores=made, groups=groups, facts=facts)
+        told = zip(self._texts_of(texts), marshal.loads(numbers), strict=True)
+        scores = tuple(
+            Score.of_all({**same, **dict(zip(_NUMBERS, own, strict=True))}) for same, own in told
+        )
+        return replace(record, scores=scores, groups=groups, facts=facts)
+
+    def _texts_of(self, key: str) -> list[dict[str, Any]]:
+        """What scores say beside their numbers: few lists of them are those of many records."""
+        if key not in self._scores:
+            if len(self._scores) >= _LISTS:
+                self._scores.clear()
+            query = "SELECT every FROM texts WHERE key = ?"
+            (packed,) = self._base.execute(query, (key,)).fetchone()
+            self._scores[key] = [dict(zip(_TEXTS, one, strict=True)) for one in _unpacked(packed)]
+        return self._scores[key]
 
     def _counted(self, record: Record) -> Record:
         """A record with its groups and facts."""
@@ -117,12 +137,14 @@ class Index:
         gone = [(name,) for name in had.keys() - self._stamps.keys()]
         self._base.executemany("DELETE FROM records WHERE path = ?", gone)
         changed = [name for name, stamp in self._stamps.items() if had.get(name) != stamp]
-        entries = mapped(partial(map, _entry), [self._paths[name] for name in changed])
-        fresh = (
-            (name, self._stamps[name], *entry)
-            for name, entry in zip(changed, entries, strict=True)
-        )
-        self._base.executemany("REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?)", fresh)
+        entries = mapped(partial(map, _Reader()), [self._paths[name] for name in changed])
+        for name, (texts, *entry) in zip(changed, entries, strict=True):
+            if texts is not None:
+                self._base.execute("REPLACE INTO texts VALUES (?, ?)", texts)
+            values = name, self._stamps[name], *entry
+            self._base.execute(f"REPLACE INTO records VALUES ({_MARKS})", values)
+        used = "SELECT texts FROM records WHERE texts IS NOT NULL"
+        self._base.execute(f"DELETE FROM texts WHERE key NOT IN ({used})")
         self._base.commit()
 
     def _light(self) -> Iterator[Record]:
@@ -141,9 +163,9 @@ class Index:
 
     def _shared(self, text: str) -> Any:
         """The value of a JSON text; equal ones are one object, since records repeat much."""
-        if text not in self._texts:
-            self._texts[text] = json.loads(text)
-        return self._texts[text]
+        if text not in self._values:
+            self._values[text] = json.loads(text)
+        return self._values[text]
 
     def _one(self, columns: str, record: Record) -> tuple[Any, ...]:
         name = self._places[_place(record)]
@@ -194,7 +216,7 @@ class Index:
                     found = next(every)
                 finally:
                     self._warn, self._told = warn, told
-                yield zlib.compress(json.dumps([found, lines]).encode(), 1)
+                yield _packed((found, lines))
 
         self._base.commit()  # so that helpers see everything
         weight = sum(len(runs) for place in missing for runs in groups[place].rows)
@@ -206,7 +228,7 @@ class Index:
             else:
                 packed = next(fresh)
                 self._base.execute("REPLACE INTO rows VALUES (?, ?, ?)", (key, _code(), packed))
-            found, lines = json.loads(zlib.decompress(packed))
+            found, lines = _unpacked(packed)
             for line in lines:
                 self._tell(line)
             yield found
@@ -245,23 +267,40 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _entry(path: Path) -> tuple[Any, ...]:
-    """A record as the index holds it: all columns but its path and stamp."""
-    try:
-        record = read_record(path)
-    except RecordError as error:
-        return None, None, None, None, None, _text(str(error))
-    light = {name: json.dumps(getattr(record, name)) for name in _LIGHT}
-    scores = [_SCORE(score) for score in record.scores]
-    hashes, problem = _hashes_of(path, record)
-    return (
-        json.dumps(light),
-        _packed(scores),
-        _packed((record.groups, record.facts)),
-        json.dumps(confusions_in(record)),
-        hashes,
-        problem,
-    )
+class _Reader:
+    """Reads records as the index holds them."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Any, ...], str] = {}
+
+    def __call__(self, path: Path) -> tuple[Any, ...]:
+        """What isn't known yet of a record's texts, and its columns but for path and stamp."""
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            return None, None, None, None, None, None, None, _text(str(error))
+        light = {name: json.dumps(getattr(record, name)) for name in _LIGHT}
+        fresh, key = self._texts(record)
+        hashes, problem = _hashes_of(path, record)
+        return (
+            fresh,
+            json.dumps(light),
+            key,
+            marshal.dumps([_numbers(score) for score in record.scores]),
+            _packed((record.groups, record.facts)),
+            json.dumps(confusions_in(record)),
+            hashes,
+            problem,
+        )
+
+    def _texts(self, record: Record) -> tuple[tuple[str, bytes] | None, str]:
+        """What the scores say beside their numbers, if it's new, and its key."""
+        every = tuple(_texts(score) for score in record.scores)
+        if every in self._seen:
+            return None, self._seen[every]
+        key = hashlib.sha256(repr(every).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        self._seen[every] = key
+        return (key, _packed(every)), key
 
 
 def _packed(values: Any) -> bytes:
@@ -308,7 +347,7 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
             base.execute("PRAGMA cache_size = -16000")
             (version,) = base.execute("PRAGMA user_version").fetchone()
             if version not in (0, _VERSION):
-                base.executescript("DROP TABLE IF EXISTS records; DROP TABLE IF EXISTS rows;")
+                base.executescript(_FORGET)
             base.executescript(_TABLES)
             base.execute(f"PRAGMA user_version = {_VERSION}")
             base.execute("BEGIN IMMEDIATE")

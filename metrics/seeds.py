@@ -688,13 +688,14 @@ def _misread(confusion: tuple[tuple[int, ...], ...], seed: int) -> Array:
 
 def _resample(made: MeanShares, drawn: Array) -> None:
     """Draw errors of pooled shares, (P, R, K), from shares shrunk towards even ones."""
-    rng = np.random.default_rng(made.seed)
+    rng: np.random.Generator | None = None
     groups = made.measured.shape[1]
     added = normal_quantile(made.level) ** 2 / (2 * (groups - 1))
     sizes = made.pooled[:, None]
     bases = (made.measured * sizes + added) / (sizes + added * groups)
     for prompt, (base, size) in enumerate(zip(bases, made.pooled.tolist(), strict=True)):
         if size * base.min() < _MANY:
+            rng = rng or np.random.default_rng(made.seed)  # making one takes as long as normals do
             drawn[prompt] = rng.multinomial(size, base, size=_DRAWS) / size - base
         else:
             free = base[:-1]

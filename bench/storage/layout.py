@@ -26,7 +26,7 @@ Check = Callable[[Any, Field], None]
 """Raises a ValueError that names the field if a value isn't of its kind."""
 
 _SHOWN = 60
-_FLOATS = {float}
+_FLOATS, _TEXTS, _WHOLES = {float}, {str}, {int}
 _OFF = 1e-6
 """How far from 1 the sum of shares may lie."""
 _MOST_IMAGES = 10**12
@@ -99,7 +99,7 @@ def _yes_or_no(value: Any, field: Field) -> None:
 
 
 def _number(value: Any, field: Field) -> None:
-    if type(value) is float:
+    if type(value) is float:  # most are
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         _refuse(field, "a number", value)
@@ -108,6 +108,8 @@ def _number(value: Any, field: Field) -> None:
 
 
 def _whole(value: Any, field: Field) -> None:
+    if type(value) is int and 0 <= value <= LARGEST_WHOLE:  # most are
+        return
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_WHOLE:
         _refuse(field, f"a whole number from 0 to {LARGEST_WHOLE}", value)
 
@@ -128,12 +130,22 @@ def _list(check: Check) -> Check:
     def checked(value: Any, field: Field) -> None:
         if not isinstance(value, list):
             _refuse(field, "a list", value)
-        if check is _number and set(map(type, value)) == _FLOATS:
-            return
-        for place, item in enumerate(value):
-            check(item, (field, place))
+        if not (value and _all_sound(value, check)):
+            for place, item in enumerate(value):
+                check(item, (field, place))
 
     return checked
+
+
+def _all_sound(values: list[Any], check: Check) -> bool:
+    """Whether all values pass a check for certain: what most lists hold takes no call a value."""
+    kinds = set(map(type, values))
+    if check is _number:
+        return kinds == _FLOATS
+    if check is _text:
+        return kinds == _TEXTS
+    most = _MOST.get(check)
+    return most is not None and kinds == _WHOLES and min(values) >= 0 and max(values) <= most
 
 
 def _by_name(check: Check) -> Check:
@@ -159,15 +171,24 @@ def _fields(**checks: Check) -> Check:
     return checked
 
 
+_DIRECTIONS = get_args(Better)
+
+
 def _direction(value: Any, field: Field) -> None:
-    if value not in get_args(Better):
-        _refuse(field, f"one of {', '.join(get_args(Better))}", value)
+    if value not in _DIRECTIONS:
+        _refuse(field, f"one of {', '.join(_DIRECTIONS)}", value)
 
 
 def _count(value: Any, field: Field) -> None:
+    if type(value) is int and 0 <= value <= _MOST_IMAGES:  # most are
+        return
     _whole(value, field)
     if value > _MOST_IMAGES:
         _refuse(field, f"a number of images, at most {_MOST_IMAGES}", value)
+
+
+_MOST: Mapping[Check, int] = {_whole: LARGEST_WHOLE, _count: _MOST_IMAGES}
+"""The largest of a kind of whole numbers from 0 on."""
 
 
 def _shares(value: Any, field: Field) -> None:

@@ -569,7 +569,7 @@ def score_of(row: object) -> Score:
     if told not in _SOUND_SCORES:  # there are few ways to write one down, and many scores
         _checked(data, _SCORE_V1, "a score")
         _SOUND_SCORES.add(told)
-    return Score(**data)
+    return Score.of_all(data)
 
 
 _SOUND_SCORES: set[tuple[Any, ...]] = set()

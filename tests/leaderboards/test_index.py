@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from fairbench.leaderboards import board, index, leaderboard, rows, to_csv
+from fairbench.leaderboards import board, helpers, index, leaderboard, rows, to_csv
 from fairbench.storage.records import read_records, sidecar_path, write_record
 
 
@@ -75,6 +79,35 @@ def test_what_changed_is_read_again_and_what_is_gone_forgotten(results, parsed):
     assert len(first) == 3
 
 
+def texts_held(cache):
+    (path,) = (cache / "boards").glob("*.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        (count,) = base.execute("SELECT count(*) FROM texts").fetchone()
+    return count
+
+
+def test_what_scores_say_is_held_once_and_forgotten_with_the_last_record(results, cache):
+    leaderboard(results, warn=refuse)
+    held = texts_held(cache)
+    assert held < 9
+    other, broken, *_ = sorted(results.glob("*/tiw/*.json"))
+    text = other.read_text()
+    other.write_text(text.replace('"unit": "share"', '"unit": "part"'))
+    broken.write_text("{")
+    leaderboard(results, warn=lambda line: None)
+    assert texts_held(cache) == held + 1
+    assert any(score.unit == "part" for run in records_of("tiw", results) for score in run.scores)
+    other.write_text(text)
+    leaderboard(results, warn=lambda line: None)
+    assert texts_held(cache) == held
+
+
+def records_of(method, results):
+    opened = board.open_board(results, warn=lambda line: None)
+    (row,) = [row for row in opened.rows if row.method == method]
+    return opened.records(row)
+
+
 def test_a_damaged_index_is_made_anew(results, cache):
     first = to_csv(leaderboard(results, warn=refuse))
     (path,) = (cache / "boards").glob("*.sqlite")
@@ -109,8 +142,6 @@ def test_a_file_whose_name_is_no_text_is_a_record_like_others(results):
 
 
 def test_helpers_give_the_same(results, monkeypatch):
-    from fairbench.leaderboards import helpers
-
     first = to_csv(leaderboard(results, warn=refuse))
     monkeypatch.setenv("FAIRBENCH_CACHE", str(results.parent / "other"))
     monkeypatch.setattr(helpers, "_WORTH_IT", 2)
@@ -122,4 +153,31 @@ def test_records_of_a_row_come_whole(results):
     for row in opened.rows:
         records = opened.records(row)
         assert tuple(record.key for record in records) == row.keys
-        assert all(record.scores and record.groups and record.facts for record in records)
+        whole = {record.key: record for record in read_records(results, refuse)}
+        for record in records:
+            told = whole[record.key]
+            assert (record.scores, record.groups, record.facts) == (
+                told.scores,
+                told.groups,
+                told.facts,
+            )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
+def test_helpers_run_ahead_of_what_is_asked_for_by_so_much_only(tmp_path):
+    count = min(8, len(os.sched_getaffinity(0)))
+    if count < 2:
+        pytest.skip("one core has no helpers")
+
+    def work(items):
+        (tmp_path / f"{items[0]:05}").touch()
+        return [item**2 for item in items]
+
+    found = helpers.mapped(work, range(2000))
+    first = [next(found) for _ in range(16)]
+    time.sleep(0.5)
+    done = len(list(tmp_path.iterdir()))
+    assert first == [item**2 for item in range(16)]
+    assert done < 2000 / 16
+    assert [*first, *found] == [item**2 for item in range(2000)]
+    assert len(list(tmp_path.iterdir())) == 2000 / 16
