@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ column that isn't listed has no hypervolume: distances of encoders have no commo
 _DRAWS = 2000
 _SEED = 20_245  # any constant: the same rows must always give the same probabilities
 _FAR = 10  # times the median distance
+_APART = 1.5  # times the largest distance of those that take part, for one that doesn't
 # What makes a row no honest point of the plane, whatever its two numbers.
 _FAULTS = {"validity", "duplicates", "leak", "quota", "images", "unmeasured"}
 
@@ -46,7 +48,8 @@ class Point:
         on_set: Whether no row that takes part is at least as good in both and better in one.
         probability: Share of joint draws of all rows in which it is on the set; None of one that
             doesn't take part.
-        far: Whether it lies so much higher than most that a chart names it instead.
+        far: Whether a chart names it instead: it lies much higher than most, or doesn't take part
+            and lies well above all that do.
     """
 
     row: Row
@@ -114,6 +117,12 @@ def plane_of(block: Sequence[Row]) -> Plane:
         chosen = [one for one, takes in zip(held, part, strict=True) if takes]
         chances[mask] = _pareto(_draws(chosen)).mean(axis=0)
     middle = statistics.median(quality.value for _, _, quality in held) if held else 0.0
+    near = [
+        quality.value
+        for (_, _, quality), takes in zip(held, part, strict=True)
+        if takes and quality.value <= _FAR * middle
+    ]
+    above = _APART * max(near, default=math.inf)
     points = tuple(
         Point(
             row,
@@ -122,7 +131,7 @@ def plane_of(block: Sequence[Row]) -> Plane:
             takes,
             bool(on),
             float(chance) if takes else None,
-            quality.value > _FAR * middle > 0,
+            quality.value > _FAR * middle > 0 or (not takes and quality.value > above > 0),
         )
         for (row, fair, quality), takes, on, chance in zip(
             held, part, on_set, chances, strict=True

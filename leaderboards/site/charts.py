@@ -41,6 +41,11 @@ def tag(name: str, *children: str, **attributes: object) -> Markup:
     return Markup(f"<{name}{told}>{inner}</{name}>")
 
 
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after an underscore."""
+    return Markup("_<wbr>").join(escape(part) for part in shown(name).split("_"))
+
+
 def _text(value: object) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
@@ -77,7 +82,7 @@ def figure(
         aria_labelledby=f"t{unique}",
         aria_describedby=f"d{unique}",
     )
-    head = tag("tr", *(tag("th", shown(name), scope="col") for name in header))
+    head = tag("tr", *(tag("th", _breakable(name), scope="col") for name in header))
     body = [tag("tr", *(tag("td", shown(cell)) for cell in row)) for row in table]
     numbers = tag(
         "details",

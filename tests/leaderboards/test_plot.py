@@ -22,7 +22,7 @@ def scores(fair, quality):
 @pytest.fixture
 def table(make_record):
     records = [
-        make_record("vanilla", card={"role": "control"}, scores=scores(0.6, 0.05)),
+        make_record("vanilla", card={"role": "control"}, scores=scores(0.6, 0.08)),
         make_record("fairgen", scores=scores(0.1, 0.1)),
         make_record("tiw", scores=scores(0.2, None)),
         make_record("vanilla", task="race", card={"role": "control"}, scores=scores(0.4, 0.05)),
@@ -66,7 +66,7 @@ def test_a_point_is_a_row_with_its_intervals(table):
         (x,), (y,) = (list(map(float, values)) for values in drawn.lines[0].get_data())
         ends = across.get_segments()[0][:, 0], up.get_segments()[0][:, 1]
         points[round(x, 6)] = [round(v, 6) for v in (y, *ends[0], *ends[1])]
-    assert points == {0.6: [50, 0.58, 0.63, 40, 70], 0.1: [100, 0.08, 0.13, 90, 120]}
+    assert points == {0.6: [80, 0.58, 0.63, 70, 100], 0.1: [100, 0.08, 0.13, 90, 120]}
 
 
 def test_points_are_named_and_a_row_without_quality_is_not_hidden(table):
@@ -81,6 +81,20 @@ def test_a_row_far_off_is_named_with_its_value(make_record):
     key = beside.texts[0].get_text()
     assert key.splitlines() == ["1 a", "2 b", "3 c", "↑ d: 5990"]
     assert panel.get_ylim()[1] < 200
+
+
+def test_a_row_that_takes_no_part_does_not_stretch_the_scale(make_record):
+    control = {"role": "control"}
+    records = [
+        make_record("vanilla", card=control, scores=scores(0.6, 0.05)),
+        make_record("prompt_append", card=control, scores=scores(0.1, 0.09)),
+        make_record("balanced_data", card={"role": "oracle"}, scores=scores(0.1, 0.1)),
+        make_record("oracle", card={"role": "oracle"}, scores=scores(0.1, 0.2)),
+    ]
+    panel, beside = panels_of(rows(records, warn=lambda line: None))[0]
+    key = beside.texts[0].get_text()
+    assert key.splitlines() == ["1 balanced_data", "2 prompt_append", "3 vanilla", "↑ oracle: 200"]
+    assert panel.get_ylim()[1] < 150
 
 
 def test_roles_are_explained(table):
