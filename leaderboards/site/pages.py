@@ -40,7 +40,7 @@ from fairbench.leaderboards.row import Row
 from fairbench.leaderboards.site import charts
 from fairbench.leaderboards.site.reported import fair_value, reported
 from fairbench.methods import known_methods
-from fairbench.metrics.counting import wilson_interval
+from fairbench.metrics.counting import SUM_TOLERANCE, wilson_interval
 from fairbench.metrics.discrepancies import discrepancy_family
 from fairbench.metrics.rosetta import ROSETTA
 from fairbench.runs.question import command_of
@@ -540,7 +540,10 @@ def _definitions(record: Record) -> dict[str, Any] | None:
         None,
     )
     shares = _pooled([record], table) if table else []
-    if not shares or any(share[6] is None for share in shares):
+    wanted = [share[6] for share in shares if share[6] is not None]
+    if not shares or len(wanted) < len(shares):
+        return None
+    if min(wanted) < 0 or abs(sum(wanted) - 1) > SUM_TOLERANCE:
         return None
     by_prompt = [
         one for name, prompts in _strips([record]) if name == table for one in prompts.values()

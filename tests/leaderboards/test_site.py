@@ -310,3 +310,11 @@ def test_no_rows_make_a_page(tmp_path):
     write_site(Board([], tmp_path, lambda row: []), tmp_path / "site")
     assert "No complete records." in (tmp_path / "site" / "index.html").read_text()
     assert json.dumps(sorted(path.name for path in (tmp_path / "site").iterdir()))
+
+
+def test_tables_whose_targets_are_no_shares_end_nothing(records, tmp_path):
+    odd = groups()
+    odd["gender"][0]["target"] = 0.3
+    changed = [dataclasses.replace(record, groups=odd) for record in records]
+    write_site(board(changed, tmp_path / "results"), tmp_path / "site")
+    assert "Why published numbers disagree" in (tmp_path / "site" / "disagree.html").read_text()

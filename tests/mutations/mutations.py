@@ -1,0 +1,157 @@
+"""Puts odd values into records and looks whether any of them ends a board.
+
+By hand, from an environment in which fairbench is installed:
+
+    python tests/mutations/mutations.py --times 5000 --seed 0
+
+Each round takes one of the committed records, replaces or deletes one value somewhere inside of
+it, reads it from a file and, unless that refuses it in one line, makes rows of it and of an
+untouched record beside it, and everything that a board is written as but pictures. A record that
+is read is one that all of these must cope with. Printed: each new failure, and how many mutations
+were refused, taken and failed. Exit status 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import random
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fairbench.core.record import Record
+from fairbench.leaderboards import rows, to_csv, to_json, to_markdown, to_table
+from fairbench.leaderboards.board import Board
+from fairbench.leaderboards.formats.eval_results import entries
+from fairbench.leaderboards.formats.every_eval_ever import document
+from fairbench.leaderboards.formats.latex import to_latex
+from fairbench.leaderboards.site.pages import _files
+from fairbench.storage.records import RecordError, read_record
+
+COMMITTED = Path(__file__).resolve().parents[2] / "results"
+METHODS = ("vanilla", "fairgen", "tiw", "invdiff", "distribution_guidance")
+GONE = object()
+ODD = (
+    *(GONE, None, True, "", "x", "\x00", "<b>", [], {}, [[]], ["a"], [[1], [2, 3]], {"x": 1}),
+    *(0, -1, 3, 10**13, 10**20, 0.3, -0.5, 1.5, 1e-300, 1e200, 1e308),
+)
+"""What is put in the place of a value."""
+
+
+def originals() -> list[dict[str, Any]]:
+    """One committed record of each of a few methods, of both schemas where there are both."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted(COMMITTED.glob("*/*/*.json")):
+        data = json.loads(path.read_bytes())
+        if data["method"] in METHODS and data["config"]["backbone"] == "cartoonfaces-sd":
+            found.setdefault((data["method"], data["schema"]), data)
+    return list(found.values())
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where everything inside of a value stands; of long lists of the like the first alone."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from places(inner, (*path, name))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value[:3]):
+            yield from places(inner, (*path, place))
+
+
+def mutated(data: dict[str, Any], path: Sequence[str | int], value: Any) -> dict[str, Any]:
+    """A copy with another value at one place."""
+    made = copy.deepcopy(data)
+    inner: Any = made
+    for step in path[:-1]:
+        inner = inner[step]
+    if value is GONE:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = copy.deepcopy(value)
+    return made
+
+
+def use(records: Sequence[Record]) -> None:
+    """Make everything that a board is written as."""
+    by_key = {record.key: record for record in records}
+    found = rows(records, warn=lambda line: None)
+    for form in (to_csv, to_markdown, to_json, to_latex):
+        form(found)
+    Console(file=io.StringIO(), width=80).print(to_table(found))
+
+    def behind(row: Any) -> list[Record]:
+        return [by_key[key] for key in row.keys]
+
+    for _ in _files(Board(found, COMMITTED, behind)):
+        pass
+    for row in found:
+        entries(row, behind(row))
+        document(row, behind(row))
+
+
+def rounds(times: int, seed: int) -> Counter[str]:
+    """Mutate so many times; how many were refused, taken and failed, by what is printed too."""
+    draw = random.Random(seed)
+    bases = originals()
+    fields = [list(places({k: v for k, v in b.items() if k != "manifest"})) for b in bases]
+    counted: Counter[str] = Counter()
+    told: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "record.json"
+        for _ in range(times):
+            place = draw.randrange(len(bases))
+            path, value = draw.choice(fields[place]), draw.choice(ODD)
+            try:
+                outcome = tried(file, mutated(bases[place], path, value), bases[place - 1])
+            except Exception as error:
+                outcome = "failed"
+                last = traceback.extract_tb(error.__traceback__)[-1]
+                what = f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
+                if what not in told:
+                    told.add(what)
+                    seen = "deleted" if value is GONE else repr(value)
+                    where = ".".join(map(str, path))
+                    print(f"{what}: {error} ({bases[place]['method']}, {where}: {seen})")
+            counted[outcome] += 1
+    return counted
+
+
+def tried(file: Path, data: dict[str, Any], other: dict[str, Any]) -> str:
+    """Whether a record was refused in one line, or taken by everything."""
+    found = []
+    for one in (other, data):
+        file.write_text(json.dumps(one))
+        try:
+            found.append(read_record(file))
+        except RecordError as error:
+            if "\n" in str(error):
+                raise
+            return "refused"
+    use(found)
+    return "taken"
+
+
+def main() -> int:
+    """Mutate, and say how it went."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    counted = rounds(asked.times, asked.seed)
+    print(", ".join(f"{counted[name]} {name}" for name in ("refused", "taken", "failed")))
+    return 1 if counted["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
