@@ -179,7 +179,8 @@ def _draws(held: Sequence[tuple[Row, Cell, Cell]]) -> NDArray[np.float64]:
     middle, below, above = np.moveaxis(
         np.array([[_sides(cell) for cell in (fair, quality)] for _, fair, quality in held]), -1, 0
     )
-    drawn = middle + normal * np.where(normal < 0, below, above)
+    with np.errstate(over="ignore"):  # of numbers near the largest that there are
+        drawn = middle + normal * np.where(normal < 0, below, above)
     drawn[..., 0] = np.maximum(0.0, drawn[..., 0])
     return np.asarray(drawn, dtype=np.float64)
 
