@@ -1,4 +1,4 @@
-"""Puts odd values into records and looks whether any of them ends a board.
+"""Puts odd values into records and baselines and looks whether any of them ends a board or check.
 
 By hand, from an environment in which fairbench is installed:
 
@@ -7,8 +7,9 @@ By hand, from an environment in which fairbench is installed:
 Each round takes one of the committed records, replaces or deletes one value somewhere inside of
 it, reads it from a file and, unless that refuses it in one line, makes rows of it and of an
 untouched record beside it, and everything that a board is written as but pictures. A record that
-is read is one that all of these must cope with. Printed: each new failure, and how many mutations
-were refused, taken and failed. Exit status 1 if any failed.
+is read is one that all of these must cope with. Baselines of the gate are compared with what they
+were, both ways, and the verdict is written in every form. Printed: each new failure, and how many
+mutations were refused, taken and failed. Exit status 1 if any failed.
 """
 
 from __future__ import annotations
@@ -22,13 +23,20 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from fairbench.core.errors import InputError
 from fairbench.core.record import Record
+from fairbench.gate.baseline import read_baseline
+from fairbench.gate.checking import Checked
+from fairbench.gate.comparing import compare
+from fairbench.gate.reports import document as verdict_document
+from fairbench.gate.reports import junit, markdown
 from fairbench.leaderboards import rows, to_csv, to_json, to_markdown, to_table
 from fairbench.leaderboards.board import Board
 from fairbench.leaderboards.formats.eval_results import entries
@@ -37,7 +45,9 @@ from fairbench.leaderboards.formats.latex import to_latex
 from fairbench.leaderboards.site.pages import _files
 from fairbench.storage.records import RecordError, read_record
 
-COMMITTED = Path(__file__).resolve().parents[2] / "results"
+HERE = Path(__file__).resolve().parent
+COMMITTED = HERE.parents[1] / "results"
+BASELINES = HERE.parent / "baselines"
 METHODS = ("vanilla", "fairgen", "tiw", "invdiff", "distribution_guidance")
 GONE = object()
 ODD = (
@@ -47,7 +57,23 @@ ODD = (
 """What is put in the place of a value."""
 
 
-def originals() -> list[dict[str, Any]]:
+Tried = Callable[[Path, dict[str, Any]], str]
+"""Writes what is given to a file, reads and uses it: ``"refused"`` in one line, or ``"taken"``."""
+
+
+def originals() -> list[tuple[str, dict[str, Any], Tried]]:
+    """What is mutated: its name, what it holds, and how it is tried."""
+    found = records()
+    every: list[tuple[str, dict[str, Any], Tried]] = [
+        (data["method"], data, partial(try_record, other=found[place - 1]))
+        for place, data in enumerate(found)
+    ]
+    for path in sorted(BASELINES.glob("*.json")):
+        every.append((path.name, json.loads(path.read_bytes()), partial(try_baseline, sound=path)))
+    return every
+
+
+def records() -> list[dict[str, Any]]:
     """One committed record of each of a few methods, of both schemas where there are both."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(COMMITTED.glob("*/*/*.json")):
@@ -101,19 +127,19 @@ def use(records: Sequence[Record]) -> None:
 
 
 def rounds(times: int, seed: int) -> Counter[str]:
-    """Mutate so many times; how many were refused, taken and failed, by what is printed too."""
+    """Mutate so many times; how many were refused, taken and failed."""
     draw = random.Random(seed)
     bases = originals()
-    fields = [list(places({k: v for k, v in b.items() if k != "manifest"})) for b in bases]
+    fields = [list(places({k: v for k, v in b.items() if k != "manifest"})) for _, b, _ in bases]
     counted: Counter[str] = Counter()
     told: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "record.json"
         for _ in range(times):
             place = draw.randrange(len(bases))
+            name, base, tried = bases[place]
             path, value = draw.choice(fields[place]), draw.choice(ODD)
             try:
-                outcome = tried(file, mutated(bases[place], path, value), bases[place - 1])
+                outcome = tried(Path(folder) / "mutated.json", mutated(base, path, value))
             except Exception as error:
                 outcome = "failed"
                 last = traceback.extract_tb(error.__traceback__)[-1]
@@ -121,25 +147,44 @@ def rounds(times: int, seed: int) -> Counter[str]:
                 if what not in told:
                     told.add(what)
                     seen = "deleted" if value is GONE else repr(value)
-                    where = ".".join(map(str, path))
-                    print(f"{what}: {error} ({bases[place]['method']}, {where}: {seen})")
+                    print(f"{what}: {error} ({name}, {'.'.join(map(str, path))}: {seen})")
             counted[outcome] += 1
     return counted
 
 
-def tried(file: Path, data: dict[str, Any], other: dict[str, Any]) -> str:
-    """Whether a record was refused in one line, or taken by everything."""
+def try_record(file: Path, data: dict[str, Any], *, other: dict[str, Any]) -> str:
+    """A record, and an untouched one beside it."""
     found = []
     for one in (other, data):
         file.write_text(json.dumps(one))
         try:
             found.append(read_record(file))
         except RecordError as error:
-            if "\n" in str(error):
-                raise
-            return "refused"
+            return in_one_line(error)
     use(found)
     return "taken"
+
+
+def try_baseline(file: Path, data: dict[str, Any], *, sound: Path) -> str:
+    """A baseline, beside what it was."""
+    file.write_text(json.dumps(data))
+    try:
+        odd = read_baseline(file).runs
+    except InputError as error:
+        return in_one_line(error)
+    was = read_baseline(sound).runs
+    for verdict in (compare(was, odd), compare(odd, was)):
+        markdown(verdict)
+        junit(verdict)
+        verdict_document(Checked(verdict))
+    return "taken"
+
+
+def in_one_line(error: Exception) -> str:
+    """``"refused"``; raised again if it takes more than a line."""
+    if "\n" in str(error):
+        raise error
+    return "refused"
 
 
 def main() -> int:
