@@ -150,24 +150,22 @@ class Averages:
             scores: The score in each run, in the order of the runs.
         """
         first = scores[0]
+        if len(scores) == 1:
+            return _of_one(first)
         n = min(score.n for score in scores)
         versions = {score.version if is_older(score) else None for score in scores}
         older = versions != {None}
-        if len(scores) == 1:
-            interval, floor = f"this run: {first.interval}" if first.interval else "", first.floor
-            value, low, high = first.value, first.low, first.high
-        elif (found := self._of_counts(scores)) is not None:
+        if (found := self._of_counts(scores)) is not None:
             one, floor, rule = found
-            value, low, high = one.value, one.low, one.high
-            older = False  # counts are what they were
             interval = f"mean shares of {len(scores)} seeds, {_WIDER[one.wider]}{rule}"
-        elif len(versions) > 1:
+            ends = one.value, one.low, one.high
+            older = False  # counts are what they were
+            return Cell(*ends, interval, floor, n, first.better, first.unit, older)
+        if len(versions) > 1:
             return None
-        else:
-            target = self._runs[0].config.get("target") or {}
-            value, low, high, interval = _of_numbers(scores, list(target.values()))
-            floor = None
-        return Cell(value, low, high, interval, floor, n, first.better, first.unit, older)
+        target = self._runs[0].config.get("target") or {}
+        value, low, high, interval = _of_numbers(scores, list(target.values()))
+        return Cell(value, low, high, interval, None, n, first.better, first.unit, older)
 
     def _of_counts(
         self, scores: Sequence[Score]
@@ -238,6 +236,20 @@ class Averages:
         one = known[column.size]
         scale = 1 / _largest(made, column.size) if column.relative else 1.0
         return SeedsEstimate(one.value * scale, one.low * scale, one.high * scale, one.wider)
+
+
+def _of_one(score: Score) -> Cell:
+    return Cell(
+        score.value,
+        score.low,
+        score.high,
+        f"this run: {score.interval}" if score.interval else "",
+        score.floor,
+        score.n,
+        score.better,
+        score.unit,
+        is_older(score),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -440,8 +452,11 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def exact_mean(values: Iterable[float]) -> float:
-    """Correctly rounded, unlike fmean: the mean of equal values is exactly that value."""
+    """The same in whatever order, unlike fmean, and that value itself where all are equal."""
     held = [float(value) for value in values]
-    if held.count(held[0]) == len(held) and math.isfinite(held[0]):  # most are, and it takes long
+    if held.count(held[0]) == len(held):
         return held[0] + 0.0  # never a negative zero
-    return float(statistics.mean(held))
+    try:
+        return math.fsum(held) / len(held)
+    except OverflowError:  # a sum of numbers of 1e308
+        return float(statistics.mean(held))

@@ -21,7 +21,6 @@ __all__ = [
     "blocks",
     "digits_of",
     "exact",
-    "floor_of",
     "is_main",
     "method_of",
     "notes_of",
@@ -114,12 +113,6 @@ def is_main(name: str) -> bool:
 def _place(name: str) -> int:
     spec = spec_of(name)
     return 0 if spec is None or spec.main is None else spec.main
-
-
-def floor_of(row: Row, name: str) -> float | None:
-    """A score's noise floor, if the row has one."""
-    cell = row.scores.get(name)
-    return None if cell is None else cell.floor
 
 
 def exact(value: float | None) -> str:

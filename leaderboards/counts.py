@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -138,10 +139,11 @@ class Counts:
             return {}
         if not column.corrected:
             judges = dict(list(judges.items())[:1])
-        if column.penalised:
-            images = _images_of_prompts(record)
-            images = images if column.by_prompt else images.sum(keepdims=True)
-            judges = {judge: _penalised(one, images) for judge, one in judges.items()}
+        if not column.penalised:
+            return judges
+        images = _images_of_prompts(record)
+        images = images if column.by_prompt else images.sum(keepdims=True)
+        judges = {judge: _penalised(one, images) for judge, one in judges.items()}
         return {judge: one for judge, one in judges.items() if one.counts.sum(axis=1).all()}
 
     def _from_tables(self, record: Record, column: Column) -> dict[str, Counted]:
@@ -225,8 +227,14 @@ def _counted(entry: Mapping[str, Any]) -> Counted:
 
 def _confusion(rows: Sequence[Sequence[int]] | None) -> NDArray[np.int64] | None:
     """A judge's confusion; None if a group has no labelled image: its errors aren't known."""
-    table = None if rows is None else np.array(rows, dtype=np.int64)
-    return table if table is not None and table.sum(axis=1).all() else None
+    return None if rows is None else _confusion_of(tuple(map(tuple, rows)))
+
+
+@lru_cache(maxsize=256)  # a few judges read all records
+def _confusion_of(rows: tuple[tuple[int, ...], ...]) -> NDArray[np.int64] | None:
+    table = np.array(rows, dtype=np.int64)
+    table.flags.writeable = False
+    return table if table.sum(axis=1).all() else None
 
 
 def _pooled(one: Counted) -> Counted:

@@ -30,6 +30,7 @@ from fairbench.metrics.counting import (
     check_size,
     check_targets,
     normal_quantile,
+    quantile,
 )
 from fairbench.metrics.fairness import (
     RESAMPLES,
@@ -320,7 +321,7 @@ def worse_noise_floor(
             error = np.sqrt(effect) * (common + misread)
             error = error - np.einsum("i,dij->dj", aim, learned[j]) @ inverse
             totals[j] += np.linalg.norm(error, axis=1)
-    return float(np.quantile(totals.max(axis=0) / len(wanted), FLOOR_LEVEL))
+    return float(quantile(totals.max(axis=0) / len(wanted), FLOOR_LEVEL))
 
 
 def corrected_noise_floor(
@@ -481,7 +482,7 @@ def _floor(
         error = _normal(aim @ confusion_rates(table), int(size), _FLOOR_DRAWS, rng)
         error = np.sqrt(effect) * error - np.einsum("i,dij->dj", aim, shared)
         total += np.linalg.norm(error @ inverse, axis=1)
-    return float(np.quantile(total / len(wanted), FLOOR_LEVEL))
+    return float(quantile(total / len(wanted), FLOOR_LEVEL))
 
 
 def _confusion_errors(table: NDArray[np.int64], rng: np.random.Generator) -> Array:

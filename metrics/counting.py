@@ -293,7 +293,7 @@ def normal_quantile(level: float) -> float:
 
 
 def quantile(values: Array, level: float) -> Array:
-    """As `np.quantile` along the last axis, to the last digit, in a fifth of the time.
+    """As `np.quantile` along the last axis, to the last digit, in a fraction of the time.
 
     Args:
         values: (…, R), R of 1 or more, without NaN.
@@ -305,9 +305,11 @@ def quantile(values: Array, level: float) -> Array:
     last = values.shape[-1] - 1
     place = last * level
     below = int(place)
-    above, part = min(below + 1, last), place - below
-    ordered = np.partition(values, (below, above), axis=-1)
-    low, high = ordered[..., below], ordered[..., above]
+    part = place - below
+    # NumPy takes ten times as long to find two places at once.
+    ordered = np.partition(values, below, axis=-1)
+    low = ordered[..., below]
+    high = ordered[..., below + 1 :].min(axis=-1) if below < last else low
     gap = high - low
     return np.asarray(high - gap * (1 - part) if part >= 0.5 else low + gap * part)
 

@@ -17,6 +17,7 @@ from fairbench.metrics.counting import (
     check_size,
     check_target,
     check_targets,
+    quantile,
 )
 
 __all__ = [
@@ -83,7 +84,7 @@ def noise_floor_for(target: ArrayLike, n: int) -> float:
     if np.allclose(held, 1 / held.size, rtol=0, atol=SUM_TOLERANCE):
         return noise_floor(n, held.size)
     draws = _fair_discrepancies(wanted, n, np.random.default_rng(_FLOOR_SEED))
-    return float(np.quantile(draws, FLOOR_LEVEL))
+    return float(quantile(draws, FLOOR_LEVEL))
 
 
 def worst_prompt_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:
@@ -107,7 +108,7 @@ def worst_prompt_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:
     most = np.zeros(_FLOOR_DRAWS)
     for aim, size in zip(check_targets(targets, sizes.size), sizes, strict=True):
         most = np.maximum(most, _fair_discrepancies(aim, int(size), rng))
-    return float(np.quantile(most, FLOOR_LEVEL))
+    return float(quantile(most, FLOOR_LEVEL))
 
 
 def mean_noise_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:
@@ -138,7 +139,7 @@ def mean_noise_floor(n_per_prompt: ArrayLike, targets: ArrayLike) -> float:
     total = np.zeros(_FLOOR_DRAWS)
     for aim, size in zip(wanted, sizes, strict=True):
         total += _fair_discrepancies(aim, int(size), rng)
-    return float(np.quantile(total / sizes.size, FLOOR_LEVEL))
+    return float(quantile(total / sizes.size, FLOOR_LEVEL))
 
 
 def gaussian_floor(covariance: ArrayLike) -> float:
@@ -159,7 +160,7 @@ def gaussian_floor(covariance: ArrayLike) -> float:
     squared: Array = np.zeros(_FLOOR_DRAWS)
     for place, weight in enumerate(_weights(matrix)):
         squared += weight * _squared_normals(place)
-    return float(np.quantile(np.sqrt(squared), FLOOR_LEVEL))
+    return float(quantile(np.sqrt(squared), FLOOR_LEVEL))
 
 
 @cache

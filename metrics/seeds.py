@@ -67,7 +67,8 @@ def _euclidean(errors: Array) -> Array:
 
 
 def _absolute(errors: Array) -> Array:
-    return np.asarray(np.abs(errors).sum(axis=-1), dtype=np.float64)
+    # Fifteen times as fast as to sum over an axis of a few groups.
+    return np.asarray(np.abs(errors) @ np.ones(errors.shape[-1]), dtype=np.float64)
 
 
 def _pairwise(errors: Array) -> Array:
@@ -345,6 +346,8 @@ class _Table:
         # Near the target the size of the error itself, far from it what it adds to the distance.
         point = gaps * far[..., None]
         shift = measure(point[:, :, None] + self.judge) - (sizes * far)[..., None]
+        if prompts == 1:  # as below, in fewer steps
+            return np.asarray(np.hypot(radius, quantile(np.abs(shift[:, 0]), level)))
         outer = far[..., None]
         of_judge = np.abs((shift * outer).sum(axis=1)) + (shift * ~outer).sum(axis=1)
         return np.asarray(np.hypot(radius, quantile(of_judge, level) / prompts))
@@ -365,15 +368,14 @@ def _table(made: Sequence[MeanShares]) -> _Table:
     shares = np.stack([one.shares for one in made])
     images = np.empty((*shares.shape[:2], _DRAWS, shares.shape[2]))
     judge = None
+    _resample(made, images)
     if first.confusion is not None:
         rows = _rows(first.confusion)
         inverse = _judge_of(rows).inverse
         misread = _misread if len(rows) <= _KEPT_GROUPS else _misread.__wrapped__
         errors, judge = misread(rows, first.seed), np.empty_like(images)
-    # Row by row, so that a row's last digit doesn't depend on how many it is worked out with.
-    for place, one in enumerate(made):
-        _resample(one, images[place])
-        if judge is not None:
+        # Row by row, so that a row's last digit doesn't depend on how many it is worked out with.
+        for place, one in enumerate(made):
             np.matmul(one.shares, errors, out=judge[place].reshape(len(one.shares), -1))
             # As one table: NumPy takes ten times as long to multiply many small ones.
             undone = images[place].reshape(-1, len(rows)) @ inverse
@@ -686,22 +688,24 @@ def _misread(confusion: tuple[tuple[int, ...], ...], seed: int) -> Array:
     return np.asarray(parts, dtype=np.float64)
 
 
-def _resample(made: MeanShares, drawn: Array) -> None:
-    """Draw errors of pooled shares, (P, R, K), from shares shrunk towards even ones."""
-    rng: np.random.Generator | None = None
-    groups = made.measured.shape[1]
-    added = normal_quantile(made.level) ** 2 / (2 * (groups - 1))
-    sizes = made.pooled[:, None]
-    bases = (made.measured * sizes + added) / (sizes + added * groups)
-    for prompt, (base, size) in enumerate(zip(bases, made.pooled.tolist(), strict=True)):
-        if size * base.min() < _MANY:
-            rng = rng or np.random.default_rng(made.seed)  # making one takes as long as normals do
-            drawn[prompt] = rng.multinomial(size, base, size=_DRAWS) / size - base
-        else:
-            free = base[:-1]
-            root = np.linalg.cholesky((np.diag(free) - np.outer(free, free)) / size)
-            normals = _normals(groups, prompt, made.seed)
-            np.matmul(normals, np.vstack([root, -root.sum(axis=0)]).T, out=drawn[prompt])
+def _resample(made: Sequence[MeanShares], drawn: Array) -> None:
+    """Draw errors of pooled shares, (B, P, R, K), from shares shrunk towards even ones."""
+    groups, seed = drawn.shape[-1], made[0].seed
+    added = normal_quantile(made[0].level) ** 2 / (2 * (groups - 1))
+    sizes = np.stack([one.pooled for one in made])[..., None]
+    bases = (np.stack([one.measured for one in made]) * sizes + added) / (sizes + added * groups)
+    normal = sizes[..., 0] * bases.min(axis=-1) >= _MANY
+    free = bases[normal][:, :-1]
+    covariances = np.eye(groups - 1) * free[:, None] - free[:, :, None] * free[:, None]
+    roots = np.linalg.cholesky(covariances / sizes[normal][..., None])
+    roots = np.concatenate([roots, -roots.sum(axis=1, keepdims=True)], axis=1)
+    for (row, prompt), root in zip(np.argwhere(normal).tolist(), roots, strict=True):
+        np.matmul(_normals(groups, prompt, seed), root.T, out=drawn[row, prompt])
+    for row in np.flatnonzero(~normal.all(axis=1)).tolist():
+        rng = np.random.default_rng(seed)  # of its own, and the same whatever it is drawn with
+        for prompt in np.flatnonzero(~normal[row]).tolist():
+            base, size = bases[row, prompt], int(sizes[row, prompt, 0])
+            drawn[row, prompt] = rng.multinomial(size, base, size=_DRAWS) / size - base
 
 
 @lru_cache(maxsize=32)  # the same for all rows of as many groups

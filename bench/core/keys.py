@@ -14,6 +14,10 @@ from fairbench.core.errors import ContractError
 
 __all__ = ["canonical", "plain", "run_key"]
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+_AS_THEY_ARE = frozenset({str, bool, int, type(None)})
+"""Types whose values JSON holds as they are."""
+
 
 def plain(value: object, where: str = "value") -> Any:
     """The same value in the types that JSON has; sets are sorted, dataclasses become objects.
@@ -26,17 +30,23 @@ def plain(value: object, where: str = "value") -> Any:
         ContractError: If a float isn't finite or a type has no JSON form.
     """
     kind = type(value)  # what JSON gives, first: asking for abstract types takes much longer
-    if value is None or kind is str or kind is bool or kind is int:
+    if kind in _AS_THEY_ARE:
         return value
     if kind is dict:
         found: dict[str, Any] = {}
         for key, item in cast("dict[object, object]", value).items():
-            inner = type(item)
-            if inner is str or inner is int or inner is bool or item is None:
+            if type(item) in _AS_THEY_ARE:
                 found[_name(key, where)] = item
             else:
                 found[_name(key, where)] = plain(item, f"{where}.{key}")
         return found
+    if kind is list:
+        items = cast("list[object]", value)
+        if _AS_THEY_ARE.issuperset(map(type, items)):
+            return list(items)
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(items)]
+    if kind is float:
+        return finite(cast("float", value), where)
     if isinstance(value, (str, bool)):
         return value
     # NumPy's scalars are registered as numbers, so this needs no NumPy.
@@ -68,7 +78,7 @@ def canonical(value: object, where: str = "value") -> str:
         return repr(value)  # as JSON has it, without its many calls: most are asked of one number
     if kind is bool or value is None:
         return "null" if value is None else "true" if value else "false"
-    return json.dumps(plain(value, where), sort_keys=True, separators=(",", ":"))
+    return _encode(plain(value, where))
 
 
 def run_key(config: Mapping[str, Any]) -> str:

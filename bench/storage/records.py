@@ -18,13 +18,15 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import Any, get_args
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from fairbench.core.errors import ContractError, InputError
@@ -306,13 +308,11 @@ def read_record(path: Path) -> Record:
         if not stat.S_ISREG(path.stat().st_mode):
             raise RecordError(f"{path}: expected a record, seen no file; move it away")
         text = path.read_bytes()
-        # A call for each number takes longer than everything else, and is only needed where one
-        # could be infinite.
-        data = json.loads(
-            text,
-            parse_float=_parse_float if _may_overflow(text) else None,
-            parse_constant=_refuse_constant,
-        )
+        with suppress(ValueError, KeyError):
+            data = orjson.loads(text)  # in a third of the time
+            return _READERS[_schema(data)](data)
+        # What it refuses may be JSON to Python: names that are no text, whole numbers of any size.
+        data = json.loads(text, parse_float=_parse_float, parse_constant=_refuse_constant)
         schema = _schema(data)
     except OSError as error:
         raise RecordError(f"{path}: expected a record; it can't be read ({error})") from error
@@ -429,34 +429,6 @@ def _to_text(record: Record) -> str:
         lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in manifest)
         text = f'{text[:-2]},\n  "manifest": [\n{lines}\n  ]\n}}'
     return text + "\n"
-
-
-_DIGITS = bytes.maketrans(b"123456789E", b"0" * 9 + b"e")
-
-
-def _may_overflow(text: bytes) -> bool:
-    """Whether a number may be too large for a float: by its exponent, or by its own digits."""
-    told = text.translate(_DIGITS)
-    if b"0" * 300 in told:
-        return True
-    return any(_is_exponent(told, at) for at in _places(told, b"e000")) or any(
-        # To look for the rarest byte alone takes a tenth of the time.
-        told.startswith(b"e+000", at - 1) and _is_exponent(told, at - 1)
-        for at in _places(told, b"+")
-    )
-
-
-def _places(text: bytes, part: bytes) -> Iterator[int]:
-    at = text.find(part)
-    while at >= 0:
-        yield at
-        at = text.find(part, at + 1)
-
-
-def _is_exponent(told: bytes, at: int) -> bool:
-    """Whether a number ends where an exponent seems to begin; most do in the middle of a hash."""
-    before = told[max(0, at - 340) : at].rstrip(b"0.").removesuffix(b"-")
-    return told[at - 1] in b"0." and (not before or before[-1] in b" \t\r\n:,[")
 
 
 def _parse_float(text: str) -> float:

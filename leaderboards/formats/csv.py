@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from fairbench.core.text import cell
 from fairbench.leaderboards.aggregate import Row
-from fairbench.leaderboards.columns import COSTS, IDENTITY, exact, floor_of, score_names
+from fairbench.leaderboards.columns import COSTS, IDENTITY, score_names
 from fairbench.leaderboards.formats import Format
 
 __all__ = ["FORMAT", "to_csv"]
@@ -21,7 +21,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     ``x_floor``. What a row lacks is empty.
     """
     names = score_names(rows)
-    floors = {name for name in names if any(floor_of(row, name) is not None for row in rows)}
+    floors = {name for row in rows for name, one in row.scores.items() if one.floor is not None}
     header = [*IDENTITY]
     for name in names:
         header += (name, f"{name}_low", f"{name}_high")
@@ -36,16 +36,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _flat(row: Row, names: Iterable[str], floors: set[str]) -> list[str]:
-    cells = [cell(text(row)) for text in IDENTITY.values()]
+def _flat(row: Row, names: Iterable[str], floors: set[str]) -> list[str | float | None]:
+    cells: list[str | float | None] = [cell(text(row)) for text in IDENTITY.values()]
     for name in names:
         score = row.scores.get(name)
-        if score is None:
-            cells += ("", "", "")
-        else:
-            cells += (exact(score.value), exact(score.low), exact(score.high))
+        # The writer gives numbers at full precision, and nothing for None.
+        cells += (None,) * 3 if score is None else (score.value, score.low, score.high)
         if name in floors:
-            cells.append("" if score is None else exact(score.floor))
+            cells.append(None if score is None else score.floor)
     cells += [cell(text(row)) for text in COSTS.values()]
     return cells
 
