@@ -452,11 +452,11 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def exact_mean(values: Iterable[float]) -> float:
-    """The same in whatever order, unlike fmean, and that value itself where all are equal."""
+    """The same in whatever order, and never outside of the values."""
     held = [float(value) for value in values]
     if held.count(held[0]) == len(held):
         return held[0] + 0.0  # never a negative zero
     try:
-        return math.fsum(held) / len(held)
+        return min(max(min(held), math.fsum(held) / len(held)), max(held))
     except OverflowError:  # a sum of numbers of 1e308
         return float(statistics.mean(held))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from fairbench.core.record import Record
 from fairbench.leaderboards.aggregate import Row, rows_of
 from fairbench.leaderboards.helpers import one_thread, uncollected
-from fairbench.leaderboards.index import Index
+from fairbench.leaderboards.index import DamagedIndexError, Index
 from fairbench.storage.places import place_of
 
 __all__ = ["Board", "leaderboard", "open_board"]
@@ -63,8 +64,11 @@ def open_board(
     place.update()
     folder = place.folder
     with uncollected(), one_thread():
-        index = Index(folder, warn)
-        made = rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)
+        try:
+            index, made = _made(folder, dataset, task, warn)
+        except (DamagedIndexError, sqlite3.DatabaseError):
+            Index.forget(folder)
+            index, made = _made(folder, dataset, task, warn)
     by_place = {(one.dataset, one.task, one.method, one.key): one for one in index.records}
 
     def records(row: Row) -> list[Record]:
@@ -72,3 +76,10 @@ def open_board(
         return [index.whole(one) for one in light]
 
     return Board(made, folder, records)
+
+
+def _made(
+    folder: Path, dataset: str | None, task: str | None, warn: Callable[[str], None]
+) -> tuple[Index, list[Row]]:
+    index = Index(folder, warn)
+    return index, rows_of(index.shelf(), dataset=dataset, task=task, warn=warn)

@@ -25,11 +25,13 @@ _WORTH_IT = 400
 _AT_ONCE = 16
 _MOST = 8
 _AHEAD = 8
+_PATIENCE = 2.0  # seconds after which it is looked whether all helpers are there
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 """Signals that end a command."""
 
 _work: Callable[[Sequence[Any]], Iterable[Any]] | None = None
+"""What this process does, if it is a helper."""
 
 
 def mapped(
@@ -43,6 +45,7 @@ def mapped(
 
     Helpers are copies of this process, so that `work` may be any function, and nothing of the
     caller's is imported again; where processes can't be copied, or for few items, there are none.
+    What a helper had at hand that was ended from outside, this process works out itself.
 
     Args:
         work: Called with some items, gives a result of each; those must survive pickling.
@@ -50,7 +53,6 @@ def mapped(
         weight: How much there is to do, in records; None: one an item.
         alone: Whether this process must do it all.
     """
-    global _work
     count = min(_MOST, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
     step = max(1, min(_AT_ONCE, len(items) // (8 * count)))
     portions = [items[start : start + step] for start in range(0, len(items), step)]
@@ -58,25 +60,35 @@ def mapped(
         for portion in portions:
             yield from work(portion)
         return
-    _work = work
     # A helper must not hear what this process does on a signal before it is one.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         with warnings.catch_warnings():
             # Python can't know that no thread of ours holds a lock here.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pool = multiprocessing.get_context("fork").Pool(count, initializer=_begin)
+            context = multiprocessing.get_context("fork")
+            pool = context.Pool(count, initializer=_begin, initargs=(work,))
     finally:
-        _work = None
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with pool:
-        asked: deque[AsyncResult[list[Any]]] = deque()
+        crew = _alive()
+        asked: deque[tuple[Sequence[Item], AsyncResult[list[Result]]]] = deque()
+
+        def next_results() -> Iterable[Result]:
+            portion, result = asked.popleft()
+            while True:
+                try:
+                    return result.get(timeout=_PATIENCE)
+                except multiprocessing.TimeoutError:
+                    if not crew <= _alive():  # for want of memory, say
+                        return work(portion)
+
         for portion in portions:
-            asked.append(pool.apply_async(_called, (portion,)))
+            asked.append((portion, pool.apply_async(_called, (portion,))))
             if len(asked) == _AHEAD * count:  # results that nobody asks for yet would pile up
-                yield from asked.popleft().get()
+                yield from next_results()
         while asked:
-            yield from asked.popleft().get()
+            yield from next_results()
 
 
 @contextmanager
@@ -101,11 +113,17 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _begin() -> None:
+def _alive() -> set[int | None]:
+    return {child.pid for child in multiprocessing.active_children()}
+
+
+def _begin(work: Callable[[Sequence[Any]], Iterable[Any]]) -> None:
     """Make this process a helper: it ends when the one that it helps has it end, without a word.
 
     A terminal sends Ctrl-C to every process of a command, and each would tell it at length.
     """
+    global _work
+    _work = work
     gc.disable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -44,7 +44,7 @@ from fairbench.storage.records import (
     sidecar_path,
 )
 
-__all__ = ["Index"]
+__all__ = ["DamagedIndexError", "Index"]
 
 _VERSION = 6
 _NUMBERS = ("value", "low", "high", "floor", "n")
@@ -62,6 +62,10 @@ CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, code TEXT, found BLOB);
 _MARKS = ", ".join("?" * 9)  # a column of records each
 _FORGET = "".join(f"DROP TABLE IF EXISTS {name}; " for name in ("records", "texts", "rows"))
 _LISTS = 256  # of texts at once in memory
+
+
+class DamagedIndexError(Exception):
+    """What the index holds can't be read; `Index.forget` it and make it anew."""
 
 
 class Index:
@@ -88,6 +92,12 @@ class Index:
         self._refresh()
         self.records = list(self._light())
 
+    @staticmethod
+    def forget(results: Path) -> None:
+        """Remove the index of a folder."""
+        for place in _places(results):
+            _remove(place)
+
     def shelf(self) -> Shelf:
         """What rows are made from."""
         return Shelf(
@@ -102,9 +112,14 @@ class Index:
 
     def whole(self, record: Record) -> Record:
         """A record with everything but its manifest."""
+        with suppress(DamagedIndexError):
+            return self._whole(record)
+        return replace(read_record(self._paths[self._places[_place(record)]]), manifest=())
+
+    def _whole(self, record: Record) -> Record:
         texts, numbers, counts = self._one("texts, numbers, counts", record)
         groups, facts = _unpacked(counts)
-        told = zip(self._texts_of(texts), marshal.loads(numbers), strict=True)
+        told = zip(self._texts_of(texts), _loaded(numbers), strict=True)
         scores = tuple(
             Score.of_all(
                 {**same, "value": value, "low": low, "high": high, "floor": floor, "n": n}
@@ -119,7 +134,7 @@ class Index:
             if len(self._scores) >= _LISTS:
                 self._scores.clear()
             query = "SELECT every FROM texts WHERE key = ?"
-            (packed,) = self._base.execute(query, (key,)).fetchone()
+            (packed,) = _fetched(self._base, query, key)
             self._scores[key] = [dict(zip(_TEXTS, one, strict=True)) for one in _unpacked(packed)]
         return self._scores[key]
 
@@ -161,7 +176,7 @@ class Index:
                 continue
             told = {
                 field: self._shared(text)
-                for field, text in zip(_LIGHT, marshal.loads(light), strict=True)
+                for field, text in zip(_LIGHT, _loaded(light), strict=True)
             }
             record = Record(**told, scores=(), groups={}, facts={}, manifest=())
             self._places[_place(record)] = name
@@ -170,14 +185,15 @@ class Index:
     def _shared(self, text: str) -> Any:
         """The value of a JSON text; equal ones are one object, since records repeat much."""
         if text not in self._values:
-            self._values[text] = json.loads(text)
+            try:
+                self._values[text] = json.loads(text)
+            except (ValueError, TypeError) as error:
+                raise DamagedIndexError(str(error)) from error
         return self._values[text]
 
     def _one(self, columns: str, record: Record) -> tuple[Any, ...]:
         name = self._places[_place(record)]
-        query = f"SELECT {columns} FROM records WHERE path = ?"
-        found: tuple[Any, ...] = self._base.execute(query, (name,)).fetchone()
-        return found
+        return _fetched(self._base, f"SELECT {columns} FROM records WHERE path = ?", name)
 
     def _hashes(self, record: Record) -> Sequence[int] | None:
         """64 bits of each image's hash."""
@@ -186,7 +202,10 @@ class Index:
             self._tell(problem)
         if packed is None:
             return None
-        hashes: list[int] = np.frombuffer(packed, dtype=np.uint64).tolist()
+        try:
+            hashes: list[int] = np.frombuffer(packed, dtype=np.uint64).tolist()
+        except (ValueError, TypeError) as error:
+            raise DamagedIndexError(str(error)) from error
         return hashes
 
     def _images(self, record: Record) -> PerImage | None:
@@ -229,8 +248,7 @@ class Index:
         fresh = iter(mapped(worked_out, missing, weight=weight, alone=not self._file))
         for key in keys:
             if key in had:
-                query = "SELECT found FROM rows WHERE key = ?"
-                (packed,) = self._base.execute(query, (key,)).fetchone()
+                (packed,) = _fetched(self._base, "SELECT found FROM rows WHERE key = ?", key)
             else:
                 packed = next(fresh)
                 self._base.execute("REPLACE INTO rows VALUES (?, ?, ?)", (key, _code(), packed))
@@ -277,7 +295,7 @@ class _Reader:
     """Reads records as the index holds them."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[Any, ...], str] = {}
+        self._seen: dict[str, str] = {}
 
     def __call__(self, path: Path) -> tuple[Any, ...]:
         """What isn't known yet of a record's texts, and its columns but for path and stamp."""
@@ -301,11 +319,12 @@ class _Reader:
 
     def _texts(self, record: Record) -> tuple[tuple[str, bytes] | None, str]:
         """What the scores say beside their numbers, if it's new, and its key."""
-        every = tuple(_texts(score) for score in record.scores)
-        if every in self._seen:
-            return None, self._seen[every]
-        key = hashlib.sha256(repr(every).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        self._seen[every] = key
+        every = [_texts(score) for score in record.scores]
+        told = repr(every)  # 1 and 1.0 are equal, and not the same
+        if told in self._seen:
+            return None, self._seen[told]
+        key = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        self._seen[told] = key
         return (key, _packed(every)), key
 
 
@@ -316,7 +335,28 @@ def _packed(values: Any) -> bytes:
 
 
 def _unpacked(packed: bytes) -> Any:
-    return marshal.loads(zlib.decompress(packed))
+    try:
+        return _loaded(zlib.decompress(packed))
+    except (zlib.error, TypeError) as error:
+        raise DamagedIndexError(str(error)) from error
+
+
+def _loaded(told: bytes) -> Any:
+    try:
+        return marshal.loads(told)
+    except (ValueError, EOFError, TypeError) as error:
+        raise DamagedIndexError(str(error)) from error
+
+
+def _fetched(base: sqlite3.Connection, query: str, key: str) -> tuple[Any, ...]:
+    """The row of a key."""
+    try:
+        found: tuple[Any, ...] | None = base.execute(query, (key,)).fetchone()
+    except sqlite3.DatabaseError as error:
+        raise DamagedIndexError(str(error)) from error
+    if found is None:  # another process may have changed it meanwhile
+        raise DamagedIndexError(f"no entry {key}")
+    return found
 
 
 def _hashes_of(path: Path, record: Record) -> tuple[bytes | None, str | None]:
@@ -341,12 +381,7 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
     """The folder's index and its file, "" for none; empty if there was none or it's damaged."""
     if not results.is_dir():
         raise InputError(f"{results}: expected a folder of records, seen none; check --results")
-    name = hashlib.sha256(str(results.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    places: list[str] = []
-    with suppress(InputError, OSError):
-        folder = cache_folder() / "boards"
-        folder.mkdir(exist_ok=True)
-        places.append(str(folder / f"{name}.sqlite"))
+    places = _places(results)
     for place in [*places, *places, ""]:
         base = sqlite3.connect(place, timeout=5)
         try:
@@ -364,12 +399,26 @@ def _opened(results: Path) -> tuple[str, sqlite3.Connection]:
             base.close()
         except sqlite3.DatabaseError:
             base.close()
-            for end in ("", "-wal", "-shm") if place else ():
-                with suppress(OSError):
-                    Path(place + end).unlink(missing_ok=True)
+            _remove(place)
         else:
             return place, base
     raise InputError("the system's temporary folder can't hold the index of records")
+
+
+def _places(results: Path) -> list[str]:
+    """Where a folder's index may lie."""
+    name = hashlib.sha256(str(results.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    with suppress(InputError, OSError):
+        folder = cache_folder() / "boards"
+        folder.mkdir(exist_ok=True)
+        return [str(folder / f"{name}.sqlite")]
+    return []
+
+
+def _remove(place: str) -> None:
+    for end in ("", "-wal", "-shm") if place else ():
+        with suppress(OSError):
+            Path(place + end).unlink(missing_ok=True)
 
 
 @cache

@@ -191,6 +191,12 @@ _MOST: Mapping[Check, int] = {_whole: LARGEST_WHOLE, _count: _MOST_IMAGES}
 """The largest of a kind of whole numbers from 0 on."""
 
 
+def _level(value: Any, field: Field) -> None:
+    _number(value, field)
+    if not 0 < value < 1:
+        _refuse(field, "a number above 0 and below 1", value)
+
+
 def _shares(value: Any, field: Field) -> None:
     """Wanted shares of the groups."""
     told = value.values() if isinstance(value, dict) else value
@@ -390,7 +396,7 @@ _SCORES = _list(
         n=_whole,
         better=_direction,
         floor=_or_nothing(_number),
-        level=_number,
+        level=_level,
         version=_whole,
     )
 )

@@ -308,10 +308,11 @@ def read_record(path: Path) -> Record:
         if not stat.S_ISREG(path.stat().st_mode):
             raise RecordError(f"{path}: expected a record, seen no file; move it away")
         text = path.read_bytes()
-        with suppress(ValueError, KeyError):
-            data = orjson.loads(text)  # in a third of the time
-            return _READERS[_schema(data)](data)
-        # What it refuses may be JSON to Python: names that are no text, whole numbers of any size.
+        if not _has_long_number(text):
+            with suppress(ValueError, KeyError):
+                data = orjson.loads(text)  # in a third of the time
+                return _READERS[_schema(data)](data)
+        # What it refuses may be JSON to Python, such as names that are no text.
         data = json.loads(text, parse_float=_parse_float, parse_constant=_refuse_constant)
         schema = _schema(data)
     except OSError as error:
@@ -429,6 +430,15 @@ def _to_text(record: Record) -> str:
         lines = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in manifest)
         text = f'{text[:-2]},\n  "manifest": [\n{lines}\n  ]\n}}'
     return text + "\n"
+
+
+_FLAT = bytes.maketrans(b"123456789:,[-\n\t\r", b"0" * 9 + b" " * 7)
+_LONG = b" " + b"0" * 19
+
+
+def _has_long_number(text: bytes) -> bool:
+    """Whether a whole number may have more than 64 bits, of which orjson would make a float."""
+    return _LONG in text.translate(_FLAT)
 
 
 def _parse_float(text: str) -> float:

@@ -204,7 +204,7 @@ def plane(found: Plane, title: str, scale: float) -> Markup:
     """
     shown = [point for point in found.points if not point.far]
     height = 420.0
-    rights = [p.fair.value if p.fair.high is None else p.fair.high for p in found.points]
+    rights = [p.fair.value if p.fair.high is None else p.fair.high for p in shown]
     tops = [p.quality.value if p.quality.high is None else p.quality.high for p in shown]
     lows = [p.quality.value if p.quality.low is None else p.quality.low for p in shown]
     across = _Axis(

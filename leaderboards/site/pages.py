@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fairbench.core.errors import FairbenchError, InputError
+from fairbench.core.errors import ContractError, FairbenchError, InputError
 from fairbench.core.record import Record
 from fairbench.core.text import shown
 from fairbench.datasets.base import get_dataset
@@ -40,7 +40,7 @@ from fairbench.leaderboards.row import Row
 from fairbench.leaderboards.site import charts
 from fairbench.leaderboards.site.reported import fair_value, reported
 from fairbench.methods import known_methods
-from fairbench.metrics.counting import SUM_TOLERANCE, wilson_interval
+from fairbench.metrics.counting import wilson_interval
 from fairbench.metrics.discrepancies import discrepancy_family
 from fairbench.metrics.rosetta import ROSETTA
 from fairbench.runs.question import command_of
@@ -540,16 +540,16 @@ def _definitions(record: Record) -> dict[str, Any] | None:
         None,
     )
     shares = _pooled([record], table) if table else []
-    wanted = [share[6] for share in shares if share[6] is not None]
-    if not shares or len(wanted) < len(shares):
-        return None
-    if min(wanted) < 0 or abs(sum(wanted) - 1) > SUM_TOLERANCE:
+    if not shares or any(share[6] is None for share in shares):
         return None
     by_prompt = [
         one for name, prompts in _strips([record]) if name == table for one in prompts.values()
     ]
-    pooled = _family(shares)
-    each = [_family(one) for one in by_prompt] or [pooled]
+    try:
+        pooled = _family(shares)
+        each = [_family(one) for one in by_prompt] or [pooled]
+    except ContractError:  # counts of nothing, or wanted shares that are none
+        return None
     mean = {name: float(np.mean([one[name] for one in each])) for name in pooled}
     n, groups = shares[0][2], len(shares)
     lines = []
@@ -581,8 +581,11 @@ def _definitions(record: Record) -> dict[str, Any] | None:
 
 
 def _family(shares: Sequence[charts.Share]) -> dict[str, float]:
+    total = sum(share[1] / share[2] for share in shares)
+    if not total:
+        raise ContractError("shares of no images")
     found = discrepancy_family(
-        np.array([share[1] / share[2] for share in shares]) / sum(s[1] / s[2] for s in shares),
+        np.array([share[1] / share[2] for share in shares]) / total,
         [share[6] or 0.0 for share in shares],
     )
     return {name: getattr(found, name) for name in found.__dataclass_fields__}

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import signal
 import sqlite3
 import sys
 import time
@@ -113,6 +115,61 @@ def test_a_damaged_index_is_made_anew(results, cache):
     (path,) = (cache / "boards").glob("*.sqlite")
     path.write_bytes(b"no database at all" * 1000)
     assert to_csv(leaderboard(results, warn=refuse)) == first
+
+
+@pytest.mark.parametrize(
+    "column", ["light", "texts", "numbers", "counts", "confusions", "hashes", "every", "found"]
+)
+@pytest.mark.parametrize("damage", [b"\x00\xff damaged", b"", "text", None])
+def test_damaged_entries_are_made_anew(results, cache, column, damage):
+    first = to_csv(leaderboard(results, warn=refuse))
+    (path,) = (cache / "boards").glob("*.sqlite")
+    table = {"every": "texts", "found": "rows"}.get(column, "records")
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        base.execute(f"UPDATE {table} SET {column} = ?", (damage,))
+        if table != "rows":
+            base.execute("DELETE FROM rows")
+        base.commit()
+    opened = board.open_board(results, warn=lambda line: None)
+    if damage or column not in ("light", "hashes"):  # nothing has a meaning there
+        assert to_csv(opened.rows) == first
+        for row in opened.rows:
+            assert [record.key for record in opened.records(row)] == list(row.keys)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_pages_end_nothing(results, cache, seed):
+    first = to_csv(leaderboard(results, warn=refuse))
+    (path,) = (cache / "boards").glob("*.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        base.execute("DELETE FROM rows")
+        base.commit()
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    draw = random.Random(seed)
+    start = 4096 * draw.randrange(1, len(content) // 4096)
+    content[start + 64 : start + 3064] = draw.randbytes(3000)
+    path.write_bytes(content)
+    opened = board.open_board(results, warn=lambda line: None)
+    assert to_csv(opened.rows) == first
+    assert all(opened.records(row) for row in opened.rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
+def test_what_a_killed_helper_had_at_hand_is_worked_out(monkeypatch, tmp_path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core has no helpers")
+    monkeypatch.setattr(helpers, "_PATIENCE", 0.2)
+    here, killed = os.getpid(), tmp_path / "killed"
+
+    def work(items):
+        if items[0] == 320 and os.getpid() != here and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [item**2 for item in items]
+
+    assert list(helpers.mapped(work, range(2000))) == [item**2 for item in range(2000)]
+    assert killed.exists()
 
 
 def test_a_board_is_made_where_no_index_can_be_kept(results, monkeypatch, tmp_path):

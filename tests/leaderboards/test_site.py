@@ -312,9 +312,23 @@ def test_no_rows_make_a_page(tmp_path):
     assert json.dumps(sorted(path.name for path in (tmp_path / "site").iterdir()))
 
 
-def test_tables_whose_targets_are_no_shares_end_nothing(records, tmp_path):
+def emptied(table):
+    return [{**row, "count": 0} for row in table]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gender", lambda rows: [{**rows[0], "target": 0.3}, *rows[1:]]),
+        ("gender", emptied),
+        ("gender|nurse", emptied),
+        ("gender|nurse", lambda rows: [{**row, "target": None} for row in rows]),
+        ("gender|nurse", lambda rows: rows[1:]),
+    ],
+)
+def test_odd_tables_of_groups_end_nothing(records, tmp_path, name, change):
     odd = groups()
-    odd["gender"][0]["target"] = 0.3
+    odd[name] = change(odd[name])
     changed = [dataclasses.replace(record, groups=odd) for record in records]
     write_site(board(changed, tmp_path / "results"), tmp_path / "site")
     assert "Why published numbers disagree" in (tmp_path / "site" / "disagree.html").read_text()

@@ -5,11 +5,11 @@ By hand, from an environment in which fairbench is installed:
     python tests/mutations/mutations.py --times 5000 --seed 0
 
 Each round takes one of the committed records, replaces or deletes one value somewhere inside of
-it, reads it from a file and, unless that refuses it in one line, makes rows of it and of an
-untouched record beside it, and everything that a board is written as but pictures. A record that
-is read is one that all of these must cope with. Baselines of the gate are compared with what they
-were, both ways, and the verdict is written in every form. Printed: each new failure, and how many
-mutations were refused, taken and failed. Exit status 1 if any failed.
+it, reads it from a file and, unless that refuses it in one line, makes a board of it, of the same
+record of another seed and of another method's, and everything that a board is written as but
+pictures. A record that is read is one that all of these must cope with. Baselines of the gate are
+compared with what they were, both ways, and the verdict is written in every form. Printed: each
+new failure, and how many mutations were refused, taken and failed. Exit status 1 if any failed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import copy
 import io
 import json
+import os
 import random
 import sys
 import tempfile
@@ -31,14 +32,13 @@ from typing import Any
 from rich.console import Console
 
 from fairbench.core.errors import InputError
-from fairbench.core.record import Record
 from fairbench.gate.baseline import read_baseline
 from fairbench.gate.checking import Checked
 from fairbench.gate.comparing import compare
 from fairbench.gate.reports import document as verdict_document
 from fairbench.gate.reports import junit, markdown
-from fairbench.leaderboards import rows, to_csv, to_json, to_markdown, to_table
-from fairbench.leaderboards.board import Board
+from fairbench.leaderboards import to_csv, to_json, to_markdown, to_table
+from fairbench.leaderboards.board import open_board
 from fairbench.leaderboards.formats.eval_results import entries
 from fairbench.leaderboards.formats.every_eval_ever import document
 from fairbench.leaderboards.formats.latex import to_latex
@@ -58,14 +58,14 @@ ODD = (
 
 
 Tried = Callable[[Path, dict[str, Any]], str]
-"""Writes what is given to a file, reads and uses it: ``"refused"`` in one line, or ``"taken"``."""
+"""Writes something into a folder, reads and uses it: ``"refused"`` in one line, or ``"taken"``."""
 
 
 def originals() -> list[tuple[str, dict[str, Any], Tried]]:
     """What is mutated: its name, what it holds, and how it is tried."""
     found = records()
     every: list[tuple[str, dict[str, Any], Tried]] = [
-        (data["method"], data, partial(try_record, other=found[place - 1]))
+        (data["method"], data, partial(try_record, base=data, other=found[place - 1]))
         for place, data in enumerate(found)
     ]
     for path in sorted(BASELINES.glob("*.json")):
@@ -74,13 +74,20 @@ def originals() -> list[tuple[str, dict[str, Any], Tried]]:
 
 
 def records() -> list[dict[str, Any]]:
-    """One committed record of each of a few methods, of both schemas where there are both."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    """A committed record of each of a few methods, of both schemas and of many prompts."""
+    found: dict[tuple[str, int, bool], dict[str, Any]] = {}
     for path in sorted(COMMITTED.glob("*/*/*.json")):
         data = json.loads(path.read_bytes())
         if data["method"] in METHODS and data["config"]["backbone"] == "cartoonfaces-sd":
-            found.setdefault((data["method"], data["schema"]), data)
+            kind = data["method"], data["schema"], data["task"] == "gender_by_role"
+            found.setdefault(kind, data)
     return list(found.values())
+
+
+def of_another_seed(data: dict[str, Any]) -> dict[str, Any]:
+    """The same record as if of another seed."""
+    config = {**data["config"], "seed": data["config"]["seed"] + 1000}
+    return {**data, "config": config, "key": data["key"][::-1], "generation_key": "0" * 16}
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -108,22 +115,17 @@ def mutated(data: dict[str, Any], path: Sequence[str | int], value: Any) -> dict
     return made
 
 
-def use(records: Sequence[Record]) -> None:
+def use(results: Path) -> None:
     """Make everything that a board is written as."""
-    by_key = {record.key: record for record in records}
-    found = rows(records, warn=lambda line: None)
+    board = open_board(results)
     for form in (to_csv, to_markdown, to_json, to_latex):
-        form(found)
-    Console(file=io.StringIO(), width=80).print(to_table(found))
-
-    def behind(row: Any) -> list[Record]:
-        return [by_key[key] for key in row.keys]
-
-    for _ in _files(Board(found, COMMITTED, behind)):
+        form(board.rows)
+    Console(file=io.StringIO(), width=80).print(to_table(board.rows))
+    for _ in _files(board):
         pass
-    for row in found:
-        entries(row, behind(row))
-        document(row, behind(row))
+    for row in board.rows:
+        entries(row, board.records(row))
+        document(row, board.records(row))
 
 
 def rounds(times: int, seed: int) -> Counter[str]:
@@ -134,12 +136,13 @@ def rounds(times: int, seed: int) -> Counter[str]:
     counted: Counter[str] = Counter()
     told: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["FAIRBENCH_CACHE"] = f"{folder}/cache"
         for _ in range(times):
             place = draw.randrange(len(bases))
             name, base, tried = bases[place]
             path, value = draw.choice(fields[place]), draw.choice(ODD)
             try:
-                outcome = tried(Path(folder) / "mutated.json", mutated(base, path, value))
+                outcome = tried(Path(folder), mutated(base, path, value))
             except Exception as error:
                 outcome = "failed"
                 last = traceback.extract_tb(error.__traceback__)[-1]
@@ -152,21 +155,23 @@ def rounds(times: int, seed: int) -> Counter[str]:
     return counted
 
 
-def try_record(file: Path, data: dict[str, Any], *, other: dict[str, Any]) -> str:
-    """A record, and an untouched one beside it."""
-    found = []
-    for one in (other, data):
-        file.write_text(json.dumps(one))
-        try:
-            found.append(read_record(file))
-        except RecordError as error:
-            return in_one_line(error)
-    use(found)
+def try_record(folder: Path, data: dict[str, Any], *, base: dict[str, Any], other: Any) -> str:
+    """A record, beside what it was of another seed and a record of another method."""
+    shelf = folder / "results" / "cartoonfaces" / "any"
+    shelf.mkdir(parents=True, exist_ok=True)
+    for name, one in (("mutated", data), ("twin", of_another_seed(base)), ("other", other)):
+        (shelf / f"{name}.json").write_text(json.dumps(one))
+    try:
+        read_record(shelf / "mutated.json")
+    except RecordError as error:
+        return in_one_line(error)
+    use(folder / "results")
     return "taken"
 
 
-def try_baseline(file: Path, data: dict[str, Any], *, sound: Path) -> str:
+def try_baseline(folder: Path, data: dict[str, Any], *, sound: Path) -> str:
     """A baseline, beside what it was."""
+    file = folder / "baseline.json"
     file.write_text(json.dumps(data))
     try:
         odd = read_baseline(file).runs

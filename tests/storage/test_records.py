@@ -159,7 +159,10 @@ def test_a_number_that_is_too_large_anywhere_is_refused_by_name(tmp_path, make_r
         read_record(path)
 
 
-@pytest.mark.parametrize("number", [1e308, -1e-308, 5e-324, 0.1 + 0.2, 2**53 + 1, 2**63 - 1])
+@pytest.mark.parametrize(
+    "number",
+    [1e308, -1e-308, 5e-324, 0.1 + 0.2, 2**53 + 1, 2**63 - 1, 2**64, 2**64 + 1, -(2**70), [2**70]],
+)
 def test_numbers_are_read_to_the_last_digit(tmp_path, make_record, number):
     record = make_record(facts={"training": {"loss": number}})
     assert read_record(write_record(tmp_path, record)).facts == record.facts
@@ -410,6 +413,8 @@ def test_what_a_judge_counted_is_right_as_it_is_written(tmp_path, make_record):
         ({"groups": {"a": [{"count": 1.5}]}}, r"groups.a\[0\].count must be"),
         ({"groups": {"a": [{"group": "x"}]}}, r"groups.a\[0\] lacks count, n"),
         ({"extra_parameters": 10**30}, "extra_parameters must be a whole number"),
+        ({"peak_memory_mib": 10**20}, "peak_memory_mib must be a number of at most"),
+        ({"scores": [{"level": 1}]}, r"scores\[0\].level must be a number above 0 and below 1"),
     ],
 )
 def test_damage_is_named_in_one_line(tmp_path, make_record, changes, problem):
