@@ -146,7 +146,7 @@ def test_filters_hide_rows_and_keep_their_classes(opened):
     page.get_by_label("Task").select_option("race")
     assert methods_in(page) == []
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_function("document.getElementById('count').textContent === '4 rows.'")
+    page.get_by_role("status").get_by_text("4 rows.", exact=True).wait_for()
     assert len(methods_in(page)) == 4
 
 
