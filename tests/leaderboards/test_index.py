@@ -137,6 +137,19 @@ def test_damaged_entries_are_made_anew(results, cache, column, damage):
             assert [record.key for record in opened.records(row)] == list(row.keys)
 
 
+def test_a_number_that_changed_in_the_index_is_noticed(results, cache):
+    first = to_csv(leaderboard(results, warn=refuse))
+    (path,) = (cache / "boards").glob("*.sqlite")
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        for name, numbers in base.execute("SELECT path, numbers FROM records").fetchall():
+            middle = len(numbers) // 2
+            other = numbers[:middle] + bytes([numbers[middle] ^ 1]) + numbers[middle + 1 :]
+            base.execute("UPDATE records SET numbers = ? WHERE path = ?", (other, name))
+        base.execute("DELETE FROM rows")
+        base.commit()
+    assert to_csv(leaderboard(results, warn=refuse)) == first
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_damaged_pages_end_nothing(results, cache, seed):
     first = to_csv(leaderboard(results, warn=refuse))
