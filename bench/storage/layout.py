@@ -7,7 +7,8 @@ field, instead of a failure wherever the value is met.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -26,7 +27,7 @@ Check = Callable[[Any, Field], None]
 """Raises a ValueError that names the field if a value isn't of its kind."""
 
 _SHOWN = 60
-_FLOATS, _TEXTS, _WHOLES = {float}, {str}, {int}
+_LISTS, _OBJECTS = {list}, {dict}
 _OFF = 1e-6
 """How far from 1 the sum of shares may lie."""
 _MOST_IMAGES = 10**12
@@ -116,44 +117,70 @@ def _anything(value: Any, field: Field) -> None:
     return None
 
 
+_Sound = Callable[[Sequence[Any]], bool]
+"""Whether values, one or more, pass a check for certain."""
+
+_SOUND: dict[Check, _Sound] = {}
+"""Quick looks at many values at once, by check: most records are right, and hold many values. What
+isn't right, or can't be told so, is then checked value by value, which finds the words for it."""
+
+
+def _sound_if(check: Check, sound: _Sound) -> Check:
+    _SOUND[check] = sound
+    return check
+
+
+def _are_sound(values: Sequence[Any], check: Check) -> bool:
+    """Whether all values pass a check for certain."""
+    if not values:
+        return True
+    sound = _SOUND.get(check)
+    return sound is not None and sound(values)
+
+
+def _joined(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(chain.from_iterable(parts))
+
+
 def _or_nothing(check: Check) -> Check:
     def checked(value: Any, field: Field) -> None:
         if value is not None:
             check(value, field)
 
-    return checked
+    def sound(values: Sequence[Any]) -> bool:
+        return _are_sound([value for value in values if value is not None], check)
+
+    return _sound_if(checked, sound)
 
 
 def _list(check: Check) -> Check:
     def checked(value: Any, field: Field) -> None:
         if not isinstance(value, list):
             _refuse(field, "a list", value)
-        if not (value and _all_sound(value, check)):
+        if not _are_sound(value, check):
             for place, item in enumerate(value):
                 check(item, (field, place))
 
-    return checked
+    def sound(values: Sequence[Any]) -> bool:
+        return set(map(type, values)) == _LISTS and _are_sound(_joined(values), check)
 
-
-def _all_sound(values: list[Any], check: Check) -> bool:
-    """Whether all values pass a check for certain: what most lists hold takes no call a value."""
-    kinds = set(map(type, values))
-    if check is _number:
-        return kinds == _FLOATS
-    if check is _text:
-        return kinds == _TEXTS
-    most = _MOST.get(check)
-    return most is not None and kinds == _WHOLES and min(values) >= 0 and max(values) <= most
+    return _sound_if(checked, sound)
 
 
 def _by_name(check: Check) -> Check:
     def checked(value: Any, field: Field) -> None:
         if not isinstance(value, dict):
             _refuse(field, "an object", value)
-        for name, item in value.items():
-            check(item, (field, name))
+        if not _are_sound(list(value.values()), check):
+            for name, item in value.items():
+                check(item, (field, name))
 
-    return checked
+    def sound(values: Sequence[Any]) -> bool:
+        if set(map(type, values)) != _OBJECTS:
+            return False
+        return _are_sound(_joined(one.values() for one in values), check)
+
+    return _sound_if(checked, sound)
 
 
 def _fields(**checks: Check) -> Check:
@@ -166,7 +193,13 @@ def _fields(**checks: Check) -> Check:
             if name in value:
                 check(value[name], (field, name))
 
-    return checked
+    def sound(values: Sequence[Any]) -> bool:
+        return set(map(type, values)) == _OBJECTS and all(
+            _are_sound([one[name] for one in values if name in one], check)
+            for name, check in checks.items()
+        )
+
+    return _sound_if(checked, sound)
 
 
 _DIRECTIONS = get_args(Better)
@@ -183,21 +216,55 @@ def _count(value: Any, field: Field) -> None:
         _refuse(field, f"a number of images, at most {_MOST_IMAGES}", value)
 
 
-_MOST: Mapping[Check, int] = {_whole: LARGEST_WHOLE, _count: _MOST_IMAGES}
-"""The largest of a kind of whole numbers from 0 on."""
-
-
 def _level(value: Any, field: Field) -> None:
     _number(value, field)
     if not 0 < value < 1:
         _refuse(field, "a number above 0 and below 1", value)
 
 
+def _of_types(*types: type) -> _Sound:
+    """All values are of these types."""
+    return lambda values: set(map(type, values)).issubset(types)
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    kinds = set(map(type, values))
+    if kinds == {float}:  # most are
+        return True
+    wholes = [value for value in values if type(value) is int]
+    return kinds <= {float, int} and -LARGEST_WHOLE <= min(wholes) <= max(wholes) <= LARGEST_WHOLE
+
+
+def _wholes_to(most: int) -> _Sound:
+    """All values are whole numbers from 0 to `most`."""
+
+    def sound(values: Sequence[Any]) -> bool:
+        return set(map(type, values)) == {int} and min(values) >= 0 and max(values) <= most
+
+    return sound
+
+
+_SOUND |= {
+    _anything: lambda values: True,
+    _text: _of_types(str),
+    _yes_or_no: _of_types(bool),
+    _number: _numbers,
+    _whole: _wholes_to(LARGEST_WHOLE),
+    _count: _wholes_to(_MOST_IMAGES),
+    _direction: lambda values: set(map(type, values)) == {str} and set(values) <= {*_DIRECTIONS},
+    _level: lambda values: set(map(type, values)) == {float} and 0 < min(values) <= max(values) < 1,
+}
+
+
 def _shares(value: Any, field: Field) -> None:
     """Wanted shares of the groups."""
-    told = value.values() if isinstance(value, dict) else value
-    if told and (min(told) < 0 or abs(sum(told) - 1) > _OFF):
+    if not _sum_to_one(value):
         _refuse(field, "shares that sum to 1", value)
+
+
+def _sum_to_one(value: Any) -> bool:
+    told = value.values() if isinstance(value, dict) else value
+    return not told or (min(told) >= 0 and abs(sum(told) - 1) <= _OFF)
 
 
 def _all(*checks: Check) -> Check:
@@ -205,7 +272,10 @@ def _all(*checks: Check) -> Check:
         for check in checks:
             check(value, field)
 
-    return checked
+    def sound(values: Sequence[Any]) -> bool:
+        return all(_are_sound(values, check) for check in checks)
+
+    return _sound_if(checked, sound)
 
 
 def _needed(names: tuple[str, ...], check: Check) -> Check:
@@ -216,19 +286,23 @@ def _needed(names: tuple[str, ...], check: Check) -> Check:
         if missing := [name for name in names if name not in value]:
             raise ValueError(f"{_spelled(field)} lacks {', '.join(missing)}")
 
-    return checked
+    def sound(values: Sequence[Any]) -> bool:
+        return _are_sound(values, check) and all(needed <= one.keys() for one in values)
+
+    needed = set(names)
+    return _sound_if(checked, sound)
 
 
 def _table(value: Any, field: Field) -> None:
     """Whole numbers, of which every row has as many."""
     _COUNTS(value, field)
-    if not value or not value[0] or len(set(map(len, value))) > 1:
+    if not _is_table(value):
         _refuse(field, "a table whose rows are equally long", value)
 
 
 def _square(value: Any, field: Field) -> None:
     _table(value, field)
-    if len(value) != len(value[0]) or len(value) < 2:
+    if not _is_square(value):
         _refuse(field, "a table of as many rows as columns, 2 or more", value)
 
 
@@ -244,6 +318,31 @@ def _counted(value: Any, field: Field) -> None:
     if value["effect"] is not None and value["effect"] <= 0:
         _refuse((field, "effect"), "a number above 0", value["effect"])
 
+
+def _is_table(value: Sequence[Sequence[Any]]) -> bool:
+    return bool(value and value[0]) and len(set(map(len, value))) == 1
+
+
+def _is_square(value: Sequence[Sequence[Any]]) -> bool:
+    return len(value) == len(value[0]) >= 2
+
+
+def _agree(value: Mapping[str, Any]) -> bool:
+    """Whether the shapes of what a judge counted agree."""
+    groups, confusion, effect = len(value["target"]), value["confusion"], value["effect"]
+    return (
+        len(value["counts"][0]) == groups >= 2
+        and (confusion is None or len(confusion) == groups)
+        and (effect is None or effect > 0)
+    )
+
+
+_SOUND |= {
+    _shares: lambda values: all(map(_sum_to_one, values)),
+    _table: lambda values: _are_sound(values, _COUNTS) and all(map(_is_table, values)),
+    _square: lambda values: _are_sound(values, _table) and all(map(_is_square, values)),
+    _counted: lambda values: _are_sound(values, _COUNTED) and all(map(_agree, values)),
+}
 
 _ENDS = _fields(
     value=_or_nothing(_number), low=_or_nothing(_number), high=_or_nothing(_number), n=_whole
