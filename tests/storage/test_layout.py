@@ -1,0 +1,68 @@
+"""Quick looks at many values of a record, beside the checks of one value after the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fairbench.storage import layout
+
+COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*/*/*.json"))
+ODD = (None, True, -1, 0, 2**70, 1.5, -0.5, "text", [], {}, [[]], [1], {"a": 1})
+
+
+def places(value, found=()):
+    """Where values of a kind of place stand first: of a list its first and its last item."""
+    yield found
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from places(one, (*found, name))
+    elif isinstance(value, list) and value:
+        for place in {0, len(value) - 1}:
+            yield from places(value[place], (*found, place))
+
+
+def verdict(record):
+    try:
+        layout.check_layout(record)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def record():
+    """A committed record that holds most kinds of facts, with few of each."""
+    data = json.loads(max(COMMITTED, key=lambda path: path.stat().st_size).read_bytes())
+    data["scores"] = data["scores"][:4]
+    data["groups"] = dict(list(data["groups"].items())[:3])
+    data["config"] |= {"parameters": {}, "prompts": [], "neutral_prompts": []}
+    return data
+
+
+def test_quick_looks_find_what_single_ones_find(monkeypatch):
+    data, quick = record(), dict(layout._SOUND)
+    seen = {True: 0, False: 0}
+    for place in [one for one in places(data) if one and one[0] in layout._RECORD]:
+        inner = data
+        for step in place[:-1]:
+            inner = inner[step]
+        before = inner[place[-1]]
+        for odd in ODD:
+            inner[place[-1]] = odd
+            monkeypatch.setattr(layout, "_SOUND", quick)
+            found = verdict(data)
+            monkeypatch.setattr(layout, "_SOUND", {})
+            assert found == verdict(data), (place, odd)
+            seen[found is None] += 1
+        inner[place[-1]] = before
+    assert min(seen.values()) > 300
+
+
+def test_committed_records_take_quick_looks_only():
+    for path in COMMITTED[::20]:
+        data = json.loads(path.read_bytes())
+        slow = []
+        for name, check in layout._RECORD.items():
+            if name in data and not layout._are_sound([data[name]], check):
+                slow.append(name)
+        assert not slow, path
