@@ -21,6 +21,7 @@ from fairbench.leaderboards.counts import (
     Counts,
     is_discrepancy,
     judge_values,
+    narrowed,
 )
 from fairbench.metrics.counting import wilson_size
 from fairbench.metrics.fairness import worst_distance
@@ -123,6 +124,7 @@ class Averages:
 
     def __init__(self, runs: Sequence[Record], counts: Counts) -> None:
         self._runs, self._counts = runs, counts
+        self._held: dict[tuple[str, bool], list[dict[str, Counted]]] = {}
         self._counted: dict[Column, list[dict[str, Counted]]] = {}
         self._made: dict[tuple[str, Column], MeanShares | None] = {}
         self._parts: dict[str, _Parts | None] = {}
@@ -226,7 +228,11 @@ class Averages:
         """What every judge counted in each run."""
         place = _without_size(column)
         if place not in self._counted:
-            self._counted[place] = [self._counts.of(run, column) for run in self._runs]
+            told = column.crossing, column.by_prompt
+            if told not in self._held:
+                self._held[told] = [self._counts.held(run, *told) for run in self._runs]
+            both = zip(self._runs, self._held[told], strict=True)
+            self._counted[place] = [narrowed(run, column, judges) for run, judges in both]
         return self._counted[place]
 
     def _measured(self, judge: str, made: MeanShares, column: Column) -> SeedsEstimate:

@@ -24,6 +24,7 @@ __all__ = [
     "is_discrepancy",
     "judge_values",
     "levels_of",
+    "narrowed",
 ]
 
 RAW = "fairness_discrepancy"
@@ -124,49 +125,50 @@ class Counts:
 
     def of(self, record: Record, column: Column) -> dict[str, Counted]:
         """Judge -> what it counted, the first judge first; those whose counts aren't held lack."""
+        return narrowed(record, column, self.held(record, column.crossing, column.by_prompt))
+
+    def held(self, record: Record, crossing: str, by_prompt: bool) -> dict[str, Counted]:
+        """As `of`, of whatever column of a crossing, before it is `narrowed` to one.
+
+        Args:
+            record: The record.
+            crossing: Such as ``"gender/race"``.
+            by_prompt: Whether prompts are held apart.
+        """
         estimate = record.facts.get("estimate")
         if estimate:
             judges = {
-                judge: _counted(tables[column.crossing])
+                judge: _counted(tables[crossing])
                 for judge, tables in estimate["judges"].items()
-                if column.crossing in tables
+                if crossing in tables
             }
         else:
-            judges = self._from_tables(record, column)
-        if not column.by_prompt:
+            judges = self._from_tables(record, crossing, by_prompt)
+        if not by_prompt:
             judges = {judge: _pooled(one) for judge, one in judges.items()}
-        if any(not one.counts.sum(axis=1).all() for one in judges.values()):
-            return {}
-        if not column.corrected:
-            judges = dict(list(judges.items())[:1])
-        if not column.penalised:
-            return judges
-        images = _images_of_prompts(record)
-        images = images if column.by_prompt else images.sum(keepdims=True)
-        judges = {judge: _penalised(one, images) for judge, one in judges.items()}
-        return {judge: one for judge, one in judges.items() if one.counts.sum(axis=1).all()}
+        return judges if all(map(_has_images, judges.values())) else {}
 
-    def _from_tables(self, record: Record, column: Column) -> dict[str, Counted]:
+    def _from_tables(self, record: Record, crossing: str, apart: bool) -> dict[str, Counted]:
         """The first judge's counts, from a record that holds only its tables of groups."""
-        pooled = _table(record, column.crossing)
+        pooled = _table(record, crossing)
         if pooled is None:
             return {}
-        target = np.array([row["target"] for row in record.groups[column.crossing]], dtype=float)
+        target = np.array([row["target"] for row in record.groups[crossing]], dtype=float)
         if target.min() < 0 or abs(target.sum() - 1) > SUM_TOLERANCE:
             return {}
         by_prompt = [
             rows
             for name in record.groups
-            if name.partition("|")[0] == column.crossing and "|" in name
+            if name.partition("|")[0] == crossing and "|" in name
             if (rows := _table(record, name)) is not None
         ]
         if not by_prompt or sum(rows.sum() for rows in by_prompt) != pooled.sum():
-            if column.by_prompt and _by_prompt(record):
+            if apart and _by_prompt(record):
                 return {}
             by_prompt = [pooled]
-        name = next((n for n in record.facts.get("fair", {}) if _is_of(record, n, column)), None)
+        name = next((n for n in record.facts.get("fair", {}) if _is_of(record, n, crossing)), None)
         judge = next(iter(judge_values(record, RANKED)), "")
-        confusion = self._confusions.get((_instrument(record, judge), column.crossing))
+        confusion = self._confusions.get((_instrument(record, judge), crossing))
         effect: float | None = 1.0
         if record.card.get("batch_coupled") or "no_floor" in record.facts.get("fairness", {}):
             worth = None if name is None else sum(record.facts["fair"][name]["n"])
@@ -175,6 +177,22 @@ class Counts:
         if known is not None and len(known) != len(target):
             known = None  # of other groups by the same name
         return {judge: Counted(np.stack(by_prompt), target, known, effect)}
+
+
+def narrowed(record: Record, column: Column, judges: Mapping[str, Counted]) -> dict[str, Counted]:
+    """What of `Counts.held` a column is made of."""
+    judges = dict(judges) if column.corrected else dict(list(judges.items())[:1])
+    if not (column.penalised and judges):
+        return judges
+    images = _images_of_prompts(record)
+    images = images if column.by_prompt else images.sum(keepdims=True)
+    judges = {judge: _penalised(one, images) for judge, one in judges.items()}
+    return {judge: one for judge, one in judges.items() if _has_images(one)}
+
+
+def _has_images(one: Counted) -> bool:
+    """Whether every prompt has images."""
+    return bool(one.counts.sum(axis=1).all())
 
 
 Confusion = tuple[str, str, Any]
@@ -301,7 +319,7 @@ def _crossing_of(record: Record, name: str) -> str:
     return ""
 
 
-def _is_of(record: Record, name: str, column: Column) -> bool:
+def _is_of(record: Record, name: str, crossing: str) -> bool:
     """Whether what a floor rests on is told for a column of the same crossing and prompts."""
     found = name.startswith(RAW) and not name.startswith(RANKED)
-    return found and _crossing_of(record, name) == column.crossing
+    return found and _crossing_of(record, name) == crossing

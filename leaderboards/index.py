@@ -244,6 +244,8 @@ class Index:
                     self._warn, self._told = warn, told
                 yield _packed((found, lines))
 
+        if missing:
+            import scipy.special  # noqa: F401  # once, instead of once in each helper
         self._base.commit()  # so that helpers see everything
         weight = sum(len(runs) for place in missing for runs in groups[place].rows)
         fresh = iter(mapped(worked_out, missing, weight=weight, alone=not self._file))

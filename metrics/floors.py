@@ -5,6 +5,7 @@ Every floor assumes independent images.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -157,10 +158,19 @@ def gaussian_floor(covariance: ArrayLike) -> float:
     matrix = np.asarray(covariance, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
         raise ContractError(f"covariance must be square and finite; seen shape {matrix.shape}")
+    weights = _weights(matrix)
+    if len(weights) == 1:  # two groups: as many rows have
+        return math.sqrt(weights[0]) * _absolute_floor()
     squared: Array = np.zeros(_FLOOR_DRAWS)
-    for place, weight in enumerate(_weights(matrix)):
+    for place, weight in enumerate(weights):
         squared += weight * _squared_normals(place)
     return float(quantile(np.sqrt(squared), FLOOR_LEVEL))
+
+
+@cache
+def _absolute_floor() -> float:
+    """`gaussian_floor` along one direction, for a variance of 1."""
+    return float(quantile(np.sqrt(_squared_normals(0)), FLOOR_LEVEL))
 
 
 @cache

@@ -427,7 +427,7 @@ def mean_shares(
     if not sizes.all():
         raise ContractError("every run needs images of every prompt; seen a prompt without")
     runs, prompts, _ = table.shape
-    wanted = check_targets(target, prompts)
+    wanted = _wanted(np.asarray(target, dtype=np.float64), prompts)
     worth = sizes / np.broadcast_to(np.asarray(effects, dtype=np.float64), (runs,))[:, None]
     measured = table / sizes[:, :, None]
     mean = measured.mean(axis=0)
@@ -443,6 +443,19 @@ def mean_shares(
         )
     point, apart = likeliest_shares(mean, read.rates), measured @ read.inverse
     return MeanShares(point, wanted, apart, pooled, mean, level, seed, read.answers)
+
+
+def _wanted(target: Array, prompts: int) -> Array:
+    if target.ndim != 1:
+        return check_targets(target, prompts)
+    return _same_for_all(tuple(target.tolist()), prompts)
+
+
+@lru_cache(maxsize=256)  # few targets, of many rows
+def _same_for_all(target: tuple[float, ...], prompts: int) -> Array:
+    rows = check_targets(target, prompts)
+    rows.flags.writeable = False
+    return rows
 
 
 def united_judges(found: Sequence[SeedsEstimate]) -> SeedsEstimate:

@@ -270,8 +270,11 @@ def _array(told: bytes) -> NDArray[Any]:
 
 
 def _first(packed: bytes, name: str) -> bytes | None:
-    """The first file of a zip archive whose hash was checked; None if it is another, or isn't as
-    NumPy compresses it: a look at the archive's list of files takes longer than to read one."""
+    """The first file of a zip archive whose hash was checked.
+
+    None if it is another, or isn't as NumPy compresses it. To look at the archive's own list of
+    files takes longer than to read one.
+    """
     if len(packed) < _LOCAL.size:
         return None
     mark, flags, kind, name_size, extra_size = _LOCAL.unpack_from(packed)
