@@ -399,10 +399,10 @@ _CARD = _fields(
     reference_images=_whole,
 )
 
-_NUMBERS = _list(_list(_whole))
-_COUNTS = _list(_list(_count))
+_NUMBERS: Check = _list(_list(_whole))
+_COUNTS: Check = _list(_list(_count))
 
-_COUNTED = _needed(
+_COUNTED: Check = _needed(
     ("counts", "target", "confusion", "effect"),
     _fields(
         counts=_table,
