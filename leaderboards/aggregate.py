@@ -119,6 +119,8 @@ def rows_of(
         if is_asked_for(group[0]) or group[0].method == "vanilla"
     ]
 
+    del answered, newest, by_configuration  # helpers would take them along
+
     def work(groups: Sequence[Group]) -> Iterator[Any]:
         for some in _few(groups):
             every = [[shelf.whole(run) for run in group.rows[0]] for group in some]

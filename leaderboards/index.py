@@ -21,6 +21,7 @@ from dataclasses import fields, replace
 from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
+from sys import intern
 from typing import Any
 from urllib.parse import quote
 
@@ -47,12 +48,12 @@ from fairbench.storage.records import (
 
 __all__ = ["DamagedIndexError", "Index"]
 
-_VERSION = 7
+_VERSION = 8
 _NUMBERS = ("value", "low", "high", "floor", "n")
 _TEXTS = tuple(one.name for one in fields(Score) if one.name not in _NUMBERS)
 _numbers, _texts = attrgetter(*_NUMBERS), attrgetter(*_TEXTS)
 _HEAVY = ("scores", "groups", "facts", "manifest")
-_LIGHT = [one.name for one in fields(Record) if one.name not in _HEAVY]
+_LIGHT = [one.name for one in fields(Record) if one.name not in (*_HEAVY, "config")]
 _TABLES = """
 CREATE TABLE IF NOT EXISTS records (
     path TEXT PRIMARY KEY, stamp TEXT, light BLOB, texts TEXT, numbers BLOB, counts BLOB,
@@ -175,13 +176,14 @@ class Index:
             if light is None:
                 self._warn(problem)
                 continue
-            told = {
-                field: self._shared(text)
-                for field, text in zip(_LIGHT, _unpacked(light), strict=True)
-            }
+            texts, config = _unpacked(light)
+            told = dict(zip(_LIGHT, map(self._shared, texts), strict=True))
+            # Most of a configuration is that of other records, seldom all of it.
+            told["config"] = {intern(field): self._shared(text) for field, text in config.items()}
             record = Record(**told, scores=(), groups={}, facts={}, manifest=())
             self._places[_place(record)] = name
             yield record
+        self._values.clear()
 
     def _shared(self, text: str) -> Any:
         """The value of a JSON text; equal ones are one object, since records repeat much."""
@@ -307,11 +309,12 @@ class _Reader:
         except RecordError as error:
             return None, None, None, None, None, None, None, _text(str(error))
         light = [_json(getattr(record, name)) for name in _LIGHT]
+        config = {name: _json(value) for name, value in record.config.items()}
         fresh, key = self._texts(record)
         hashes, problem = _hashes_of(path, record)
         return (
             fresh,
-            _packed(light),
+            _packed((light, config)),
             key,
             _packed([_numbers(score) for score in record.scores]),
             _packed((record.groups, record.facts)),

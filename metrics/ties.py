@@ -430,11 +430,12 @@ def _misread(table: tuple[tuple[int, ...], ...], prompts: int, judge: int) -> Ar
         prompts: P.
         judge: 0 or 1, which of the judges' normal draws these are.
     """
-    normals = next(islice(_drawn(prompts, len(table)), prompts + judge, None))
+    # In place: draws of many groups take tens of megabytes.
+    errors = next(islice(_drawn(prompts, len(table)), prompts + judge, None))
     smoothed = np.array(table) + 0.5
     rates = smoothed / smoothed.sum(axis=1, keepdims=True)
-    scaled = np.sqrt(rates) * normals
-    errors = scaled - rates * scaled.sum(axis=2, keepdims=True)
+    errors *= np.sqrt(rates)
+    errors -= rates * errors.sum(axis=2, keepdims=True)
     errors /= np.sqrt(smoothed.sum(axis=1))[:, None]
     corrected = errors @ np.linalg.inv(confusion_rates(np.array(table)))
     return np.ascontiguousarray(corrected.transpose(1, 0, 2)).reshape(len(table), -1)
