@@ -26,6 +26,14 @@ a message: most values are right."""
 Check = Callable[[Any, Field], None]
 """Raises a ValueError that names the field if a value isn't of its kind."""
 
+_DEEPEST = 100
+"""Levels of lists and objects above which a configuration and the like isn't one: Python gives up
+on writing down what is nested a few hundred levels deep, and a record needs fewer than ten."""
+
+_SPELLED_OUT = ("config", "card", "environment", "seconds", "rescored")
+"""What of a record may hold anything and is written down again: in keys, tables and pages."""
+
+_NESTED = {dict, list}
 _SHOWN = 60
 _LISTS, _OBJECTS = {list}, {dict}
 _OFF = 1e-6
@@ -43,9 +51,25 @@ def check_layout(record: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If a field holds something of another kind; the message names it.
     """
+    if _is_deep([record.get(name) for name in _SPELLED_OUT]):
+        deep = next(name for name in _SPELLED_OUT if _is_deep([record.get(name)]))
+        raise ValueError(f"{deep} is nested more than {_DEEPEST} levels deep")
     for name, check in _RECORD.items():
         if name in record:
             check(record[name], name)
+
+
+def _is_deep(values: list[Any]) -> bool:
+    """Whether a value holds lists and objects nested more than `_DEEPEST` levels deep."""
+    level: list[Any] = [values]
+    for _ in range(_DEEPEST + 1):
+        inner: list[Any] = []
+        for one in level:
+            inner.extend(one.values() if type(one) is dict else one)
+        level = [one for one in inner if type(one) in _NESTED]
+        if not level:
+            return False
+    return True
 
 
 def check_baseline(baseline: Any) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from fairbench.leaderboards import leaderboard
 from fairbench.storage import layout
+from fairbench.storage.records import write_record
 
 COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*/*/*.json"))
 ODD = (None, True, -1, 0, 2**70, 1.5, -0.5, "text", [], {}, [[]], [1], {"a": 1})
@@ -66,3 +71,25 @@ def test_committed_records_take_quick_looks_only():
             if name in data and not layout._are_sound([data[name]], check):
                 slow.append(name)
         assert not slow, path
+
+
+@pytest.mark.parametrize("name", ["config", "card", "environment", "seconds", "rescored"])
+@pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"a":', "}")])
+def test_what_is_nested_too_deeply_is_named(tmp_path, make_record, name, opened, closed):
+    # Python's own reader gives up a few levels before orjson does.
+    for depth, sound in ((90, True), (101, False), (450, False), (950, False), (5000, False)):
+        record = replace(make_record(), rescored={"created": "", "scores": []})
+        path = write_record(tmp_path / str(depth), record)
+        data = json.loads(path.read_bytes())
+        data[name]["deep"] = "…"
+        if name == "seconds" and sound:
+            continue  # its values are numbers
+        text = json.dumps(data).replace('"\\u2026"', opened * depth + "1" + closed * depth)
+        path.write_text(text)
+        said = []
+        assert len(leaderboard(tmp_path / str(depth), warn=said.append)) == sound
+        assert bool(said) != sound, depth
+        if depth in (101, 450, 950):
+            assert (
+                f"{name} is nested more than 100 levels deep" in said[0] or "recursion" in said[0]
+            )
