@@ -121,7 +121,9 @@ class Baselines:
         if row.given is not None:
             return row.given
         found = self._rows.get(_surroundings(row.config), [])
-        return max(found, key=lambda one: (one.task == row.task, *_weight(one)), default=None)
+        return max(
+            found, key=lambda one: (one.task == row.task, *_weight(one), one.keys), default=None
+        )
 
     def protocol(self, block: Sequence[Row]) -> Row | None:
         """The baseline whose settings a block's rows must share; None if there is none.
@@ -148,6 +150,7 @@ class Baselines:
                 _number(one),
                 one.task == first.task,
                 *_weight(one),
+                one.keys,
             ),
             default=None,
         )

@@ -124,7 +124,7 @@ class Averages:
 
     def __init__(self, runs: Sequence[Record], counts: Counts) -> None:
         self._runs, self._counts = runs, counts
-        self._held: dict[tuple[str, bool], list[dict[str, Counted]]] = {}
+        self._whole: dict[tuple[str, bool], list[dict[str, Counted]]] = {}
         self._counted: dict[Column, list[dict[str, Counted]]] = {}
         self._made: dict[tuple[str, Column], MeanShares | None] = {}
         self._parts: dict[str, _Parts | None] = {}
@@ -228,10 +228,10 @@ class Averages:
         """What every judge counted in each run."""
         place = _without_size(column)
         if place not in self._counted:
-            told = column.crossing, column.by_prompt
-            if told not in self._held:
-                self._held[told] = [self._counts.held(run, *told) for run in self._runs]
-            both = zip(self._runs, self._held[told], strict=True)
+            whole = column.crossing, column.by_prompt
+            if whole not in self._whole:
+                self._whole[whole] = [self._counts.held(run, *whole) for run in self._runs]
+            both = zip(self._runs, self._whole[whole], strict=True)
             self._counted[place] = [narrowed(run, column, judges) for run, judges in both]
         return self._counted[place]
 

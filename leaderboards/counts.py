@@ -128,7 +128,7 @@ class Counts:
         return narrowed(record, column, self.held(record, column.crossing, column.by_prompt))
 
     def held(self, record: Record, crossing: str, by_prompt: bool) -> dict[str, Counted]:
-        """As `of`, of whatever column of a crossing, before it is `narrowed` to one.
+        """What every judge counted of a crossing: columns of it are `narrowed` from this.
 
         Args:
             record: The record.
@@ -148,7 +148,7 @@ class Counts:
             judges = {judge: _pooled(one) for judge, one in judges.items()}
         return judges if all(map(_has_images, judges.values())) else {}
 
-    def _from_tables(self, record: Record, crossing: str, apart: bool) -> dict[str, Counted]:
+    def _from_tables(self, record: Record, crossing: str, by_prompt: bool) -> dict[str, Counted]:
         """The first judge's counts, from a record that holds only its tables of groups."""
         pooled = _table(record, crossing)
         if pooled is None:
@@ -156,16 +156,16 @@ class Counts:
         target = np.array([row["target"] for row in record.groups[crossing]], dtype=float)
         if target.min() < 0 or abs(target.sum() - 1) > SUM_TOLERANCE:
             return {}
-        by_prompt = [
+        tables = [
             rows
             for name in record.groups
             if name.partition("|")[0] == crossing and "|" in name
             if (rows := _table(record, name)) is not None
         ]
-        if not by_prompt or sum(rows.sum() for rows in by_prompt) != pooled.sum():
-            if apart and _by_prompt(record):
+        if not tables or sum(rows.sum() for rows in tables) != pooled.sum():
+            if by_prompt and _by_prompt(record):
                 return {}
-            by_prompt = [pooled]
+            tables = [pooled]
         name = next((n for n in record.facts.get("fair", {}) if _is_of(record, n, crossing)), None)
         judge = next(iter(judge_values(record, RANKED)), "")
         confusion = self._confusions.get((_instrument(record, judge), crossing))
@@ -176,7 +176,7 @@ class Counts:
         known = _confusion(confusion)
         if known is not None and len(known) != len(target):
             known = None  # of other groups by the same name
-        return {judge: Counted(np.stack(by_prompt), target, known, effect)}
+        return {judge: Counted(np.stack(tables), target, known, effect)}
 
 
 def narrowed(record: Record, column: Column, judges: Mapping[str, Counted]) -> dict[str, Counted]:
@@ -320,6 +320,6 @@ def _crossing_of(record: Record, name: str) -> str:
 
 
 def _is_of(record: Record, name: str, crossing: str) -> bool:
-    """Whether what a floor rests on is told for a column of the same crossing and prompts."""
+    """Whether what a floor rests on is told for a column of this crossing."""
     found = name.startswith(RAW) and not name.startswith(RANKED)
     return found and _crossing_of(record, name) == crossing

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-__all__ = ["mapped", "one_thread", "uncollected"]
+__all__ = ["mapped", "one_thread", "uncollected", "worth_it"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ def mapped(
     count = min(_MOST, len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1)
     step = max(1, min(_AT_ONCE, len(items) // (8 * count)))
     portions = [items[start : start + step] for start in range(0, len(items), step)]
-    if alone or (len(items) if weight is None else weight) < _WORTH_IT or count < 2:
+    if alone or not worth_it(len(items) if weight is None else weight) or count < 2:
         for portion in portions:
             yield from work(portion)
         return
@@ -89,6 +89,11 @@ def mapped(
                 yield from next_results()
         while asked:
             yield from next_results()
+
+
+def worth_it(weight: int) -> bool:
+    """Whether there is enough to do, in records, for helpers."""
+    return weight >= _WORTH_IT
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from fairbench.core.keys import canonical
 from fairbench.core.record import PerImage, Record
 from fairbench.core.score import Score
 from fairbench.leaderboards.counts import Confusion, confusions_in
-from fairbench.leaderboards.helpers import mapped
+from fairbench.leaderboards.helpers import mapped, worth_it
 from fairbench.leaderboards.shelf import Group, Shelf, Work
 from fairbench.storage.cache import cache_folder
 from fairbench.storage.records import (
@@ -246,10 +246,10 @@ class Index:
                     self._warn, self._told = warn, told
                 yield _packed((found, lines))
 
-        if missing:
+        weight = sum(len(runs) for place in missing for runs in groups[place].rows)
+        if worth_it(weight):
             import scipy.special  # noqa: F401  # once, instead of once in each helper
         self._base.commit()  # so that helpers see everything
-        weight = sum(len(runs) for place in missing for runs in groups[place].rows)
         fresh = iter(mapped(worked_out, missing, weight=weight, alone=not self._file))
         for key in keys:
             if key in had:
@@ -306,8 +306,12 @@ class _Reader:
         """What isn't known yet of a record's texts, and its columns but for path and stamp."""
         try:
             record = read_record(path)
+            counts = _packed((record.groups, record.facts))
         except RecordError as error:
             return None, None, None, None, None, None, None, _text(str(error))
+        except ValueError as error:  # nested thousands of levels deep
+            told = f"{path}: expected a record, but {error}; move the file away and run again"
+            return None, None, None, None, None, None, None, _text(told)
         light = [_json(getattr(record, name)) for name in _LIGHT]
         config = {name: _json(value) for name, value in record.config.items()}
         fresh, key = self._texts(record)
@@ -317,7 +321,7 @@ class _Reader:
             _packed((light, config)),
             key,
             _packed([_numbers(score) for score in record.scores]),
-            _packed((record.groups, record.facts)),
+            counts,
             _json(confusions_in(record)),
             hashes,
             problem,
@@ -342,7 +346,7 @@ def _json(value: Any) -> str:
 
 
 def _packed(values: Any) -> bytes:
-    """With the sum that tells damage; not made smaller, which takes as long as to read them."""
+    """With the sum that tells damage. Not made smaller: that would take longer than all else."""
     return zlib.compress(marshal.dumps(values), 0)
 
 

@@ -73,7 +73,8 @@ class Row:
         seconds_per_image: Sampling alone, in seconds; None if no images were made.
         network_calls_per_image: Denoiser evaluations.
         extra_parameters: Parameters added to the backbone.
-        config: What the run key hashes over, without the seed.
+        config: What the run key hashes over, without the seed; what it holds is that of other rows
+            too, to be read only.
         keys: Run keys, in the order of `seeds`.
         luck: Whether every ranked row of the block has three seeds, so that the luck of training
             is in the comparison.

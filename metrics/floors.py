@@ -159,7 +159,7 @@ def gaussian_floor(covariance: ArrayLike) -> float:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
         raise ContractError(f"covariance must be square and finite; seen shape {matrix.shape}")
     weights = _weights(matrix)
-    if len(weights) == 1:  # two groups: as many rows have
+    if len(weights) == 1:  # one direction: two groups, which most rows have
         return math.sqrt(weights[0]) * _absolute_floor()
     squared: Array = np.zeros(_FLOOR_DRAWS)
     for place, weight in enumerate(weights):

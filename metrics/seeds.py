@@ -448,7 +448,9 @@ def mean_shares(
 
 def _wanted(target: Array, prompts: int) -> Array:
     if target.ndim != 1:
-        return check_targets(target, prompts)
+        rows = check_targets(target, prompts)
+        rows.flags.writeable = False
+        return rows
     return _same_for_all(tuple(target.tolist()), prompts)
 
 

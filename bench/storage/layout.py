@@ -276,9 +276,7 @@ _SOUND |= {
     _whole: _wholes_to(LARGEST_WHOLE),
     _count: _wholes_to(_MOST_IMAGES),
     _direction: lambda values: set(map(type, values)) == {str} and set(values) <= {*_DIRECTIONS},
-    _level: lambda values: (
-        set(map(type, values)) == {float} and 0 < min(values) <= max(values) < 1
-    ),
+    _level: lambda values: set(map(type, values)) == {float} and all(0 < v < 1 for v in values),
 }
 
 

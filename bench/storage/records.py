@@ -283,7 +283,9 @@ def _first(packed: bytes, name: str) -> bytes | None:
         return None
     if packed[_LOCAL.size : start] != name.encode():
         return None
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed[start + extra_size :])
+    reader = zlib.decompressobj(-zlib.MAX_WBITS)
+    told = reader.decompress(packed[start + extra_size :])
+    return told if reader.eof else None
 
 
 _LOCAL = struct.Struct("<4s2xHH16xHH")
@@ -303,7 +305,7 @@ def _inflated(packed: bytes, member: zipfile.ZipInfo) -> bytes | None:
 
 
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '([<|][bui]\d)', 'fortran_order': False, "
+    rb"\x93NUMPY\x01\x00..\{'descr': '(\|b1|[<|][iu][1248])', 'fortran_order': False, "
     rb"'shape': \(([\d, ]*)\), \}",
     re.DOTALL,
 )

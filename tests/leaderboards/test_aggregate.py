@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fairbench.core.score import Score
@@ -58,6 +59,27 @@ def test_seeds_of_one_configuration_become_one_row(make_record):
     assert (row.seeds, row.n) == ((0, 1, 2), 2000)
     assert row.keys == (runs[1].key, runs[2].key, runs[0].key)
     assert "seed" not in row.config
+
+
+def test_settings_that_are_equal_as_json_are_of_one_row(make_record):
+    alike = (
+        (
+            {"lr": 1e-5, "name": "é", "of": [3, 4]},
+            {"lr": np.float64(1e-5), "name": "é", "of": {4, 3}},
+        ),
+        ({"big": 2**70, "of": [1]}, {"big": 2**70, "of": (1,)}),
+    )
+    for pair in alike:
+        runs = [
+            make_record(seed=seed, scores=fairness(0.1), config={"parameters": given})
+            for seed, given in enumerate(pair)
+        ]
+        assert [row.seeds for row in rows(runs, warn=refuse)] == [(0, 1)]
+    apart = [
+        make_record(seed=s, scores=fairness(0.1), config={"parameters": {"of": s + 0.0}})
+        for s in (0, 1)
+    ]
+    assert len(rows(apart, warn=refuse)) == 2
 
 
 def test_too_few_valid_images_are_not_ranked(make_record, vanilla):

@@ -13,7 +13,8 @@ manifest, schema 2 in a sidecar with labels, and two judges' counts of every cro
 is made twice, in processes of their own: without an index, and with the one that the first left.
 Printed: seconds; processor seconds of the process and its helpers, which a busy machine changes
 less; the largest memory of the process and its helpers together, what they share counted once
-(looked at twice a second where Linux tells it), and the largest resident memory of the process.
+(looked at twice a second; where only Linux would tell it, that of the process and of one helper,
+what they share counted twice), and the largest resident memory of the process.
 Exit status 1 if a board is above a bar.
 """
 
@@ -54,7 +55,8 @@ text = to_csv(leaderboard(sys.argv[1]))
 took = time.perf_counter() - start
 own, helper = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 busy = sum(one.ru_utime + one.ru_stime for one in (own, helper))
-print(took, busy, own.ru_maxrss / 1024, text.count(chr(10)) - 1)
+sizes = [one.ru_maxrss / 1024 for one in (own, helper)]
+print(took, busy, *sizes, text.count(chr(10)) - 1)
 """
 
 
@@ -179,23 +181,24 @@ def fill(folder: Path, records: int, schema: int, how: str) -> None:
         path.write_text(json.dumps(data, indent=2))
 
 
-def held(process: int) -> float:
-    """MiB of a process and its helpers, what they share counted once; 0 if it isn't told."""
-    kibibytes = 0
+def held(process: int) -> float | None:
+    """MiB of a process and its helpers, what they share counted once; None if it isn't told."""
     try:
         listed = Path(f"/proc/{process}/task/{process}/children").read_text()
-        for one in [str(process), *listed.split()]:
-            with suppress(OSError):  # a helper that is gone meanwhile
-                told = Path(f"/proc/{one}/smaps_rollup").read_text()
-                kibibytes += int(told.partition("\nPss:")[2].split()[0])
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    return kibibytes / 1024
+    except OSError:
+        return None
+    kibibytes = 0
+    for one in [str(process), *listed.split()]:
+        # A helper may be gone meanwhile.
+        with suppress(OSError, ValueError, IndexError):
+            told = Path(f"/proc/{one}/smaps_rollup").read_text()
+            kibibytes += int(told.partition("\nPss:")[2].split()[0])
+    return kibibytes / 1024 if kibibytes else None
 
 
-def made(folder: Path, environment: dict[str, str]) -> tuple[list[float], float]:
-    """Make a board in a process of its own: what it prints, and the most memory it held."""
-    most = 0.0
+def made(folder: Path, environment: dict[str, str]) -> tuple[list[float], float | None]:
+    """Make a board in a process of its own: what it prints, and the most memory that was seen."""
+    seen = []
     with subprocess.Popen(
         [sys.executable, "-c", MAKE, str(folder)],
         env=environment,
@@ -203,13 +206,13 @@ def made(folder: Path, environment: dict[str, str]) -> tuple[list[float], float]
         text=True,
     ) as running:
         while running.poll() is None:
-            most = max(most, held(running.pid))
+            seen.append(held(running.pid))
             time.sleep(BETWEEN_LOOKS)
         assert running.stdout is not None
         told = running.stdout.read()
     if running.returncode:
         raise SystemExit(f"a board ended with {running.returncode}")
-    return [float(one) for one in told.split()], most
+    return [float(one) for one in told.split()], max(filter(None, seen), default=None)
 
 
 def main() -> int:
@@ -227,11 +230,13 @@ def main() -> int:
                 fill(results, asked.records, schema, how)
                 environment = {**os.environ, "FAIRBENCH_CACHE": str(Path(folder) / "cache")}
                 for what in ("without an index", "with one"):
-                    (took, busy, own, rows), most = made(results, environment)
+                    (took, busy, own, helper, rows), seen = made(results, environment)
+                    most = own + helper if seen is None else seen
+                    about = " at most" if seen is None else ""
                     print(
                         f"schema {schema}, {asked.records:,} records by {how}, {what}: "
-                        f"{took:.1f} s ({busy:.1f} s of processors), {most:.0f} MiB with helpers "
-                        f"({own:.0f} MiB of the process), {rows:.0f} rows",
+                        f"{took:.1f} s ({busy:.1f} s of processors), {most:.0f} MiB with helpers"
+                        f"{about} ({own:.0f} MiB of the process), {rows:.0f} rows",
                         flush=True,
                     )
                     if took > SECONDS or max(own, most) > MEBIBYTES:

@@ -215,6 +215,37 @@ def test_a_sidecar_of_another_kind_is_named(tmp_path, make_record, content):
             read(path, record)
 
 
+@pytest.mark.parametrize("kind", [b"|u3", b"|b9", b"<i7", b"|u9"])
+def test_numbers_of_a_width_that_there_is_not_are_named(tmp_path, make_record, kind):
+    path = write_record(tmp_path, make_record(), per_image())
+    with zipfile.ZipFile(sidecar_path(path)) as stored:
+        held = {name: stored.read(name) for name in stored.namelist()}
+    held["sha256.npy"] = held["sha256.npy"].replace(b"|u1", kind)
+    with zipfile.ZipFile(sidecar_path(path), "w", zipfile.ZIP_DEFLATED) as stored:
+        for name, content in held.items():
+            stored.writestr(name, content)
+    edit(path, sidecar=hashlib.sha256(sidecar_path(path).read_bytes()).hexdigest())
+    record = read_record(path)
+    for read in (read_hashes, read_per_image):
+        with pytest.raises(RecordError, match="expected the sidecar of a record, but"):
+            read(path, record)
+
+
+def test_hashes_are_read_wherever_they_stand_in_a_sidecar(tmp_path, make_record):
+    path = write_record(tmp_path, make_record(), per_image())
+    with zipfile.ZipFile(sidecar_path(path)) as stored:
+        held = {name: stored.read(name) for name in reversed(stored.namelist())}
+    for how in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA):
+        for names in (list(held), list(held)[::-1]):
+            with zipfile.ZipFile(sidecar_path(path), "w", how) as stored:
+                for name in names:
+                    stored.writestr(name, held[name])
+            edit(path, sidecar=hashlib.sha256(sidecar_path(path).read_bytes()).hexdigest())
+            hashes = read_hashes(path, read_record(path))
+            assert hashes is not None
+            assert tuple(bytes(one).hex() for one in hashes) == per_image().sha256
+
+
 def test_a_record_exists_when_its_json_does(tmp_path, make_record, monkeypatch):
     replaced = Path.replace
 
